@@ -1,0 +1,109 @@
+"""The language of the simulated scenes: a caption from a scene, and the claims back from a caption.
+
+Every choice of words follows from the scene, so a model that sees the scene can predict the caption. `parse`
+reads what a model wrote, right or wrong, into claims that can be scored against the scene.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, STILL, Scene, SceneObject
+
+_COUNTS = ("No objects", "One object", "Two objects", "Three objects")
+_PLACES = (
+    ("At the top left", "At the top", "At the top right"),
+    ("On the left", "In the middle", "On the right"),
+    ("At the bottom left", "At the bottom", "At the bottom right"),
+)
+_VERBS = {"ball": "rolls", "box": "slides", "cone": "glides", "ring": "rolls", "star": "drifts", "cross": "glides"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a caption says about one object; direction is an index into DIRECTIONS or STILL, speed None if still."""
+
+    size: str
+    colour: str
+    shape: str
+    direction: int
+    speed: str | None
+
+
+def claims(scene: Scene, at_s: float) -> tuple[Claim, ...]:
+    """The truth at one instant, from left to right."""
+    return tuple(_claim(o, at_s) for o in _left_to_right(scene, at_s))
+
+
+def caption(scene: Scene, at_s: float) -> str:
+    """The description of a scene at one instant."""
+    objects = _left_to_right(scene, at_s)
+    sentences = [f"{_COUNTS[len(objects)]} on a {scene.background} background."]
+    sentences += [_sentence(o, at_s) for o in objects]
+    sentences += [_relation(objects, at_s)]
+    return " ".join(sentences)
+
+
+def _left_to_right(scene: Scene, at_s: float) -> list[SceneObject]:
+    now = np.array([at_s])
+    return sorted(scene.objects, key=lambda o: float(o.position(now)[0, 0]))
+
+
+def _claim(thing: SceneObject, at_s: float) -> Claim:
+    direction = thing.direction(at_s)
+    return Claim(thing.size, thing.colour, thing.shape, direction, None if direction == STILL else thing.speed)
+
+
+def _sentence(thing: SceneObject, at_s: float) -> str:
+    x, y = thing.position(np.array([at_s]))[0]
+    place = _PLACES[int(y * 3)][int(x * 3)]
+    told = _claim(thing, at_s)
+    motion = "stands still"
+    if told.direction != STILL:
+        motion = f"{_VERBS[thing.shape]} {told.speed} {DIRECTIONS[told.direction]}"
+    return f"{place}, a {thing.size} {thing.colour} {thing.shape} {motion}."
+
+
+def _relation(objects: list[SceneObject], at_s: float) -> str:
+    """What can be said about the objects together."""
+    moving = [o for o in objects if o.direction(at_s) != STILL]
+    if not moving:
+        return "Nothing moves."
+    if len(moving) == 1 and len(objects) > 1:
+        return f"Only the {_name(moving[0])} moves."
+    if len(objects) == 1:
+        return "Nothing else is there."
+    fast = [o for o in moving if o.speed == "quickly"]
+    if len(fast) == 1:
+        return f"The {_name(fast[0])} is the fastest."
+    ways = {o.direction(at_s) for o in moving}
+    if len(ways) == 1:
+        return "They move the same way."
+    return "They move different ways at the same speed."
+
+
+def _name(thing: SceneObject) -> str:
+    return f"{thing.colour} {thing.shape}"
+
+
+_CLAIM = re.compile(
+    rf"a (?P<size>{'|'.join(SIZES)}) (?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)}) "
+    rf"(?:stands still|\w+ (?P<speed>slowly|quickly) (?P<direction>{'|'.join(DIRECTIONS)}))\."
+)
+
+
+def parse(text: str) -> tuple[Claim, ...]:
+    """The claims that a caption makes about single objects, in its order; what does not follow the grammar is left out."""
+    return tuple(
+        Claim(
+            m["size"],
+            m["colour"],
+            m["shape"],
+            DIRECTIONS.index(m["direction"]) if m["direction"] else STILL,
+            m["speed"],
+        )
+        for m in _CLAIM.finditer(text)
+    )
