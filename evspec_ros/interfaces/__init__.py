@@ -10,7 +10,7 @@ __all__ = ["DEFINITIONS", "message_texts"]
 
 
 def message_texts() -> dict[str, str]:
-    """The text of every message defined here, by full type name such as 'event_camera_msgs/msg/EventPacket'."""
+    """The text of every message defined here, by full name: 'event_camera_msgs/msg/EventPacket'."""
     return {
         f"{path.parts[-3]}/msg/{path.stem}": path.read_text(encoding="utf-8")
         for path in sorted(DEFINITIONS.glob("*/msg/*.msg"))

@@ -1,0 +1,83 @@
+"""The command `evspec`: one short function per verb; the work is done in the modules that they import."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evspec_ros.errors import EvspecError
+
+FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
+
+_messages = Console(stderr=True, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return 0, 1 (failed, one sentence on stderr), 2 (misused) or 130 (interrupted)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except EvspecError as error:
+        _messages.print(f"evspec: {error}", markup=False, soft_wrap=True)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="evspec", description="Describes in words what an event camera and an RGB camera see."
+    )
+    parser.add_argument("--version", action="version", version=f"evspec {metadata.version('evspec_ros')}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    info = _verb(verbs, "info", _info, "print what is in a recording")
+    info.add_argument("recording", type=Path, help="rosbag2 folder, .mcap, .db3, .aedat4 or .npy")
+
+    convert = _verb(verbs, "convert", _convert, "write a recording as rosbag2 (EventPacket and Image)")
+    convert.add_argument("source", type=Path, help="the recording to read")
+    convert.add_argument("destination", type=Path, help="the rosbag2 folder to create")
+    convert.add_argument(
+        "--storage", choices=("mcap", "sqlite3"), default="mcap", help="default: %(default)s"
+    )
+    return parser
+
+
+def _verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str
+) -> argparse.ArgumentParser:
+    """Add the verb `name`, which `run` carries out; every verb knows --help and --json."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else on stdout"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    json.dump(value, sys.stdout)
+    sys.stdout.write("\n")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from evspec_ros.recordings import open_recording
+
+    info = open_recording(options.recording).info()
+    _print_json(info.as_dict())
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from evspec_ros.recordings.convert import convert
+
+    convert(options.source, options.destination, options.storage)
