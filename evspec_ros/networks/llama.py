@@ -1,0 +1,357 @@
+"""A LLaMA decoder that trains, prefills, steps and verifies draft trees against a static key/value cache.
+
+Parameters carry the names of transformers' `LlamaModel` (`layers.0.self_attn.q_proj.weight`, ...), and on the same
+weights the hidden states are equal to its (fp32, max |difference| <= 1e-4). Architecture: Touvron et al. 2023
+(arXiv 2302.13971), grouped-query attention as in LLaMA 2.
+
+Shapes: B batch, T new rows, S visible rows (cached prefix + new), D hidden size, H heads, K key/value heads,
+d head size, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evspec_ros.errors import CheckpointError, GenerationError
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The sizes of one decoder, named as in a Hugging Face LLaMA `config.json` where that name is plain."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int = 4096
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """From a complete LLaMA config of transformers 4 (`rope_theta`) or 5 (`rope_parameters`).
+
+        Raises CheckpointError for what this decoder does not implement (biases, scaled rotary embeddings, another
+        activation) and for a missing entry.
+        """
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        unsupported = [
+            f"{name}={found!r}"
+            for name, found, supported in (
+                ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+                ("attention_bias", config.get("attention_bias", False), False),
+                ("mlp_bias", config.get("mlp_bias", False), False),
+                ("rope_type", rope_type, "default"),
+            )
+            if found != supported
+        ]
+        if unsupported:
+            raise CheckpointError(
+                f"The LLaMA config asks for {', '.join(unsupported)}, which this decoder does not implement; "
+                "use a checkpoint of the plain LLaMA architecture."
+            )
+        try:
+            heads = int(config["num_attention_heads"])
+            return cls(
+                vocab_size=int(config["vocab_size"]),
+                hidden_size=int(config["hidden_size"]),
+                intermediate_size=int(config["intermediate_size"]),
+                num_layers=int(config["num_hidden_layers"]),
+                num_heads=heads,
+                num_kv_heads=int(config.get("num_key_value_heads") or heads),
+                head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+                max_positions=int(config["max_position_embeddings"]),
+                rms_norm_eps=float(config["rms_norm_eps"]),
+                rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+                bos_token_id=int(config["bos_token_id"]),
+                eos_token_id=int(config["eos_token_id"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The LLaMA config has no usable entry {error}; complete config.json from the model's publisher."
+            ) from error
+
+    def to_hf(self) -> dict[str, Any]:
+        """The same sizes as a LLaMA `config.json` of transformers 4, which transformers 5 reads as well."""
+        return {
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+        }
+
+
+class KVCache:
+    """Keys and values of every layer in two preallocated tensors `k`, `v` [L, B, K, capacity, d].
+
+    Rows `0 .. length-1` are valid. A pass of the decoder appends its rows in place; rolling back is a smaller
+    `length`, and nothing is copied except by `keep`.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        capacity: int,
+        batch: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (2, config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
+        self._kv = torch.zeros(shape, dtype=dtype, device=device)
+        self.k, self.v = self._kv[0], self._kv[1]
+        self.capacity = capacity
+        self.length = 0
+        self._pass_start = 0  # the length before the last pass
+
+    def begin(self, rows: int) -> None:
+        """Announce a pass of `rows` new rows; raises GenerationError where they do not fit."""
+        if self.length + rows > self.capacity:
+            raise GenerationError(
+                f"The key/value cache holds {self.capacity} positions, {self.length} are taken and {rows} more were "
+                "asked for; shorten the prompt or lower max_new_tokens."
+            )
+        self._pass_start = self.length
+        self.length += rows
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the announced rows of one layer [B, K, T, d]; all visible rows [B, K, S, d] as views."""
+        start, stop = self._pass_start, self.length
+        self.k[layer, :, :, start:stop] = k
+        self.v[layer, :, :, start:stop] = v
+        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop]
+
+    def keep(self, rows: Tensor) -> None:
+        """Of the rows that the last pass appended keep only `rows` [n] (indices into them, in this order)."""
+        start, count = self._pass_start, rows.numel()
+        self._kv[:, :, :, :, start : start + count] = self._kv.index_select(4, rows + start)
+        self.length = start + count
+
+    def truncate(self, length: int) -> None:
+        """Forget every row from `length` on."""
+        assert 0 <= length <= self.length, "a cache cannot be rolled back to rows that it never held"
+        self.length = length
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding tables (Su et al. 2021, arXiv 2104.09864) in LLaMA's half-split layout.
+
+    `cos` and `sin` are [max_positions, d]; the first half of `sin` is negated, so that a rotation is
+    `x * cos + swap_halves(x) * sin`.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
+        positions = torch.arange(config.max_positions, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, 1.0 / config.rope_theta**half)  # [max_positions, d/2]
+        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), -1), persistent=False)
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), -1), persistent=False)
+
+    def span(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """cos, sin [stop - start, d] of consecutive positions, as views; GenerationError beyond the table."""
+        if stop > self.cos.shape[0]:
+            raise GenerationError(
+                f"The model was made for {self.cos.shape[0]} positions and {stop} were asked for; "
+                "shorten the prompt or lower max_new_tokens."
+            )
+        return self.cos[start:stop], self.sin[start:stop]
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos, sin of the given positions: [T] -> [T, d], [B, T] -> [B, 1, T, d]."""
+        if positions.dim() == 2:
+            positions = positions.unsqueeze(1)
+        return self.cos[positions], self.sin[positions]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x [B, H, T, d] by the angles of `Rotary`."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def attention_mask(prefix: int, rows: int, tree: Tensor | None, like: Tensor) -> Tensor | None:
+    """The additive mask [T, S] for `rows` new rows behind a fully visible `prefix`, in dtype and on device of `like`.
+
+    `tree` is bool [T, T], True where a row may see another new row (its ancestors and itself); None means causal.
+    None is returned where none is needed: one row, or causal rows on an empty cache.
+    """
+    if tree is None and (prefix == 0 or rows == 1):
+        return None
+    visible = like.new_ones(rows, rows, dtype=torch.bool).tril_() if tree is None else tree
+    mask = like.new_zeros(rows, prefix + rows)
+    mask[:, prefix:].masked_fill_(~visible, float("-inf"))
+    return mask
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the cached prefix and the new rows."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None, index: int
+    ) -> Tensor:
+        batch, rows, _ = x.shape
+        q = self.q_proj(x).view(batch, rows, self.num_heads, self.head_dim).transpose(1, 2)  # [B, H, T, d]
+        k = self.k_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, d]
+        v = self.v_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)  # no copies, except under autocast
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.write(index, k, v)  # [B, K, S, d]
+        if self.num_kv_heads != self.num_heads:
+            groups = self.num_heads // self.num_kv_heads
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and rows > 1)
+        out = self.o_proj(out.transpose(1, 2).reshape(batch, rows, -1))
+        return out  # [B, T, D]
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """One pre-norm decoder layer; draft heads are built from it too."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        index: int = 0,
+    ) -> Tensor:
+        """hidden [B, T, D] -> [B, T, D].
+
+        `cos`, `sin` come from `Rotary`, `mask` from `attention_mask` (None: causal over the new rows, which needs an
+        empty cache or a single row). With a cache, call `cache.begin(T)` once before the first layer; `index` is
+        this layer's place in it.
+        """
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache, index)
+        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return hidden
+
+
+class DecoderOutput(NamedTuple):
+    """`hidden` [B, T, D] after the final norm; `features` one [B, T, D] per requested layer index."""
+
+    hidden: Tensor
+    features: tuple[Tensor, ...]
+
+
+class LlamaDecoder(nn.Module):
+    """The decoder without its language-model head, which belongs to the model classes."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config)
+        self.apply(initialise)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., D]."""
+        out: Tensor = self.embed_tokens(ids)
+        return out
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        layers: tuple[int, ...] = (),
+    ) -> DecoderOutput:
+        """One pass over embeddings [B, T, D] behind whatever the cache holds; the new rows are appended to it.
+
+        `positions` [T] or [B, T] default to those that follow the cache; a draft tree passes prefix length + depth.
+        `mask` bool [T, T] says which new rows a new row sees (ancestors and itself; None: causal); the cached prefix
+        is visible to all. `layers` asks for the hidden states that enter these layers; num_layers means the last
+        layer's output before the final norm. Raises GenerationError where cache or position table is too short.
+        """
+        rows, prefix = embeddings.shape[1], 0 if cache is None else cache.length
+        rotary = self.rotary.span(prefix, prefix + rows) if positions is None else self.rotary.at(positions)
+        additive = attention_mask(prefix, rows, mask, embeddings)
+        if cache is not None:
+            cache.begin(rows)
+        hidden, entering = embeddings, {}
+        for index, layer in enumerate(self.layers):
+            if index in layers:
+                entering[index] = hidden
+            hidden = layer(hidden, *rotary, additive, cache, index)
+        entering[len(self.layers)] = hidden
+        return DecoderOutput(self.norm(hidden), tuple(entering[index] for index in layers))
+
+
+def initialise(module: nn.Module) -> None:
+    """LLaMA's initialisation: normal with standard deviation 0.02, biases zero."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

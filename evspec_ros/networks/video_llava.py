@@ -1,0 +1,129 @@
+"""Video-LLaVA (Lin et al. 2023, arXiv 2311.10122) as transformers publishes it: CLIP, a projector, a LLaMA decoder.
+
+Every frame goes through CLIP alone (there is no attention over time), so the features of a frame do not depend on
+the other frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import VideoLlavaConfig as HfVideoLlavaConfig
+
+from evspec_ros.errors import CheckpointError, GenerationError
+from evspec_ros.networks.clip import ClipConfig, ClipTower
+from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder, initialise
+
+
+@dataclass(frozen=True)
+class VideoLlavaConfig:
+    """One Video-LLaVA: its decoder, its tower, and the layer of the tower that the projector reads."""
+
+    text: LlamaConfig
+    vision: ClipConfig
+    image_token_id: int = 32000
+    video_token_id: int = 32001
+    vision_feature_layer: int = -2
+
+    @property
+    def vision_layers(self) -> int:
+        """How many of the tower's layers run."""
+        layer = self.vision_feature_layer
+        return layer if layer >= 0 else self.vision.num_hidden_layers + 1 + layer
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> VideoLlavaConfig:
+        """From a `config.json` of transformers 4 or 5; what it leaves out is transformers' default."""
+        full = HfVideoLlavaConfig.from_dict(dict(config)).to_dict()
+        unsupported = [
+            f"{name}={full[name]!r}"
+            for name, supported in (
+                ("projector_hidden_act", full["projector_hidden_act"] == "gelu"),
+                ("multimodal_projector_bias", full.get("multimodal_projector_bias", True)),
+                ("vision_feature_layer", isinstance(full["vision_feature_layer"], int)),
+            )
+            if not supported
+        ]
+        if unsupported:
+            raise CheckpointError(
+                f"The Video-LLaVA config asks for {', '.join(unsupported)}, which is not implemented; use a checkpoint "
+                "of the published architecture (LanguageBind/Video-LLaVA-7B-hf)."
+            )
+        return cls(
+            text=LlamaConfig.from_hf(full["text_config"]),
+            vision=ClipConfig.from_hf(full["vision_config"]),
+            image_token_id=full["image_token_index"],
+            video_token_id=full["video_token_index"],
+            vision_feature_layer=full["vision_feature_layer"],
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The same as a Hugging Face Video-LLaVA `config.json`."""
+        return {
+            "architectures": ["VideoLlavaForConditionalGeneration"],
+            "model_type": "video_llava",
+            "image_token_index": self.image_token_id,
+            "video_token_index": self.video_token_id,
+            "projector_hidden_act": "gelu",
+            "vision_feature_layer": self.vision_feature_layer,
+            "vision_feature_select_strategy": "default",
+            "image_seq_length": self.vision.tokens - 1,
+            "video_seq_length": 8 * self.vision.tokens,
+            "tie_word_embeddings": False,
+            "text_config": self.text.to_hf(),
+            "vision_config": self.vision.to_hf(),
+        }
+
+
+class Projector(nn.Module):
+    """CLIP features [..., vision hidden] -> decoder embeddings [..., D]: linear, GELU, linear."""
+
+    def __init__(self, vision_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(vision_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(F.gelu(self.linear_1(features)))
+        return out
+
+
+class VideoLlava(nn.Module):
+    """The target: frames and a prompt in, logits `lm_head(decoder(embeddings).hidden)` out.
+
+    The image tower of a published checkpoint is not part of it, as no prompt here holds single images.
+    """
+
+    def __init__(self, config: VideoLlavaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.video_tower = ClipTower(config.vision, config.vision_layers)
+        self.projector = Projector(config.vision.hidden_size, config.text.hidden_size)
+        self.decoder = LlamaDecoder(config.text)
+        self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+        self.projector.apply(initialise)
+        self.lm_head.apply(initialise)
+
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """CLIP-normalised frames [F, 3, H, W] -> video embeddings [F * tokens, D], class tokens kept."""
+        out: Tensor = self.projector(self.video_tower(pixels)).flatten(0, 1)
+        return out
+
+    def embed_prompt(self, ids: Tensor, video: Tensor) -> Tensor:
+        """Prompt ids [T] with one video token -> embeddings [T - 1 + V, D], video [V, D] in that token's place.
+
+        Raises GenerationError where the prompt does not hold exactly one video token.
+        """
+        places = (ids == self.config.video_token_id).nonzero().flatten().tolist()
+        if len(places) != 1:
+            raise GenerationError(
+                f"The prompt holds {len(places)} video tokens (id {self.config.video_token_id}) instead of one; "
+                "write <video> exactly once."
+            )
+        text = self.decoder.embed(ids)
+        return torch.cat((text[: places[0]], video, text[places[0] + 1 :]))
