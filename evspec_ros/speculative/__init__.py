@@ -1,0 +1,26 @@
+"""Speculative decoding: drafters propose, the target verifies, nothing is lost. Tokens and tensors, no
+cameras.
+"""
+
+from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, Prompt
+from evspec_ros.speculative.generate import Generation, generate
+from evspec_ros.speculative.registry import DRAFTERS, make_drafter
+from evspec_ros.speculative.statistics import DecodingStatistics
+from evspec_ros.speculative.target import DecoderTarget, Target, TargetPass
+from evspec_ros.speculative.tree import DraftTree
+
+__all__ = [
+    "DRAFTERS",
+    "DecoderTarget",
+    "DecodingStatistics",
+    "DraftLimits",
+    "DraftTree",
+    "Drafter",
+    "Generation",
+    "NoDrafter",
+    "Prompt",
+    "Target",
+    "TargetPass",
+    "generate",
+    "make_drafter",
+]

@@ -1,0 +1,59 @@
+"""From logits to the distribution that is sampled: temperature, top-k, top-p, one seeded generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evspec_ros.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen; raises GenerationError on values that no distribution has.
+
+    temperature: 0 = always the most likely token (greedy); top_k: keep the k most likely tokens, 0 = all;
+    top_p: keep the smallest set of most likely tokens that holds at least this probability, 1 = all.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise GenerationError(f"The temperature is {self.temperature}; give a number of at least 0.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise GenerationError(f"top_p is {self.top_p}; give a number above 0 and at most 1.")
+        if self.top_k < 0:
+            raise GenerationError(f"top_k is {self.top_k}; give at least 0 (0 keeps all tokens).")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0.0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution to draw from, float32 [..., V] of logits [..., V]; temperature must not be 0.
+
+        The order of the warps is transformers': temperature, then top-k, then top-p over what is left.
+        """
+        scaled = logits.float() / self.temperature
+        if 0 < self.top_k < scaled.shape[-1]:
+            weakest = scaled.topk(self.top_k, dim=-1).values[..., -1:]
+            scaled = scaled.masked_fill(scaled < weakest, float("-inf"))
+        probabilities = scaled.softmax(dim=-1)
+        if self.top_p < 1.0:
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            likelier = ordered.cumsum(dim=-1) - ordered  # probability of all tokens before this one
+            ordered = ordered.masked_fill(likelier >= self.top_p, 0.0)
+            probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+            probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+        return probabilities
+
+
+def draw(probabilities: Tensor, generator: torch.Generator) -> int:
+    """One token of a distribution [V], which lies on the generator's device."""
+    return int(torch.multinomial(probabilities, 1, generator=generator))
