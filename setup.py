@@ -1,0 +1,64 @@
+"""ament_python package; name, version, description and licence stand in package.xml alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from setuptools import find_packages, setup
+
+MANIFEST = ElementTree.parse("package.xml").getroot()  # noqa: S314 (our own file)
+NAME = MANIFEST.findtext("name", "")
+SHARE = Path("share", NAME)
+
+
+def shared_files(*folders: str) -> list[tuple[str, list[str]]]:
+    """Every file below `folders`, each destined for the same place below share/<package>."""
+    files = (path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return [(str(SHARE / path.parent), [str(path)]) for path in files if "__pycache__" not in path.parts]
+
+
+setup(
+    name=NAME,
+    version=MANIFEST.findtext("version"),
+    description=" ".join(MANIFEST.findtext("description", "").split()),
+    license=MANIFEST.findtext("license"),
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: ["py.typed"], f"{NAME}.interfaces": ["*/msg/*.msg"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (str(SHARE), ["package.xml"]),
+        *shared_files("launch", "config", "models"),
+    ],
+    # The ranges the package accepts; requirements.txt pins the versions it is tested with.
+    install_requires=[
+        "matplotlib>=3.5",
+        "numba>=0.57",
+        "numpy>=1.22",
+        "opencv-python-headless>=4.5",
+        "rich>=12",
+        "rosbags>=0.10",
+        "safetensors>=0.4",
+        "tokenizers>=0.20",
+        "torch>=2.4",
+        "transformers>=4.46",
+    ],
+    extras_require={
+        # ROS 2 Jazzy as wheels, for machines without a ROS installation; other platforms have none.
+        "ros": [
+            f"{name}; sys_platform == 'linux' and platform_machine == 'x86_64' and python_version >= '3.11'"
+            for name in (
+                "ros-rclpy[fastrtps]==7.1.6",
+                "ros-diagnostic-msgs==5.3.6",
+                "ros-sensor-msgs==5.3.6",
+                "ros-std-msgs==5.3.6",
+                "ros-std-srvs==5.3.6",
+            )
+        ],
+    },
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [f"evspec = {NAME}.cli:main", f"evspec_node = {NAME}.ros.main:main"],
+    },
+)
