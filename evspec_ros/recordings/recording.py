@@ -1,0 +1,270 @@
+"""What every recording answers, whatever its format: what is in it, its events, its frames."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evspec_ros.events.types import Events
+from evspec_ros.frames.types import Frame
+
+OVERLAP_NS = 1_000_000_000  # how far consecutive pieces of one stream may step back in time
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One stream of a recording.
+
+    count: messages (rosbag2) or samples (other formats). left_out: why it is not read, "" where it is.
+    """
+
+    name: str
+    type: str
+    count: int
+    left_out: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name, type, count and, where the topic is not read, the reason."""
+        fields: dict[str, Any] = {"name": self.name, "type": self.type, "count": self.count}
+        return fields | {"left_out": self.left_out} if self.left_out else fields
+
+
+@dataclass(frozen=True)
+class EventTotals:
+    """Exact sums over all events, in Python integers, on the sensor's own clock.
+
+    t_first_ns, t_last_ns: times of the first and the last event in the sensor's order; None without events.
+    """
+
+    count: int = 0
+    on: int = 0
+    sum_t_ns: int = 0
+    sum_x: int = 0
+    sum_y: int = 0
+    t_first_ns: int | None = None
+    t_last_ns: int | None = None
+    width: int = 0
+    height: int = 0
+
+    @property
+    def off(self) -> int:
+        """Events of falling brightness."""
+        return self.count - self.on
+
+    def plus(self, events: Events) -> EventTotals:
+        """The totals after further events."""
+        if not len(events):
+            return self
+        return EventTotals(
+            count=self.count + len(events),
+            on=self.on + int(events.p.sum(dtype=np.int64)),
+            sum_t_ns=self.sum_t_ns + exact_sum(events.t),
+            sum_x=self.sum_x + int(events.x.sum(dtype=np.int64)),
+            sum_y=self.sum_y + int(events.y.sum(dtype=np.int64)),
+            t_first_ns=int(events.t[0]) if self.t_first_ns is None else self.t_first_ns,
+            t_last_ns=int(events.t[-1]),
+            width=events.width,
+            height=events.height,
+        )
+
+    def as_dict(self) -> dict[str, int | None]:
+        """The fields as JSON takes them."""
+        return {
+            "count": self.count,
+            "on": self.on,
+            "off": self.off,
+            "sum_t_ns": self.sum_t_ns,
+            "sum_x": self.sum_x,
+            "sum_y": self.sum_y,
+            "t_first_ns": self.t_first_ns,
+            "t_last_ns": self.t_last_ns,
+            "width": self.width,
+            "height": self.height,
+        }
+
+
+def exact_sum(times: NDArray[np.int64]) -> int:
+    """The sum of int64 values as a Python integer, exact even where it exceeds 63 bits."""
+    high = int((times >> 32).sum())
+    low = int((times & 0xFFFFFFFF).sum())  # neither half overflows below 2^31 values
+    return (high << 32) + low
+
+
+@dataclass(frozen=True)
+class RecordingInfo:
+    """What one pass over a recording found.
+
+    events: totals on the sensor's clock. start_ns <= every event and frame < stop_ns, on the recording's
+    clock; both 0 in an empty recording. triggers: edges on the camera's external input.
+    """
+
+    events: EventTotals
+    triggers: int
+    frames: int
+    start_ns: int
+    stop_ns: int
+    topics: tuple[Topic, ...]
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first to the last event or frame."""
+        return max(self.stop_ns - self.start_ns - 1, 0) / 1e9
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `evspec info --json` prints."""
+        return {
+            "events": self.events.as_dict(),
+            "triggers": self.triggers,
+            "frames": self.frames,
+            "duration_s": self.duration_s,
+            "topics": [topic.as_dict() for topic in self.topics],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A lazily read bit of one topic: a message of a bag, a packet of a file.
+
+    events are on the sensor's clock and offset_ns brings them onto the recording's; a frame's stamp is on the
+    recording's clock already.
+    """
+
+    topic: str
+    samples: int
+    events: Events | None = None
+    frame: Frame | None = None
+    offset_ns: int = 0
+    triggers: int = 0
+
+
+class Recording(ABC):
+    """Events and frames of a file or folder, read lazily: memory does not grow with the recording's length.
+
+    All times that it hands out (events, frames, start_ns, stop_ns) are nanoseconds on one clock, the
+    recording's; `info().events` alone stays on the sensor's clock. The two differ only in bags, where a
+    camera's own time is brought onto that of the header stamps.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def pieces(self, *, events: bool = True, frames: bool = True) -> Iterator[Piece]:
+        """Everything wanted, in the order of the file; pieces of streams that nobody wants may come too.
+
+        Raises RecordingError where the file is damaged.
+        """
+
+    @property
+    @abstractmethod
+    def topics(self) -> tuple[Topic, ...]:
+        """The streams of the recording."""
+
+    def events(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Events]:
+        """Consecutive pieces of the events with start_ns <= t < stop_ns, none of them empty.
+
+        A stateful encoding is decoded from the recording's beginning, so read windows in one sweep.
+        """
+        for piece in self.pieces(frames=False):
+            if piece.events is None or not len(piece.events):
+                continue
+            events = shifted(piece.events, piece.offset_ns)
+            if stop_ns is not None and events.t[0] >= stop_ns + OVERLAP_NS:
+                return
+            events = clipped(events, start_ns, stop_ns)
+            if len(events):
+                yield events
+
+    def frames(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Frame]:
+        """The frames with start_ns <= stamp < stop_ns."""
+        for piece in self.pieces(events=False):
+            if piece.frame is None:
+                continue
+            stamp = piece.frame.stamp_ns
+            if stop_ns is not None and stamp >= stop_ns + OVERLAP_NS:
+                return
+            if (start_ns is None or stamp >= start_ns) and (stop_ns is None or stamp < stop_ns):
+                yield piece.frame
+
+    @property
+    def start_ns(self) -> int:
+        """Time of the earliest event or frame; the first use reads the whole recording."""
+        return self.survey.start_ns
+
+    @property
+    def stop_ns(self) -> int:
+        """One nanosecond after the latest event or frame; the first use reads the whole recording."""
+        return self.survey.stop_ns
+
+    def info(self) -> RecordingInfo:
+        """Totals, span and topics; the first use reads the whole recording."""
+        survey = self.survey
+        return RecordingInfo(
+            survey.totals, survey.triggers, survey.frames, survey.start_ns, survey.stop_ns, self.topics
+        )
+
+    @cached_property
+    def survey(self) -> Survey:
+        """The one pass behind info, start_ns and stop_ns."""
+        survey = Survey()
+        for piece in self.pieces():
+            survey.add(piece)
+        return survey
+
+
+@dataclass
+class Survey:
+    """Running totals of a pass over a recording."""
+
+    totals: EventTotals = EventTotals()
+    triggers: int = 0
+    frames: int = 0
+    start_ns: int = 0
+    stop_ns: int = 0
+    samples: Counter[str] = field(default_factory=Counter)
+
+    def add(self, piece: Piece) -> None:
+        """Count one more piece."""
+        self.samples[piece.topic] += piece.samples
+        self.triggers += piece.triggers
+        if piece.frame is not None:
+            self.frames += 1
+            self._span(piece.frame.stamp_ns, piece.frame.stamp_ns)
+        if piece.events is not None and len(piece.events):
+            self.totals = self.totals.plus(piece.events)
+            times = piece.events.t
+            self._span(int(times.min()) + piece.offset_ns, int(times.max()) + piece.offset_ns)
+
+    def _span(self, first_ns: int, last_ns: int) -> None:
+        empty = self.stop_ns == self.start_ns
+        self.start_ns = first_ns if empty else min(self.start_ns, first_ns)
+        self.stop_ns = last_ns + 1 if empty else max(self.stop_ns, last_ns + 1)
+
+
+def shifted(events: Events, offset_ns: int) -> Events:
+    """The events on a clock that is offset_ns ahead; the same object where there is nothing to shift."""
+    if not offset_ns:
+        return events
+    return Events(events.t + offset_ns, events.x, events.y, events.p, events.width, events.height)
+
+
+def clipped(events: Events, start_ns: int | None, stop_ns: int | None) -> Events:
+    """The events with start_ns <= t < stop_ns, also where t steps back now and then."""
+    inside = np.ones(len(events), bool)
+    if start_ns is not None:
+        inside &= events.t >= start_ns
+    if stop_ns is not None:
+        inside &= events.t < stop_ns
+    if inside.all():
+        return events
+    return Events(
+        events.t[inside], events.x[inside], events.y[inside], events.p[inside], events.width, events.height
+    )

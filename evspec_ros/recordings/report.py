@@ -1,0 +1,98 @@
+"""What `evspec info` and `evspec convert` show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from evspec_ros.recordings.convert import convert
+from evspec_ros.recordings.opening import open_recording
+from evspec_ros.recordings.recording import RecordingInfo
+
+YEAR_2000_NS = 946_684_800_000_000_000  # earlier times count from a start that the recording does not tell
+
+
+def print_info(path: Path, as_json: bool) -> None:
+    """Print what is in a recording: one JSON object on stdout, or tables. Raises RecordingError."""
+    recording = open_recording(path)
+    if as_json:
+        json.dump(recording.info().as_dict(), sys.stdout)
+        sys.stdout.write("\n")
+        return
+    with _progress() as progress:
+        progress.add_task(f"reading {path}", total=None)
+        info = recording.info()
+    console = Console(highlight=False)
+    console.print(_totals(path, info))
+    console.print(_topics(info))
+
+
+def print_conversion(source: Path, destination: Path, storage: str, as_json: bool) -> None:
+    """Convert a recording and say what was written; `as_json` prints the new bag's info alone."""
+    with _progress() as progress:
+        task = progress.add_task(f"writing {destination}", total=None)
+        convert(
+            source,
+            destination,
+            storage,
+            lambda seconds: progress.update(task, description=f"writing {destination}: {seconds:.1f} s"),
+        )
+    print_info(destination, as_json)
+
+
+def _progress() -> Progress:
+    """A line on stderr that goes away when the work is done."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _totals(path: Path, info: RecordingInfo) -> Table:
+    events = info.events
+    table = Table(title=str(path), title_justify="left", show_header=False)
+    table.add_row("starts", _time(info.start_ns))
+    table.add_row("ends", _time(max(info.stop_ns - 1, info.start_ns)))
+    table.add_row("duration", f"{info.duration_s:.3f} s")
+    if events.count:
+        table.add_row("sensor", f"{events.width} x {events.height} pixels")
+    table.add_row(
+        "events", f"{events.count:,} ({events.on:,} on, {events.off:,} off){_rate(events.count, info)}"
+    )
+    if events.t_first_ns is not None and events.t_last_ns is not None:
+        table.add_row("first event", f"{events.t_first_ns / 1e9:.6f} s on the sensor's clock")
+        table.add_row("last event", f"{events.t_last_ns / 1e9:.6f} s on the sensor's clock")
+    table.add_row("frames", f"{info.frames:,}{_rate(info.frames, info)}")
+    table.add_row("triggers", f"{info.triggers:,}")
+    return table
+
+
+def _topics(info: RecordingInfo) -> Table:
+    table = Table("topic", "type", "count", "read")
+    for topic in info.topics:
+        table.add_row(
+            topic.name, topic.type, f"{topic.count:,}", f"no: {topic.left_out}" if topic.left_out else "yes"
+        )
+    return table
+
+
+def _rate(count: int, info: RecordingInfo) -> str:
+    if not count or not info.duration_s:
+        return ""
+    rate = count / info.duration_s
+    return f", {rate / 1e6:.2f} million a second" if rate >= 1e5 else f", {rate:.1f} a second"
+
+
+def _time(stamp_ns: int) -> str:
+    if stamp_ns < YEAR_2000_NS:
+        return f"{stamp_ns / 1e9:.6f} s"
+    return datetime.fromtimestamp(stamp_ns / 1e9, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
