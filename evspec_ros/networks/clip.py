@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.config_entries import number, refuse_other
+
+HIDDEN_ACT = "quick_gelu"
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """The sizes of one tower, named as in a CLIP vision `config.json`."""
+    """The sizes of one tower; a default is what an entry left out of a CLIP vision `config.json` means."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    image_size: int
-    patch_size: int
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 32
     projection_dim: int = 512
-    hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
     @property
@@ -34,17 +35,15 @@ class ClipConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ClipConfig:
-        """From a complete CLIP vision config; raises CheckpointError where an entry is missing."""
-        try:
-            return cls(**{name: config[name] for name in cls.__dataclass_fields__})
-        except KeyError as error:
-            raise CheckpointError(
-                f"The CLIP config has no entry {error}; complete config.json from the model's publisher."
-            ) from error
+        """From a CLIP vision `config.json`; raises CheckpointError for another activation or a non-number."""
+        refuse_other("CLIP tower", hidden_act=(config.get("hidden_act", HIDDEN_ACT), HIDDEN_ACT))
+        defaults = cls()
+        names = [entry.name for entry in fields(cls)]
+        return cls(**{name: number(config, name, getattr(defaults, name)) for name in names})
 
     def to_hf(self) -> dict[str, Any]:
         """The same sizes as a CLIP vision `config.json`."""
-        return {"model_type": "clip_vision_model", **asdict(self)}
+        return {"model_type": "clip_vision_model", "hidden_act": HIDDEN_ACT, **asdict(self)}
 
 
 CLIP_L_14_336 = ClipConfig(
@@ -59,19 +58,17 @@ CLIP_L_14_336 = ClipConfig(
 
 
 class ClipTower(nn.Module):
-    """pixels [N, 3, H, W] (CLIP-normalised) -> hidden states [N, tokens, hidden] after the first `layers` layers.
-
-    Layers beyond those are never built: nobody would read what they compute.
-    """
+    """The first `layers` layers of a tower; those beyond are not built, as nobody would read their output."""
 
     def __init__(self, config: ClipConfig, layers: int) -> None:
         super().__init__()
         self.config = config
         self.clip = CLIPVisionModel(CLIPVisionConfig(**{**config.to_hf(), "num_hidden_layers": layers}))
-        # The tower's only buffer is not part of a checkpoint: make it real when the rest is built on the meta device.
+        # The only buffer is in no checkpoint, so it has to be real when the rest is built on the meta device.
         embeddings = getattr(self.clip, "vision_model", self.clip).embeddings
         embeddings.position_ids = torch.arange(config.tokens, device="cpu").expand(1, -1)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """CLIP-normalised pixels [N, 3, H, W] -> hidden states [N, tokens, hidden], class token first."""
         hidden: Tensor = self.clip(pixels).last_hidden_state
         return hidden

@@ -1,7 +1,7 @@
 """EventGPT (Liu et al., CVPR 2025, arXiv 2412.00832): five images of events in, text out.
 
-Each image goes through CLIP, a two-layer projector and a linear adaptor; the tokens are pooled to one per image
-(the mean over space) followed by one per place (the mean over time).
+Each image goes through CLIP, a two-layer projector and a linear adaptor; the tokens are pooled to one per
+image (the mean over space) followed by one per place (the mean over time).
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class EventGpt(nn.Module):
 
     def encode_events(self, pixels: Tensor) -> Tensor:
         """CLIP-normalised event images [N, 3, H, W] in order of time -> event embeddings [N + tokens, D]."""
-        features: Tensor = self.feature_adaptor(self.visual_projector(self.visual_tower(pixels)))  # [N, tokens, D]
+        projected = self.visual_projector(self.visual_tower(pixels))
+        features: Tensor = self.feature_adaptor(projected)  # [N, tokens, D]
         return torch.cat((features.mean(1), features.mean(0)))  # temporal tokens, then spatial tokens
 
     def embed_prompt(self, before_ids: Tensor, event: Tensor, after_ids: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A LLaMA decoder that trains, prefills, steps and verifies draft trees against a static key/value cache.
 
-Parameters carry the names of transformers' `LlamaModel` (`layers.0.self_attn.q_proj.weight`, ...), and on the same
-weights the hidden states are equal to its (fp32, max |difference| <= 1e-4). Architecture: Touvron et al. 2023
-(arXiv 2302.13971), grouped-query attention as in LLaMA 2.
+Parameters carry the names of transformers' `LlamaModel` (`layers.0.self_attn.q_proj.weight`, ...), and on the
+same weights the hidden states are equal to its (fp32, max |difference| <= 1e-4). Architecture: Touvron et al.
+2023 (arXiv 2302.13971), grouped-query attention as in LLaMA 2.
 
 Shapes: B batch, T new rows, S visible rows (cached prefix + new), D hidden size, H heads, K key/value heads,
 d head size, L layers.
@@ -18,70 +18,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evspec_ros.errors import CheckpointError, GenerationError
+from evspec_ros.errors import GenerationError
+from evspec_ros.networks.config_entries import number, refuse_other
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The sizes of one decoder, named as in a Hugging Face LLaMA `config.json` where that name is plain."""
+    """The sizes of one decoder; a default is what an entry left out of a LLaMA `config.json` means."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_positions: int = 4096
-    rms_norm_eps: float = 1e-5
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 32
+    head_dim: int = 128
+    max_positions: int = 2048
+    rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     bos_token_id: int = 1
     eos_token_id: int = 2
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From a complete LLaMA config of transformers 4 (`rope_theta`) or 5 (`rope_parameters`).
+        """From a LLaMA `config.json` of transformers 4 (`rope_theta`) or 5 (`rope_parameters`).
 
-        Raises CheckpointError for what this decoder does not implement (biases, scaled rotary embeddings, another
-        activation) and for a missing entry.
+        Raises CheckpointError for what this decoder does not implement (biases, scaled rotary embeddings,
+        another activation) and for an entry that is no number.
         """
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        unsupported = [
-            f"{name}={found!r}"
-            for name, found, supported in (
-                ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-                ("attention_bias", config.get("attention_bias", False), False),
-                ("mlp_bias", config.get("mlp_bias", False), False),
-                ("rope_type", rope_type, "default"),
-            )
-            if found != supported
-        ]
-        if unsupported:
-            raise CheckpointError(
-                f"The LLaMA config asks for {', '.join(unsupported)}, which this decoder does not implement; "
-                "use a checkpoint of the plain LLaMA architecture."
-            )
-        try:
-            heads = int(config["num_attention_heads"])
-            return cls(
-                vocab_size=int(config["vocab_size"]),
-                hidden_size=int(config["hidden_size"]),
-                intermediate_size=int(config["intermediate_size"]),
-                num_layers=int(config["num_hidden_layers"]),
-                num_heads=heads,
-                num_kv_heads=int(config.get("num_key_value_heads") or heads),
-                head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
-                max_positions=int(config["max_position_embeddings"]),
-                rms_norm_eps=float(config["rms_norm_eps"]),
-                rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-                bos_token_id=int(config["bos_token_id"]),
-                eos_token_id=int(config["eos_token_id"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"The LLaMA config has no usable entry {error}; complete config.json from the model's publisher."
-            ) from error
+        refuse_other(
+            "LLaMA decoder",
+            hidden_act=(config.get("hidden_act", "silu"), "silu"),
+            attention_bias=(config.get("attention_bias", False), False),
+            mlp_bias=(config.get("mlp_bias", False), False),
+            rope_type=(rope.get("rope_type", rope.get("type", "default")), "default"),
+        )
+        hidden_size = number(config, "hidden_size", cls.hidden_size)
+        heads = number(config, "num_attention_heads", cls.num_heads)
+        return cls(
+            vocab_size=number(config, "vocab_size", cls.vocab_size),
+            hidden_size=hidden_size,
+            intermediate_size=number(config, "intermediate_size", cls.intermediate_size),
+            num_layers=number(config, "num_hidden_layers", cls.num_layers),
+            num_heads=heads,
+            num_kv_heads=number(config, "num_key_value_heads", heads),
+            head_dim=number(config, "head_dim", hidden_size // heads),
+            max_positions=number(config, "max_position_embeddings", cls.max_positions),
+            rms_norm_eps=number(config, "rms_norm_eps", cls.rms_norm_eps),
+            rope_theta=number({**config, **rope}, "rope_theta", cls.rope_theta),
+            bos_token_id=number(config, "bos_token_id", cls.bos_token_id),
+            eos_token_id=number(config, "eos_token_id", cls.eos_token_id),
+        )
 
     def to_hf(self) -> dict[str, Any]:
         """The same sizes as a LLaMA `config.json` of transformers 4, which transformers 5 reads as well."""
@@ -132,8 +120,8 @@ class KVCache:
         """Announce a pass of `rows` new rows; raises GenerationError where they do not fit."""
         if self.length + rows > self.capacity:
             raise GenerationError(
-                f"The key/value cache holds {self.capacity} positions, {self.length} are taken and {rows} more were "
-                "asked for; shorten the prompt or lower max_new_tokens."
+                f"The key/value cache holds {self.capacity} positions, {self.length} are taken and {rows} "
+                "more were asked for; shorten the prompt or lower max_new_tokens."
             )
         self._pass_start = self.length
         self.length += rows
@@ -197,10 +185,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention_mask(prefix: int, rows: int, tree: Tensor | None, like: Tensor) -> Tensor | None:
-    """The additive mask [T, S] for `rows` new rows behind a fully visible `prefix`, in dtype and on device of `like`.
+    """The additive mask [T, S] of `rows` new rows behind a visible `prefix`, in `like`'s dtype and device.
 
-    `tree` is bool [T, T], True where a row may see another new row (its ancestors and itself); None means causal.
-    None is returned where none is needed: one row, or causal rows on an empty cache.
+    `tree` is bool [T, T], True where a row may see another new row (its ancestors and itself); None means
+    causal. None is returned where none is needed: one row, or causal rows on an empty cache.
     """
     if tree is None and (prefix == 0 or rows == 1):
         return None
@@ -219,6 +207,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> [..., size]."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -227,7 +216,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
@@ -236,6 +226,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None, index: int
     ) -> Tensor:
+        """x [B, T, D] -> [B, T, D]; the other arguments are those of `DecoderLayer`."""
         batch, rows, _ = x.shape
         q = self.q_proj(x).view(batch, rows, self.num_heads, self.head_dim).transpose(1, 2)  # [B, H, T, d]
         k = self.k_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, d]
@@ -247,9 +238,9 @@ class Attention(nn.Module):
         if self.num_kv_heads != self.num_heads:
             groups = self.num_heads // self.num_kv_heads
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and rows > 1)
-        out = self.o_proj(out.transpose(1, 2).reshape(batch, rows, -1))
-        return out  # [B, T, D]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and rows > 1)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))  # [B, T, D]
+        return out
 
 
 class MLP(nn.Module):
@@ -262,6 +253,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
@@ -287,13 +279,13 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """hidden [B, T, D] -> [B, T, D].
 
-        `cos`, `sin` come from `Rotary`, `mask` from `attention_mask` (None: causal over the new rows, which needs an
-        empty cache or a single row). With a cache, call `cache.begin(T)` once before the first layer; `index` is
-        this layer's place in it.
+        `cos`, `sin` come from `Rotary`, `mask` from `attention_mask` (None: causal over the new rows, which
+        needs an empty cache or a single row). With a cache, call `cache.begin(T)` once before the first
+        layer; `index` is this layer's place in it.
         """
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache, index)
-        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return hidden
+        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
 
 
 class DecoderOutput(NamedTuple):
@@ -328,12 +320,13 @@ class LlamaDecoder(nn.Module):
         mask: Tensor | None = None,
         layers: tuple[int, ...] = (),
     ) -> DecoderOutput:
-        """One pass over embeddings [B, T, D] behind whatever the cache holds; the new rows are appended to it.
+        """One pass over embeddings [B, T, D] behind what the cache holds; the new rows are appended to it.
 
-        `positions` [T] or [B, T] default to those that follow the cache; a draft tree passes prefix length + depth.
-        `mask` bool [T, T] says which new rows a new row sees (ancestors and itself; None: causal); the cached prefix
-        is visible to all. `layers` asks for the hidden states that enter these layers; num_layers means the last
-        layer's output before the final norm. Raises GenerationError where cache or position table is too short.
+        `positions` [T] or [B, T] default to those that follow the cache; a draft tree passes prefix length +
+        depth. `mask` bool [T, T] says which new rows a new row sees (ancestors and itself; None: causal); the
+        cached prefix is visible to all. `layers` asks for the hidden states that enter these layers, where
+        num_layers means the last layer's output before the final norm. Raises GenerationError where the cache
+        or the position table is too short.
         """
         rows, prefix = embeddings.shape[1], 0 if cache is None else cache.length
         rotary = self.rotary.span(prefix, prefix + rows) if positions is None else self.rotary.at(positions)

@@ -1,7 +1,7 @@
-"""Video-LLaVA (Lin et al. 2023, arXiv 2311.10122) as transformers publishes it: CLIP, a projector, a LLaMA decoder.
+"""Video-LLaVA (Lin et al. 2023, arXiv 2311.10122) as published for transformers: CLIP, projector, LLaMA.
 
-Every frame goes through CLIP alone (there is no attention over time), so the features of a frame do not depend on
-the other frames.
+Every frame goes through CLIP alone (there is no attention over time), so the features of a frame do not
+depend on the other frames.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import VideoLlavaConfig as HfVideoLlavaConfig
 
-from evspec_ros.errors import CheckpointError, GenerationError
+from evspec_ros.errors import GenerationError
 from evspec_ros.networks.clip import ClipConfig, ClipTower
+from evspec_ros.networks.config_entries import number, refuse_other, section
 from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder, initialise
 
 
@@ -38,28 +38,20 @@ class VideoLlavaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> VideoLlavaConfig:
-        """From a `config.json` of transformers 4 or 5; what it leaves out is transformers' default."""
-        full = HfVideoLlavaConfig.from_dict(dict(config)).to_dict()
-        unsupported = [
-            f"{name}={full[name]!r}"
-            for name, supported in (
-                ("projector_hidden_act", full["projector_hidden_act"] == "gelu"),
-                ("multimodal_projector_bias", full.get("multimodal_projector_bias", True)),
-                ("vision_feature_layer", isinstance(full["vision_feature_layer"], int)),
-            )
-            if not supported
-        ]
-        if unsupported:
-            raise CheckpointError(
-                f"The Video-LLaVA config asks for {', '.join(unsupported)}, which is not implemented; use a checkpoint "
-                "of the published architecture (LanguageBind/Video-LLaVA-7B-hf)."
-            )
+        """From a `config.json` of transformers 4 or 5; raises CheckpointError for what is not implemented."""
+        layer = config.get("vision_feature_layer", cls.vision_feature_layer)
+        refuse_other(
+            "Video-LLaVA",
+            projector_hidden_act=(config.get("projector_hidden_act", "gelu"), "gelu"),
+            multimodal_projector_bias=(config.get("multimodal_projector_bias", True), True),
+            **({} if isinstance(layer, int) else {"vision_feature_layer": (layer, cls.vision_feature_layer)}),
+        )
         return cls(
-            text=LlamaConfig.from_hf(full["text_config"]),
-            vision=ClipConfig.from_hf(full["vision_config"]),
-            image_token_id=full["image_token_index"],
-            video_token_id=full["video_token_index"],
-            vision_feature_layer=full["vision_feature_layer"],
+            text=LlamaConfig.from_hf(section(config, "text_config")),
+            vision=ClipConfig.from_hf(section(config, "vision_config")),
+            image_token_id=number(config, "image_token_index", cls.image_token_id),
+            video_token_id=number(config, "video_token_index", cls.video_token_id),
+            vision_feature_layer=layer,
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -81,7 +73,7 @@ class VideoLlavaConfig:
 
 
 class Projector(nn.Module):
-    """CLIP features [..., vision hidden] -> decoder embeddings [..., D]: linear, GELU, linear."""
+    """Linear, GELU, linear: from the tower's width to the decoder's."""
 
     def __init__(self, vision_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -89,6 +81,7 @@ class Projector(nn.Module):
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
+        """CLIP features [..., vision hidden] -> decoder embeddings [..., D]."""
         out: Tensor = self.linear_2(F.gelu(self.linear_1(features)))
         return out
 
@@ -115,15 +108,15 @@ class VideoLlava(nn.Module):
         return out
 
     def embed_prompt(self, ids: Tensor, video: Tensor) -> Tensor:
-        """Prompt ids [T] with one video token -> embeddings [T - 1 + V, D], video [V, D] in that token's place.
+        """Prompt ids [T] with one video token -> embeddings [T - 1 + V, D], `video` [V, D] in its place.
 
         Raises GenerationError where the prompt does not hold exactly one video token.
         """
         places = (ids == self.config.video_token_id).nonzero().flatten().tolist()
         if len(places) != 1:
             raise GenerationError(
-                f"The prompt holds {len(places)} video tokens (id {self.config.video_token_id}) instead of one; "
-                "write <video> exactly once."
+                f"The prompt holds {len(places)} video tokens (id {self.config.video_token_id}) instead of "
+                "one; write <video> exactly once."
             )
         text = self.decoder.embed(ids)
         return torch.cat((text[: places[0]], video, text[places[0] + 1 :]))

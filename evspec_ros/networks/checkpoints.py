@@ -1,0 +1,241 @@
+"""Checkpoint directories in the layouts that their makers publish.
+
+Video-LLaVA: `LanguageBind/Video-LLaVA-7B-hf`, which transformers loads as well. EventGPT: model type
+`EventChat_llama`, its CLIP tower described by the directory that `mm_visual_tower` names. Draft heads:
+`config.json` and `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evspec_ros.errors import CheckpointError
+from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
+from evspec_ros.networks.clip import CLIP_L_14_336, ClipConfig
+from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
+from evspec_ros.networks.llama import LlamaConfig
+from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
+from evspec_ros.networks.weights import (
+    CONFIG,
+    Device,
+    canonical,
+    load_weights,
+    read_json,
+    saved_state,
+    write_directory,
+)
+
+PREPROCESSOR = "preprocessor_config.json"
+VISUAL_TOWER = "visual_tower"  # where a saved EventGPT describes its CLIP tower
+
+
+def load_video_llava(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> VideoLlava:
+    """The target from a Hugging Face Video-LLaVA directory (keys of transformers 4 or 5), ready to evaluate.
+
+    Left out: the image tower and those layers of the video tower whose output nobody reads. Raises
+    CheckpointError where the directory is missing, incomplete, damaged or of another architecture.
+    """
+    config = _read_config(path)
+    if "mm_video_tower" in config:
+        raise CheckpointError(
+            f"{path} is in the layout of Video-LLaVA's authors, whose video tower attends over time; "
+            "use the version published for transformers (LanguageBind/Video-LLaVA-7B-hf)."
+        )
+    _require_architecture(path, config, "video_llava", "Video-LLaVA")
+    sizes = VideoLlavaConfig.from_hf(config)
+    with torch.device("meta"):
+        model = VideoLlava(sizes)
+    return load_weights(model, path, _video_llava_key, _unread_prefixes(sizes), dtype, device)
+
+
+def save_video_llava(model: VideoLlava, path: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a directory that `VideoLlavaForConditionalGeneration.from_pretrained` loads with no key missing.
+
+    The format's parts that the model does not have are filled in: the image tower with the video tower's
+    weights, the video tower's unread layers with zeros (a residual layer of zeros changes nothing).
+    """
+    config = model.config
+    tensors = {}
+    for name, tensor in saved_state(model, dtype).items():
+        if name.startswith("video_tower."):
+            for inner, value in _whole_tower(name.removeprefix("video_tower.clip."), tensor, config).items():
+                tensors[f"video_tower.vision_model.{inner}"] = value
+                tensors[f"image_tower.vision_model.{inner}"] = value.clone()
+        elif name.startswith("decoder."):
+            tensors[f"language_model.model.{name.removeprefix('decoder.')}"] = tensor
+        elif name.startswith("lm_head."):
+            tensors[f"language_model.{name}"] = tensor
+        else:
+            tensors[name.replace("projector.", "multi_modal_projector.", 1)] = tensor
+    write_directory(
+        path,
+        tensors,
+        {
+            "generation_config.json": _generation_config(config.text),
+            PREPROCESSOR: _preprocessor_config("VideoLlavaImageProcessor", config.vision),
+            CONFIG: {**config.to_hf(), "torch_dtype": _dtype_name(dtype)},
+        },
+    )
+
+
+def load_eventgpt(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> EventGpt:
+    """The event model from an EventGPT directory, ready to evaluate; raises CheckpointError as above."""
+    config = _read_config(path)
+    _require_architecture(path, config, "EventChat_llama", "EventGPT")
+    with torch.device("meta"):
+        model = EventGpt(EventGptConfig(LlamaConfig.from_hf(config), _visual_tower_config(path, config)))
+    return load_weights(model, path, _eventgpt_key, (), dtype, device)
+
+
+def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write the event model in EventGPT's published layout, its tower's config in a directory inside."""
+    tensors = {}
+    for name, tensor in saved_state(model, dtype).items():
+        if name.startswith("visual_tower."):
+            inner = name.removeprefix("visual_tower.clip.")
+            tensors[f"model.visual_tower.visual_tower.vision_model.{inner}"] = tensor
+        elif name.startswith("lm_head."):
+            tensors[name] = tensor
+        else:
+            tensors[f"model.{name.removeprefix('decoder.')}"] = tensor
+    preprocessor = _preprocessor_config("CLIPImageProcessor", model.config.vision)
+    config = {
+        **model.config.text.to_hf(),
+        "architectures": ["EventChatModel"],
+        "model_type": "EventChat_llama",
+        "mm_visual_tower": VISUAL_TOWER,
+        "event_feature_adaptor": True,
+        "torch_dtype": _dtype_name(dtype),
+    }
+    write_directory(
+        path,
+        tensors,
+        {
+            "generation_config.json": _generation_config(model.config.text),
+            PREPROCESSOR: preprocessor,
+            f"{VISUAL_TOWER}/{PREPROCESSOR}": preprocessor,
+            f"{VISUAL_TOWER}/{CONFIG}": model.config.vision.to_hf(),
+            CONFIG: config,
+        },
+    )
+
+
+def load_draft_head(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> EagleHead:
+    """A draft head from a directory that `save_draft_head` wrote; raises CheckpointError as above."""
+    config = EagleConfig.from_dict(_read_config(path))
+    with torch.device("meta"):
+        model = EagleHead(config)
+    return load_weights(model, path, str, (), dtype, device)
+
+
+def save_draft_head(model: EagleHead, path: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a draft head as `config.json` and `model.safetensors`."""
+    write_directory(path, saved_state(model, dtype), {CONFIG: model.config.to_dict()})
+
+
+def load_preprocessor_config(path: Path) -> dict[str, Any]:
+    """`preprocessor_config.json` of a checkpoint: what `frames.clip.ClipPreprocessor.from_config` reads."""
+    return read_json(path / PREPROCESSOR)
+
+
+def _video_llava_key(key: str) -> str:
+    """The parameter that a published key belongs to, whether its tensor is used or not."""
+    key = key.removeprefix("model.")
+    for published, ours in (
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "decoder."),
+        ("language_model.", "decoder."),
+        ("video_tower.", "video_tower.clip."),
+        ("multi_modal_projector.", "projector."),
+    ):
+        if key.startswith(published):
+            return canonical(ours + key.removeprefix(published))
+    return key
+
+
+def _eventgpt_key(key: str) -> str:
+    """The parameter that a published EventGPT key belongs to."""
+    for published, ours in (
+        ("model.visual_tower.visual_tower.", "visual_tower.clip."),
+        ("model.visual_projector.", "visual_projector."),
+        ("model.feature_adaptor.", "feature_adaptor."),
+        ("model.", "decoder."),
+    ):
+        if key.startswith(published):
+            return canonical(ours + key.removeprefix(published))
+    return key
+
+
+def _whole_tower(inner: str, tensor: Tensor, config: VideoLlavaConfig) -> dict[str, Tensor]:
+    """One tensor of the tower, and with one of the first layer its zero counterparts in unread layers."""
+    first = "encoder.layers.0."
+    unread = range(config.vision_layers, config.vision.num_hidden_layers) if inner.startswith(first) else ()
+    zeros = {inner.replace(first, f"encoder.layers.{n}."): torch.zeros_like(tensor) for n in unread}
+    return {inner: tensor, **zeros}
+
+
+def _unread_prefixes(config: VideoLlavaConfig) -> tuple[str, ...]:
+    """What is published and `VideoLlava` leaves out: the image tower, the video tower's last layers."""
+    unread = range(config.vision_layers, config.vision.num_hidden_layers)
+    return ("image_tower.", *(f"video_tower.clip.encoder.layers.{index}." for index in unread))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise CheckpointError(f"There is no checkpoint directory {path}; check the path.")
+    return read_json(path / CONFIG)
+
+
+def _require_architecture(path: Path, config: Mapping[str, Any], model_type: str, name: str) -> None:
+    if config.get("model_type") != model_type:
+        raise CheckpointError(
+            f"{path} is a checkpoint of model type {config.get('model_type')!r}, not a {name} "
+            f"({model_type!r}); point to a {name} checkpoint."
+        )
+
+
+def _visual_tower_config(path: Path, config: Mapping[str, Any]) -> ClipConfig:
+    """The tower `mm_visual_tower` names: a directory inside or beside the checkpoint, or CLIP-L/14-336."""
+    tower = Path(str(config.get("mm_visual_tower")))
+    for directory in (path / tower, path / tower.name, path.parent / tower.name):
+        if (directory / CONFIG).is_file():
+            found = read_json(directory / CONFIG)
+            return ClipConfig.from_hf(found.get("vision_config", found))
+    if tower.name == "clip-vit-large-patch14-336":
+        return CLIP_L_14_336
+    raise CheckpointError(
+        f"{path / CONFIG} names the visual tower {str(tower)!r}, which lies neither inside nor beside the "
+        "checkpoint; put the tower's directory there."
+    )
+
+
+def _generation_config(config: LlamaConfig) -> dict[str, Any]:
+    return {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+
+
+def _preprocessor_config(processor: str, config: ClipConfig) -> dict[str, Any]:
+    """CLIP's recipe for a tower's image size."""
+    return {
+        "image_processor_type": processor,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": config.image_size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
