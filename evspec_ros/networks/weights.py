@@ -62,8 +62,10 @@ def _weight_files(path: Path) -> list[Path]:
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if (path / INDEX).is_file():
-        shards = read_json(path / INDEX).get("weight_map", {})
-        files = [path / name for name in sorted(set(shards.values()))]
+        shards = read_json(path / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{path / INDEX} lists no weights; fetch the checkpoint again.")
+        files = [path / str(name) for name in sorted(set(shards.values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(
@@ -83,8 +85,8 @@ def _weight_files(path: Path) -> list[Path]:
 def _opened(file: Path, device: Device) -> Iterator[Any]:
     """An open safetensors file; CheckpointError where it is something else or cut off."""
     with file.open("rb") as stream:
-        start = stream.read(4)
-    if start[:1] == b"\x80" or start == b"PK\x03\x04":
+        start = stream.read(9)  # of safetensors: the header's length as u64, then the header's brace
+    if start[8:] != b"{" and start.startswith((b"\x80", b"PK\x03\x04")):
         raise CheckpointError(
             f"{file} is a pickle, which can run code when read, and not safetensors; convert the checkpoint."
         )
@@ -154,8 +156,10 @@ def saved_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def write_directory(path: Path, tensors: dict[str, Tensor], files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the weights, then the JSON `files` in their order; the last one makes the checkpoint complete."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Write the weights, then the JSON `files` in their order; the last one makes the checkpoint complete.
+
+    Raises CheckpointError where a file cannot be written; it is then as it was.
+    """
     with _replacing(path / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     for name, content in files.items():
@@ -163,8 +167,7 @@ def write_directory(path: Path, tensors: dict[str, Tensor], files: Mapping[str, 
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write one JSON object to its place in one step, making the directory where it is missing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write one JSON object to its place in one step; CheckpointError where it cannot be written."""
     with _replacing(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -172,12 +175,18 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 @contextmanager
 def _replacing(file: Path) -> Iterator[Path]:
     """A temporary file beside `file` that takes its place if the block succeeds and is removed if not."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(descriptor)
-    temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} cannot be written ({error}); free space or choose another directory."
+        ) from error

@@ -1,0 +1,429 @@
+"""Checkpoints: published layouts in and out, and every way in which one can be broken."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from random_models import CLIP, lively
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import VideoLlavaForConditionalGeneration
+
+from evspec_ros.errors import CheckpointError
+from evspec_ros.frames.clip import ClipPreprocessor
+from evspec_ros.networks.checkpoints import (
+    load_draft_head,
+    load_eventgpt,
+    load_preprocessor_config,
+    load_video_llava,
+    save_draft_head,
+    save_eventgpt,
+    save_video_llava,
+)
+from evspec_ros.networks.clip import CLIP_L_14_336
+from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.video_llava import VideoLlava
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def head(video_llava: VideoLlava) -> EagleHead:
+    """A random draft head."""
+    head = EagleHead(EagleConfig.for_target(video_llava.config.text, 64, 10)).eval()
+    lively(head)
+    return head
+
+
+@pytest.fixture
+def target(video_llava: VideoLlava, tmp_path: Path) -> Path:
+    """A saved target in single precision."""
+    save_video_llava(video_llava, tmp_path / "target", torch.float32)
+    return tmp_path / "target"
+
+
+@pytest.fixture
+def event_model(eventgpt: EventGpt, tmp_path: Path) -> Path:
+    """A saved event model in single precision."""
+    save_eventgpt(eventgpt, tmp_path / "event", torch.float32)
+    return tmp_path / "event"
+
+
+def assert_same(found: nn.Module, expected: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """All parameters equal after the expected ones went through `dtype`, and the model is set to evaluate."""
+    assert not found.training
+    state = found.state_dict()
+    assert state.keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert state[name].dtype == torch.float32
+        assert torch.equal(state[name], tensor.to(dtype).float()), name
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Save a checkpoint's weights again, changed."""
+    save_file(change(load_file(path / WEIGHTS)), path / WEIGHTS)
+
+
+def renamed(*pairs: tuple[str, str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Every key with its first matching prefix replaced."""
+
+    def rename(key: str) -> str:
+        for old, new in pairs:
+            if key.startswith(old):
+                return new + key.removeprefix(old)
+        return key
+
+    return lambda tensors: {rename(key): tensor for key, tensor in tensors.items()}
+
+
+def shard(path: Path, count: int = 3) -> None:
+    """Split a checkpoint's weights over `count` files and an index."""
+    tensors = load_file(path / WEIGHTS)
+    names = [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
+    weight_map = {key: names[index % count] for index, key in enumerate(tensors)}
+    for name in names:
+        save_file({key: tensors[key] for key in tensors if weight_map[key] == name}, path / name)
+    (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (path / WEIGHTS).unlink()
+
+
+def edit_config(path: Path, **entries: object) -> None:
+    """Change entries of config.json."""
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **entries}))
+
+
+# What is written is read back
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_target_comes_back(video_llava: VideoLlava, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Every parameter survives, rounded once to the precision on disk."""
+    save_video_llava(video_llava, tmp_path, dtype)
+    loaded = load_video_llava(tmp_path)
+    assert loaded.config == video_llava.config
+    assert_same(loaded, video_llava, dtype)
+
+
+def test_an_event_model_comes_back(eventgpt: EventGpt, tmp_path: Path) -> None:
+    """Every parameter survives in half precision."""
+    save_eventgpt(eventgpt, tmp_path)
+    loaded = load_eventgpt(tmp_path)
+    assert loaded.config == eventgpt.config
+    assert_same(loaded, eventgpt, torch.float16)
+
+
+def test_a_draft_head_comes_back(head: EagleHead, tmp_path: Path) -> None:
+    """A head's sizes, kind and parameters survive."""
+    save_draft_head(head, tmp_path)
+    loaded = load_draft_head(tmp_path)
+    assert loaded.config == head.config
+    assert_same(loaded, head, torch.float16)
+
+
+def test_a_loaded_target_computes_what_the_saved_one_did(video_llava: VideoLlava, target: Path) -> None:
+    """Nothing outside the parameters (position tables, position ids) is lost on the way."""
+    pixels = torch.randn(2, 3, CLIP.image_size, CLIP.image_size)
+    loaded = load_video_llava(target)
+    with torch.inference_mode():
+        video = video_llava.encode_frames(pixels)
+        assert torch.equal(loaded.encode_frames(pixels), video)
+        assert torch.equal(loaded.decoder(video[None]).hidden, video_llava.decoder(video[None]).hidden)
+
+
+def test_a_loaded_model_can_be_trained_further(target: Path) -> None:
+    """Loaded parameters take gradients."""
+    loaded = load_video_llava(target)
+    loaded.lm_head(
+        loaded.decoder(loaded.encode_frames(torch.zeros(1, 3, 32, 32))[None]).hidden
+    ).sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.decoder.layers.parameters())
+
+
+def test_weights_are_loaded_in_the_precision_asked_for(target: Path) -> None:
+    """dtype is that of every parameter in memory."""
+    loaded = load_video_llava(target, torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_saving_again_replaces_the_old_and_leaves_nothing_behind(
+    video_llava: VideoLlava, target: Path
+) -> None:
+    """A second save keeps foreign files (a tokenizer), and no temporary file stays."""
+    (target / "tokenizer.json").write_text("{}")
+    before = {file.name for file in target.iterdir()}
+    save_video_llava(video_llava, target, torch.float16)
+    assert {file.name for file in target.iterdir()} == before
+    assert_same(load_video_llava(target), video_llava, torch.float16)
+
+
+def test_the_preprocessor_of_a_checkpoint_is_clips(target: Path, event_model: Path) -> None:
+    """preprocessor_config.json describes CLIP's recipe at the tower's image size."""
+    for path in (target, event_model):
+        assert ClipPreprocessor.from_config(load_preprocessor_config(path)).size == CLIP.image_size
+
+
+# Published layouts
+
+
+def test_transformers_loads_a_saved_target_completely(target: Path, video_llava: VideoLlava) -> None:
+    """No key is missing or unexpected, and the unread parts are what the format's filling says."""
+    model, report = VideoLlavaForConditionalGeneration.from_pretrained(
+        target, output_loading_info=True, torch_dtype=torch.float32
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    pixels = torch.randn(1, 3, CLIP.image_size, CLIP.image_size)
+    with torch.inference_mode():
+        video = model.model.video_tower(pixels, output_hidden_states=True).hidden_states
+        image = model.model.image_tower(pixels, output_hidden_states=True).hidden_states
+    assert torch.equal(video[-1], video[-2])  # the unread layer changes nothing
+    assert torch.equal(image[-1], video[-1])
+
+
+def test_the_keys_on_disk_are_those_of_the_published_checkpoint(target: Path, event_model: Path) -> None:
+    """Both networks are written under the names that their makers use."""
+    video_llava, eventgpt = load_file(target / WEIGHTS), load_file(event_model / WEIGHTS)
+    assert {key.split(".")[0] for key in video_llava} == {
+        "image_tower",
+        "language_model",
+        "multi_modal_projector",
+        "video_tower",
+    }
+    for key in (
+        "language_model.model.layers.0.self_attn.q_proj.weight",
+        "language_model.lm_head.weight",
+        "video_tower.vision_model.encoder.layers.2.mlp.fc1.bias",
+        "image_tower.vision_model.pre_layrnorm.weight",
+        "multi_modal_projector.linear_2.bias",
+    ):
+        assert key in video_llava
+    for key in (
+        "model.visual_tower.visual_tower.vision_model.embeddings.class_embedding",
+        "model.visual_projector.2.weight",
+        "model.feature_adaptor.weight",
+        "model.layers.1.mlp.down_proj.weight",
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ):
+        assert key in eventgpt
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        (
+            ("language_model.model.", "model.language_model."),
+            ("language_model.lm_head.", "lm_head."),
+            ("video_tower.vision_model.", "model.video_tower."),
+            ("image_tower.vision_model.", "model.image_tower."),
+            ("multi_modal_projector.", "model.multi_modal_projector."),
+        ),
+        (
+            ("language_model.model.", "model.language_model."),
+            ("language_model.lm_head.", "lm_head."),
+            ("video_tower.", "model.video_tower."),
+            ("image_tower.", "model.image_tower."),
+            ("multi_modal_projector.", "model.multi_modal_projector."),
+        ),
+    ],
+    ids=["transformers 5", "transformers 4.52"],
+)
+def test_other_key_layouts_of_transformers_are_read(
+    video_llava: VideoLlava, target: Path, pairs: tuple[tuple[str, str], ...]
+) -> None:
+    """The names that later versions of transformers write mean the same parameters."""
+    rewrite(target, renamed(*pairs))
+    assert_same(load_video_llava(target), video_llava)
+
+
+def test_what_transformers_saves_is_read(video_llava: VideoLlava, target: Path, tmp_path: Path) -> None:
+    """A checkpoint that transformers itself wrote, config included, gives the same model."""
+    model = VideoLlavaForConditionalGeneration.from_pretrained(target, torch_dtype=torch.float32)
+    model.save_pretrained(tmp_path / "theirs")
+    loaded = load_video_llava(tmp_path / "theirs")
+    assert loaded.config == video_llava.config
+    assert_same(loaded, video_llava)
+
+
+def test_shards_and_an_index_are_read(video_llava: VideoLlava, target: Path) -> None:
+    """Weights over several files give the same model."""
+    shard(target)
+    assert_same(load_video_llava(target), video_llava)
+
+
+def test_buffers_that_old_versions_saved_are_ignored(video_llava: VideoLlava, target: Path) -> None:
+    """position_ids and inv_freq are no weights."""
+    old = {
+        "video_tower.vision_model.embeddings.position_ids": torch.arange(5)[None],
+        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+    }
+    rewrite(target, lambda tensors: {**tensors, **old})
+    assert_same(load_video_llava(target), video_llava)
+
+
+def test_an_event_models_tower_may_lie_beside_it(eventgpt: EventGpt, event_model: Path) -> None:
+    """mm_visual_tower with a foreign path is found by its name beside the checkpoint."""
+    shutil.move(event_model / "visual_tower", event_model.parent / "clip-tower")
+    edit_config(event_model, mm_visual_tower="/home/someone/models/clip-tower")
+    assert load_eventgpt(event_model).config == eventgpt.config
+
+
+def test_the_published_tower_needs_no_directory(event_model: Path) -> None:
+    """CLIP-L/14-336 is known by name: its shapes are then what the weights are held against."""
+    shutil.rmtree(event_model / "visual_tower")
+    edit_config(event_model, mm_visual_tower="openai/clip-vit-large-patch14-336")
+    with pytest.raises(CheckpointError, match=str(CLIP_L_14_336.hidden_size)):
+        load_eventgpt(event_model)
+
+
+# What is broken is refused in one sentence
+
+
+def assert_refused(load: Callable[[Path], object], path: Path, *parts: str) -> None:
+    """CheckpointError in one sentence that names the place and holds `parts`."""
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert message.endswith(".")
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("load", [load_video_llava, load_eventgpt, load_draft_head])
+def test_a_missing_directory_is_refused(load: Callable[[Path], object], tmp_path: Path) -> None:
+    """A path that does not exist is named."""
+    assert_refused(load, tmp_path / "nowhere", "no checkpoint directory")
+
+
+@pytest.mark.parametrize("load", [load_video_llava, load_eventgpt, load_draft_head])
+def test_an_empty_directory_is_refused(load: Callable[[Path], object], tmp_path: Path) -> None:
+    """A directory without config.json is no checkpoint."""
+    assert_refused(load, tmp_path, "has no config.json")
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "video_', "[]", "\x00\xff"])
+def test_a_damaged_config_is_refused(target: Path, content: str) -> None:
+    """A half-written config.json is named."""
+    (target / "config.json").write_text(content)
+    assert_refused(load_video_llava, target, "config.json")
+
+
+def test_another_architecture_is_refused(target: Path, event_model: Path) -> None:
+    """A target is no event model and the other way round; both are told apart by name."""
+    assert_refused(load_eventgpt, target, "'video_llava'", "EventGPT")
+    assert_refused(load_video_llava, event_model, "'EventChat_llama'", "Video-LLaVA")
+
+
+def test_the_authors_layout_is_refused_with_the_reason(target: Path) -> None:
+    """The original Video-LLaVA has attention over time, which this network has not."""
+    edit_config(target, model_type="llava", mm_video_tower="LanguageBind/LanguageBind_Video_merge")
+    assert_refused(load_video_llava, target, "attends over time", "Video-LLaVA-7B-hf")
+
+
+def test_missing_weights_are_refused(target: Path) -> None:
+    """A directory with a config alone says which files are missing."""
+    (target / WEIGHTS).unlink()
+    assert_refused(load_video_llava, target, WEIGHTS)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_weights_are_refused(target: Path, share: float) -> None:
+    """A file cut off anywhere is found before a model exists."""
+    content = (target / WEIGHTS).read_bytes()
+    (target / WEIGHTS).write_bytes(content[: int(share * len(content))])
+    assert_refused(load_video_llava, target, "half written")
+
+
+def test_a_missing_shard_is_refused(target: Path) -> None:
+    """A shard that the index lists and the directory lacks is named."""
+    shard(target)
+    (target / "model-00002-of-00003.safetensors").unlink()
+    assert_refused(load_video_llava, target, "model-00002-of-00003.safetensors")
+
+
+def test_an_index_without_a_map_is_refused(target: Path) -> None:
+    """An index that lists nothing is damaged."""
+    shard(target)
+    (target / INDEX).write_text(json.dumps({"weight_map": ["x"]}))
+    assert_refused(load_video_llava, target, INDEX)
+
+
+def test_all_problems_with_keys_are_listed_at_once(target: Path) -> None:
+    """Missing, unexpected and mis-shaped keys stand in one error."""
+
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        del tensors["language_model.model.norm.weight"]
+        tensors["multi_modal_projector.linear_1.bias"] = torch.zeros(3)
+        return {**tensors, "language_model.model.layers.9.extra": torch.zeros(1)}
+
+    rewrite(target, change)
+    assert_refused(
+        load_video_llava,
+        target,
+        "decoder.norm.weight is missing",
+        "multi_modal_projector.linear_1.bias has shape (3,) instead of (64,)",
+        "language_model.model.layers.9.extra is unexpected",
+    )
+
+
+def test_pickled_weights_are_refused(target: Path) -> None:
+    """pytorch_model.bin is named and never opened."""
+    (target / WEIGHTS).unlink()
+    (target / "pytorch_model.bin").write_bytes(b"anything")
+    assert_refused(load_video_llava, target, "pytorch_model.bin", "pickle")
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return pytest.fail, ("a pickle was loaded",)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch"])
+def test_a_pickle_in_disguise_is_refused_unread(target: Path, form: str) -> None:
+    """A pickle under the name of a safetensors file is recognised and not run."""
+    if form == "pickle":
+        (target / WEIGHTS).write_bytes(pickle.dumps(_Bomb()))
+    else:
+        torch.save({"bomb": _Bomb()}, target / WEIGHTS)
+    assert_refused(load_video_llava, target, "is a pickle")
+
+
+def test_an_unknown_visual_tower_is_refused(event_model: Path) -> None:
+    """A tower that is neither inside nor beside the checkpoint is named."""
+    edit_config(event_model, mm_visual_tower="elsewhere/siglip")
+    assert_refused(load_eventgpt, event_model, "elsewhere/siglip")
+
+
+def test_another_kind_of_head_is_refused(head: EagleHead, tmp_path: Path) -> None:
+    """A head of a kind that is not known is named."""
+    save_draft_head(head, tmp_path)
+    edit_config(tmp_path, kind="medusa")
+    with pytest.raises(CheckpointError, match="medusa"):
+        load_draft_head(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(
+    video_llava: VideoLlava, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that cannot be written to the end replace nothing, and their temporary file is removed."""
+
+    def fails(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+    monkeypatch.setattr("evspec_ros.networks.weights.save_file", fails)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save_video_llava(video_llava, target, torch.float16)
+    assert {file.name: file.read_bytes() for file in target.iterdir()} == before
