@@ -1,0 +1,138 @@
+"""What the node reports about itself: the figures of one description, and its health once a second."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from evspec_ros.describer import Description
+from evspec_ros.ros.ingest import StreamCounts
+
+SILENT_AFTER_S = 2.0  # a camera that sends nothing for this long is reported
+
+
+class DescriptionCounts:
+    """Counts the worker's descriptions and failures; safe between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from zero."""
+        with self._lock:
+            self.described = self.failed = self.tokens = 0
+            self.decode_ms = 0.0
+            self.problem = ""
+            self.last: Description | None = None
+            self.last_age_ms = 0.0
+
+    def add(self, description: Description, age_ms: float) -> None:
+        """Count one description, which was age_ms old when it was published."""
+        with self._lock:
+            self.described += 1
+            self.tokens += len(description.tokens)
+            self.decode_ms += description.latency_ms["decode"]
+            self.last, self.last_age_ms = description, age_ms
+            self.problem = ""
+
+    def fail(self, problem: str) -> None:
+        """Count one window that could not be described."""
+        with self._lock:
+            self.failed += 1
+            self.problem = problem
+
+    def values(self) -> dict[str, Any]:
+        """The figures for /diagnostics."""
+        with self._lock:
+            values: dict[str, Any] = {
+                "descriptions": self.described,
+                "failures": self.failed,
+                "tokens_per_second": round(1000 * self.tokens / self.decode_ms, 1) if self.decode_ms else 0.0,
+            }
+            if self.last is not None:
+                values |= {
+                    "last_age_ms": round(self.last_age_ms, 1),
+                    "last_total_ms": round(self.last.latency_ms["total"], 1),
+                    "mean_accepted_length": round(self.last.statistics.mean_accepted_length, 3),
+                    "acceptance_rate": round(self.last.statistics.acceptance_rate, 3),
+                    "lossless": self.last.lossless,
+                }
+            return values
+
+
+@dataclass(frozen=True)
+class Health:
+    """One line of /diagnostics before it becomes a message."""
+
+    name: str
+    level: bytes
+    message: str
+    values: Mapping[str, Any]
+
+    def as_message(self, node: str) -> DiagnosticStatus:
+        """The message, its name beginning with the node's."""
+        return DiagnosticStatus(
+            name=f"{node}: {self.name}",
+            hardware_id=node,
+            level=self.level,
+            message=self.message,
+            values=key_values(self.values),
+        )
+
+
+def key_values(values: Mapping[str, Any]) -> list[KeyValue]:
+    """Figures as diagnostic_msgs carries them."""
+    return [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+
+
+class StreamMonitor:
+    """Judges one input stream by what changed in its counts since the last report."""
+
+    def __init__(self, name: str, topic: str) -> None:
+        self._name, self._topic = name, topic
+        self._before = StreamCounts()
+        self._at = time.monotonic()
+
+    def report(self, counts: StreamCounts, received_at: float, more: Mapping[str, Any]) -> Health:
+        """Rates since the last report; refused messages are an error, losses and silence a warning."""
+        now = time.monotonic()
+        elapsed, before = now - self._at, self._before
+        if counts.messages < before.messages:  # the counts were reset
+            before = StreamCounts()
+        self._at, self._before = now, counts
+        age_s = now - received_at if received_at else None
+        values = {
+            "messages": counts.messages,
+            "messages_per_second": round((counts.messages - before.messages) / elapsed, 1),
+            self._name: counts.items,
+            f"{self._name}_per_second": round((counts.items - before.items) / elapsed, 1),
+            "age_s": "never" if age_s is None else round(age_s, 3),
+            "lost_messages": counts.lost,
+            "refused_messages": counts.refused,
+            "corrupt_words": counts.corrupt,
+            "restarts": counts.restarts,
+            "last_problem": counts.problem,
+            **more,
+        }
+        level, message = self._judge(counts, before, age_s)
+        return Health(self._name, level, message, values)
+
+    def _judge(self, counts: StreamCounts, before: StreamCounts, age_s: float | None) -> tuple[bytes, str]:
+        if counts.refused > before.refused:
+            return DiagnosticStatus.ERROR, counts.problem
+        if age_s is None:
+            return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} yet."
+        if age_s > SILENT_AFTER_S:
+            return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} for {age_s:.1f} s."
+        lost, corrupt = counts.lost - before.lost, counts.corrupt - before.corrupt
+        if lost or corrupt:
+            return DiagnosticStatus.WARN, (
+                f"On {self._topic}, {lost} messages were lost on the way and {corrupt} words were unreadable."
+            )
+        return DiagnosticStatus.OK, "receiving"

@@ -1,0 +1,356 @@
+"""The lifecycle node: it moves messages in and descriptions out, and leaves the rest to SceneDescriber."""
+
+from __future__ import annotations
+
+import array
+import json
+import threading
+import time
+from typing import Any
+
+from builtin_interfaces.msg import Time as TimeMessage
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from event_camera_msgs.msg import EventPacket
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.task import Future
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+from std_srvs.srv import Empty, Trigger
+
+from evspec_ros.describer import Description, SceneDescriber
+from evspec_ros.errors import EvspecError, RosError
+from evspec_ros.events import decoders
+from evspec_ros.ros.diagnostics import DescriptionCounts, Health, StreamMonitor
+from evspec_ros.ros.ingest import EventStream, ImageStream, Window, newest_end_ns, newest_window
+from evspec_ros.ros.mailbox import Mailbox
+from evspec_ros.ros.overlay import draw_overlay
+from evspec_ros.ros.parameters import LiveSettings, Settings
+
+EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)  # as drivers publish
+LOG_PERIOD_S = 5.0  # a problem that repeats is logged this often; the counts in /diagnostics miss none
+
+
+class DeactivatedError(EvspecError):
+    """Stops a description that is being written when the node is deactivated."""
+
+
+class EvspecNode(LifecycleNode):
+    """Subscribes `events` and `image`; publishes ~/description, ~/result and what goes with them.
+
+    The executor's thread decodes and stores what arrives, in order; a worker thread describes the newest
+    window.
+    """
+
+    def __init__(self, **node_options: Any) -> None:
+        """Raises RosError for a parameter that cannot be what it was started with."""
+        super().__init__("evspec", **node_options)
+        self._settings = LiveSettings(self, lambda: self._describer is not None, self._restart_period)
+        self._describer: SceneDescriber | None = None
+        self._worker: threading.Thread | None = None
+        self._mailbox: Mailbox[Future] = Mailbox()
+        self._counts = DescriptionCounts()
+        self._period: Any = None
+        self._problem = ""  # why the last transition failed
+        self._new_streams()
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        steady = Clock(
+            clock_type=ClockType.STEADY_TIME
+        )  # in simulated time too, even while that stands still
+        self.create_timer(1.0, self._publish_diagnostics, clock=steady)
+        self.create_service(Trigger, "~/describe", self._describe_on_request)
+        self.create_service(Empty, "~/reset_statistics", self._reset_statistics)
+        self._jump = self.get_clock().create_jump_callback(
+            JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True),
+            post_callback=lambda _: self._forget_streams(),
+        )
+        if self._settings.current.autostart:
+            self._autostart = self.create_timer(0.0, self._start, clock=steady)
+
+    # Lifecycle
+
+    def _start(self) -> None:
+        """Configure and activate once the node spins; a failure leaves it where a manager can try again."""
+        self.destroy_timer(self._autostart)
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the checkpoints and warm up; a failure is logged and leaves the node unconfigured."""
+        settings = self._settings.current
+        started = time.monotonic()
+        try:
+            describer = self._load(settings)
+        except EvspecError as error:
+            self._problem = str(error)
+            self.get_logger().error(self._problem)
+            return TransitionCallbackReturn.FAILURE
+        self._problem = ""
+        self._new_streams()
+        self._description = self.create_lifecycle_publisher(String, "~/description", 10)
+        self._partial = self.create_lifecycle_publisher(String, "~/description/partial", 10)
+        self._result = self.create_lifecycle_publisher(String, "~/result", 10)
+        self._overlay = self.create_lifecycle_publisher(Image, "~/overlay", qos_profile_sensor_data)
+        self._latency = self.create_lifecycle_publisher(DiagnosticArray, "~/latency", 10)
+        self._describer = describer
+        took_s = time.monotonic() - started
+        self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {settings.drafter}.")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to both cameras and start describing."""
+        result = super().on_activate(state)  # enables the publishers, before anyone uses them
+        self._mailbox = Mailbox()
+        self._offered_ns = 0
+        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="describe")
+        self._worker.start()
+        self._subscriptions_in = [
+            self.create_subscription(EventPacket, "events", self._on_events, EVENT_QOS),
+            self.create_subscription(Image, "image", self._on_image, qos_profile_sensor_data),
+        ]
+        self._restart_period()
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe and stop describing; a description that is being written is left unfinished."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of the networks and the publishers."""
+        self._release()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop whatever runs; the node cannot be configured again."""
+        self._stop()
+        self._release()
+        return super().on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        """Stop the worker, then destroy the node."""
+        self._stop()
+        super().destroy_node()
+
+    def _load(self, settings: Settings) -> SceneDescriber:
+        target, event_model, draft_head = settings.checkpoints
+        describer = SceneDescriber.load(
+            target, event_model, draft_head,
+            drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
+        )  # fmt: skip
+        describer.warm_up()
+        decoders.warm_up()
+        return describer
+
+    def _new_streams(self) -> None:
+        settings = self._settings.current
+        self._events = EventStream(
+            settings.event_buffer_s,
+            settings.event_buffer_mb * 1_000_000,
+            follow_sensor_clock=settings.event_time == "sensor",
+        )
+        self._images = ImageStream(settings.frames_seconds, settings.max_frames)
+        self._event_monitor = StreamMonitor("events", self.resolve_topic_name("events"))
+        self._image_monitor = StreamMonitor("frames", self.resolve_topic_name("image"))
+
+    def _stop(self) -> None:
+        if self._worker is None:
+            return
+        for subscription in self._subscriptions_in:
+            self.destroy_subscription(subscription)
+        if self._period is not None:
+            self.destroy_timer(self._period)
+            self._period = None
+        _answer(self._mailbox.close(), "The node was deactivated.")
+        self._worker.join()
+        self._worker = None
+
+    def _release(self) -> None:
+        if self._describer is None:
+            return
+        for publisher in (self._description, self._partial, self._result, self._overlay, self._latency):
+            self.destroy_lifecycle_publisher(publisher)
+        self._describer = None
+
+    # Messages in
+
+    def _on_events(self, packet: EventPacket) -> None:
+        self._store(self._events, packet)
+
+    def _on_image(self, image: Image) -> None:
+        self._store(self._images, image)
+
+    def _store(self, stream: EventStream | ImageStream, message: EventPacket | Image) -> None:
+        """Store one message and, where a window's worth of time has passed, ask for a description."""
+        try:
+            stream.add(message, _nanoseconds(message.header.stamp))
+        except EvspecError as error:
+            self.get_logger().warning(str(error), throttle_duration_sec=LOG_PERIOD_S)
+            return
+        settings = self._settings.current
+        end_ns = newest_end_ns(self._events, self._images)
+        if settings.trigger != "continuous" or end_ns is None:
+            return
+        if abs(end_ns - self._offered_ns) >= settings.window_ms * 1e6:  # time may have jumped back
+            self._offered_ns = end_ns
+            self._mailbox.offer()
+
+    def _restart_period(self) -> None:
+        """Have a timer in ROS time ask for descriptions while trigger is period."""
+        if self._period is not None:
+            self.destroy_timer(self._period)
+            self._period = None
+        settings = self._settings.current
+        if self._worker is not None and settings.trigger == "period":
+            self._period = self.create_timer(settings.period_s, self._mailbox.offer)
+
+    def _forget_streams(self) -> None:
+        """Time jumped: what is in the buffers belongs to another time."""
+        self._events.restart()
+        self._images.restart()
+        self._offered_ns = 0
+
+    # Descriptions out, in the worker's thread
+
+    def _work(self, mailbox: Mailbox[Future]) -> None:
+        while (waiting := mailbox.take()) is not None:
+            success, message = self._try_to_describe(mailbox)
+            _answer(waiting, message, success=success)
+
+    def _try_to_describe(self, mailbox: Mailbox[Future]) -> tuple[bool, str]:
+        """Whether it succeeded, and the text or what went wrong."""
+        try:
+            return True, self._describe_newest(mailbox)
+        except (EvspecError, RuntimeError) as error:  # RuntimeError: torch, out of memory among others
+            if not mailbox.closed and self.context.ok():
+                self._counts.fail(str(error))
+                self.get_logger().error(
+                    f"A window could not be described: {error}", throttle_duration_sec=LOG_PERIOD_S
+                )
+            return False, str(error)
+
+    def _describe_newest(self, mailbox: Mailbox[Future]) -> str:
+        settings = self._settings.current
+        window = newest_window(
+            self._events, self._images, round(settings.window_ms * 1e6), settings.frames_seconds
+        )
+        if window is None:
+            topic = self.resolve_topic_name("image")
+            raise RosError(f"No image has arrived on {topic} yet, so nothing can be described.")
+        assert self._describer is not None
+        description = self._describer.describe(
+            window.events,
+            window.frames,
+            prompt=settings.prompt,
+            stamp_ns=window.stamp_ns,
+            limits=settings.limits,
+            on_text=lambda text: self._on_text(text, mailbox),
+        )
+        self._publish(description, window)
+        return description.text
+
+    def _on_text(self, text: str, mailbox: Mailbox[Future]) -> None:
+        if mailbox.closed:
+            raise DeactivatedError("The node was deactivated.")
+        if self._partial.get_subscription_count():
+            self._partial.publish(String(data=text))
+
+    def _publish(self, description: Description, window: Window) -> None:
+        age_ms = (self.get_clock().now().nanoseconds - description.stamp_ns) / 1e6
+        self._counts.add(description, age_ms)
+        self._description.publish(String(data=description.text))
+        result = description.as_dict() | {
+            "age_ms": age_ms,
+            "replaced_windows": self._mailbox.replaced,
+            "lost_messages": self._events.counts.lost,
+            "dropped_events": self._events.dropped,
+        }
+        self._result.publish(String(data=json.dumps(result)))
+        self._latency.publish(self._latency_message(description, age_ms))
+        if self._overlay.get_subscription_count():
+            self._overlay.publish(_overlay_message(description, window))
+
+    def _latency_message(self, description: Description, age_ms: float) -> DiagnosticArray:
+        values = {f"{stage}_ms": round(duration, 3) for stage, duration in description.latency_ms.items()}
+        values |= {
+            "age_ms": round(age_ms, 3),
+            "tokens": len(description.tokens),
+            "mean_accepted_length": round(description.statistics.mean_accepted_length, 3),
+        }
+        health = Health("latency", DiagnosticStatus.OK, "one description", values)
+        message = DiagnosticArray(status=[health.as_message(self.get_fully_qualified_name())])
+        message.header.stamp = Time(nanoseconds=description.stamp_ns).to_msg()
+        return message
+
+    # Services and diagnostics
+
+    async def _describe_on_request(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Answer with the text of the newest window, once it is written."""
+        if self._worker is None:
+            response.message = "The node is not active; activate it first."
+            return response
+        answer = Future(executor=self.executor)
+        answer.add_done_callback(lambda _: None)  # a callback is what wakes the executor
+        self._mailbox.offer(answer)
+        response.success, response.message = await answer
+        return response
+
+    def _reset_statistics(self, _: Empty.Request, response: Empty.Response) -> Empty.Response:
+        self._events.reset_counts()
+        self._images.reset_counts()
+        self._mailbox.reset_count()
+        self._counts.reset()
+        return response
+
+    def _publish_diagnostics(self) -> None:
+        healths = [self._own_health()]
+        if self._worker is not None:
+            events, images = self._events, self._images
+            more = {"dropped_events": events.dropped}
+            healths.append(self._event_monitor.report(events.counts, events.received_at, more))
+            healths.append(self._image_monitor.report(images.counts, images.received_at, {}))
+        message = DiagnosticArray(
+            status=[health.as_message(self.get_fully_qualified_name()) for health in healths]
+        )
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+    def _own_health(self) -> Health:
+        values = self._counts.values() | {
+            "replaced_windows": self._mailbox.replaced,
+            "drafter": self._settings.current.drafter,
+            "last_error": self._problem or self._counts.problem,
+        }
+        return Health("descriptions", *self._judge(), values)
+
+    def _judge(self) -> tuple[bytes, str]:
+        if self._problem:
+            return DiagnosticStatus.ERROR, self._problem
+        if self._worker is None:
+            return DiagnosticStatus.OK, "inactive" if self._describer else "unconfigured"
+        if not self._worker.is_alive():
+            return DiagnosticStatus.ERROR, "The describing thread died, see the log; restart the node."
+        if self._counts.problem:
+            return DiagnosticStatus.ERROR, self._counts.problem
+        return DiagnosticStatus.OK, "describing"
+
+
+def _answer(waiting: list[Future], message: str, *, success: bool = False) -> None:
+    for future in waiting:
+        future.set_result((success, message))
+
+
+def _nanoseconds(stamp: TimeMessage) -> int:
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def _overlay_message(description: Description, window: Window) -> Image:
+    picture = draw_overlay(window.frames[-1].image, window.events, description.text)
+    height, width = picture.shape[:2]
+    message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+    message.header.stamp = Time(nanoseconds=description.stamp_ns).to_msg()
+    message.data = array.array("B", picture.tobytes())
+    return message

@@ -1,0 +1,40 @@
+"""The picture of ~/overlay: the newest frame, the window's events on it, the description below."""
+
+from __future__ import annotations
+
+import textwrap
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from evspec_ros.events.types import Events
+
+DARKER, BRIGHTER = (0, 0, 255), (255, 0, 0)  # RGB, the colours of EventGPT's event images
+MIN_WIDTH = 480  # narrower frames are enlarged, or the caption could not be read
+FONT, SCALE, LINE_HEIGHT, MARGIN = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 18, 8
+CHARACTER_WIDTH = 8  # pixels, of the font at this scale
+
+
+def draw_overlay(frame: NDArray[np.uint8], events: Events, caption: str) -> NDArray[np.uint8]:
+    """RGB uint8 [height, width, 3]: frame, enlarged to at least 480 columns, with events and caption."""
+    height, width = frame.shape[:2]
+    if width < MIN_WIDTH:
+        height, width = round(height * MIN_WIDTH / width), MIN_WIDTH
+    picture = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    _draw_events(picture, events)
+    lines = textwrap.wrap(caption, (width - 2 * MARGIN) // CHARACTER_WIDTH) or [""]
+    strip = np.zeros((len(lines) * LINE_HEIGHT + MARGIN, width, 3), np.uint8)
+    for number, line in enumerate(lines, start=1):
+        cv2.putText(strip, line, (MARGIN, number * LINE_HEIGHT), FONT, SCALE, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate([picture, strip])
+
+
+def _draw_events(picture: NDArray[np.uint8], events: Events) -> None:
+    """Colour one pixel per event; both cameras are taken to see the same scene at their own resolution."""
+    if not len(events):
+        return
+    height, width = picture.shape[:2]
+    rows = events.y.astype(np.intp) * height // events.height
+    columns = events.x.astype(np.intp) * width // events.width
+    picture[rows, columns] = np.array([DARKER, BRIGHTER], np.uint8)[events.p]

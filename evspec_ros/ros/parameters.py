@@ -1,0 +1,188 @@
+"""The node's parameters: one typed table, their declaration on a node and the check of every change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from evspec_ros.describer import DEFAULT_PROMPT, Limits
+from evspec_ros.errors import RosError
+from evspec_ros.ros.files import share_directory
+from evspec_ros.speculative.registry import DRAFTERS
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a parameter may be: low <= value <= high, or one of choices; live: it may change while running."""
+
+    description: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    live: bool = False
+
+
+def _row(default: Any, description: str, **constraint: Any) -> Any:
+    return field(default=default, metadata={"constraint": Constraint(description, **constraint)})
+
+
+def _shipped(checkpoint: str) -> Any:
+    def path() -> str:
+        return str(share_directory() / "models" / checkpoint)
+
+    return path
+
+
+def _checkpoint(name: str, description: str) -> Any:
+    return field(default_factory=_shipped(name), metadata={"constraint": Constraint(description)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One row per parameter of the node: name, type, default, description and bounds."""
+
+    target: str = _checkpoint("tiny_video_llava", "directory of the target, a Video-LLaVA checkpoint")
+    event_model: str = _checkpoint(
+        "tiny_eventgpt", "directory of the event model, of EventGPT's kind; may be empty"
+    )
+    draft_head: str = _checkpoint("tiny_eagle", "directory of the draft head's checkpoint; may be empty")
+    device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
+    dtype: str = _row("float32", "the networks' precision", choices=("float32", "float16", "bfloat16"))
+    drafter: str = _row("eagle", "what drafts: " + ", ".join(DRAFTERS), choices=tuple(DRAFTERS))
+    autostart: bool = _row(True, "configure and activate at once, with no lifecycle manager")
+
+    trigger: str = _row(
+        "continuous",
+        "describe as often as the networks manage, every period_s seconds, or when ~/describe is called",
+        choices=("continuous", "period", "on_request"),
+        live=True,
+    )
+    period_s: float = _row(
+        1.0, "seconds between descriptions with trigger=period", low=0.05, high=3600.0, live=True
+    )
+    prompt: str = _row(DEFAULT_PROMPT, "what the target is asked", live=True)
+    max_new_tokens: int = _row(
+        Limits.max_new_tokens, "longest description in tokens", low=1, high=2048, live=True
+    )
+    temperature: float = _row(
+        Limits.temperature, "0 is greedy, above it samples", low=0.0, high=5.0, live=True
+    )
+    top_p: float = _row(
+        Limits.top_p, "sample from the smallest set of tokens this probable", low=0.01, high=1.0, live=True
+    )
+    top_k: int = _row(Limits.top_k, "sample from this many tokens, 0 for all", low=0, high=100_000, live=True)
+    seed: int = _row(Limits.seed, "seed of the sampling", low=0, high=2**31 - 1, live=True)
+    n_max: int = _row(Limits.n_max, "drafted tokens in a row", low=1, high=64, live=True)
+    tree_size: int = _row(Limits.tree_size, "nodes of the draft tree", low=1, high=256, live=True)
+    p_min: float = _row(Limits.p_min, "stop drafting below this confidence", low=0.0, high=1.0, live=True)
+
+    window_ms: float = _row(50.0, "length of the event window", low=1.0, high=100.0, live=True)
+    frames_seconds: float = _row(2.0, "the eight frames are spread over this long", low=0.05, high=60.0)
+    max_frames: int = _row(256, "most frames kept in memory", low=8, high=4096)
+    event_buffer_s: float = _row(1.0, "seconds of events kept in memory", low=0.1, high=30.0)
+    event_buffer_mb: int = _row(256, "most megabytes of events kept in memory", low=1, high=16_384)
+    event_time: str = _row(
+        "sensor",
+        "the events' own clock: sensor (its offset to ROS time is tracked) or ros (already ROS time)",
+        choices=("sensor", "ros"),
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """The decoding limits among the parameters."""
+        return Limits(**{row.name: getattr(self, row.name) for row in fields(Limits)})
+
+    @property
+    def checkpoints(self) -> tuple[Path, Path | None, Path | None]:
+        """Paths of the target, the event model and the draft head; an empty path is None."""
+        return Path(self.target), _optional_path(self.event_model), _optional_path(self.draft_head)
+
+
+def _optional_path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+ROWS: dict[str, Constraint] = {row.name: row.metadata["constraint"] for row in fields(Settings)}
+
+
+def declare(node: Node) -> Settings:
+    """Declare every parameter on the node and return its start values; RosError for a bad one."""
+    defaults = Settings()
+    try:
+        for name in ROWS:
+            node.declare_parameter(name, getattr(defaults, name), _descriptor(name, defaults))
+    except ParameterException as error:
+        raise RosError(f"The node cannot start: {error}.") from error
+    return changed(defaults, {name: node.get_parameter(name).value for name in ROWS})
+
+
+def _descriptor(name: str, defaults: Settings) -> ParameterDescriptor:
+    row, default = ROWS[name], getattr(defaults, name)
+    descriptor = ParameterDescriptor(name=name, description=row.description)
+    descriptor.additional_constraints = " ".join(
+        [f"One of {', '.join(row.choices)}."] * bool(row.choices)
+        + ["Changeable while running." if row.live else "Read when the node is configured."]
+    )
+    if isinstance(default, float):
+        descriptor.dynamic_typing = True  # takes `1` where `1.0` is meant; changed() checks the rest
+        descriptor.floating_point_range = [FloatingPointRange(from_value=row.low, to_value=row.high)]
+    elif row.low is not None and row.high is not None:
+        descriptor.integer_range = [IntegerRange(from_value=int(row.low), to_value=int(row.high))]
+    return descriptor
+
+
+def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Settings with other values, each checked against its row; RosError says which one is wrong and why."""
+    checked = {name: _checked(name, value, getattr(settings, name)) for name, value in values.items()}
+    return replace(settings, **checked)
+
+
+def _checked(name: str, value: Any, current: Any) -> Any:
+    row = ROWS[name]
+    if isinstance(current, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(current):
+        raise RosError(f"Parameter {name} is {value!r}, but has to be a {type(current).__name__}.")
+    if row.choices and value not in row.choices:
+        raise RosError(f"Parameter {name} is {value!r}, but has to be one of {', '.join(row.choices)}.")
+    if row.low is not None and row.high is not None and not row.low <= value <= row.high:
+        raise RosError(f"Parameter {name} is {value}, but has to lie between {row.low:g} and {row.high:g}.")
+    return value
+
+
+class LiveSettings:
+    """The settings of a running node, replaced as a whole at every accepted change.
+
+    `configured()` says whether the node is past configuring, when only the rows marked live may change.
+    """
+
+    def __init__(self, node: Node, configured: Callable[[], bool], on_change: Callable[[], None]) -> None:
+        self.current = declare(node)
+        self._configured = configured
+        self._on_change = on_change
+        node.add_on_set_parameters_callback(self._set)
+
+    def _set(self, parameters: list[Parameter]) -> SetParametersResult:
+        values = {parameter.name: parameter.value for parameter in parameters if parameter.name in ROWS}
+        try:
+            self._refuse_fixed(values)
+            self.current = changed(self.current, values)
+        except RosError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self._on_change()
+        return SetParametersResult(successful=True)
+
+    def _refuse_fixed(self, values: Mapping[str, Any]) -> None:
+        fixed = [name for name in values if not ROWS[name].live]
+        if fixed and self._configured():
+            raise RosError(
+                f"Parameter {fixed[0]} is read when the node is configured: deactivate and clean up the node "
+                "first, set it, then configure it again."
+            )

@@ -1,0 +1,240 @@
+"""Plays a recording over DDS at real speed, as a driver would: `python -m evspec_ros.ros.player RECORDING`.
+
+Events go out as libcaer packets and frames as rgb8 images, whatever the recording's format, because times are
+shifted to now and run on when the recording is played again; a stateful encoding could not say that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import heapq
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evspec_ros.errors import EvspecError, RecordingError, RosError
+from evspec_ros.events.encoders import encode_libcaer
+from evspec_ros.events.types import Events
+from evspec_ros.frames.types import Frame
+from evspec_ros.recordings import open_recording
+from evspec_ros.recordings.bag_writer import in_time_order
+from evspec_ros.recordings.recording import Recording
+from evspec_ros.ros.requirements import require_ros
+
+if TYPE_CHECKING:
+    from event_camera_msgs.msg import EventPacket
+    from sensor_msgs.msg import Image
+
+PACKET_NS = 5_000_000  # events of this long share a packet, like a driver's
+LEAD_S = 0.2  # between the subscribers being there and the first message
+LINGER_S = 0.5  # after the last message, for DDS to deliver it
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a moment of the recording goes out: (t - start_ns) / rate after begin_ns, lap after lap.
+
+    begin_ns: ROS time of the recording's first moment; lap_ns: length of the recording.
+    """
+
+    begin_ns: int
+    start_ns: int
+    lap_ns: int
+    rate: float
+
+    def to_ros(self, t: Any, lap: int) -> Any:
+        """ROS nanoseconds of recording time t, an integer or an int64 array, in the given lap."""
+        elapsed = t - self.start_ns + lap * self.lap_ns
+        if self.rate != 1.0:
+            elapsed = elapsed / self.rate
+            elapsed = elapsed.astype(np.int64) if isinstance(elapsed, np.ndarray) else round(elapsed)
+        return self.begin_ns + elapsed
+
+    def to_recording(self, ros_ns: int) -> int:
+        """The moment of the recording that was played at ROS time ros_ns."""
+        return self.start_ns + round((ros_ns - self.begin_ns) * self.rate) % self.lap_ns
+
+
+@dataclass
+class Played:
+    """What was sent. late_ms: by how much the latest message missed its time."""
+
+    packets: int = 0
+    events: int = 0
+    frames: int = 0
+    late_ms: float = 0.0
+
+
+def event_packets(recording: Recording, period_ns: int = PACKET_NS) -> Iterator[Events]:
+    """The recording's events in time order, cut at multiples of period_ns; none of the packets is empty."""
+    carried: Events | None = None
+    for piece in recording.events():
+        joined = piece if carried is None else Events.concatenate((carried, piece), piece.width, piece.height)
+        joined = in_time_order(joined)
+        periods = joined.t // period_ns
+        cuts = np.flatnonzero(np.diff(periods)) + 1
+        bounds = [0, *cuts.tolist(), len(joined)]
+        for first, last in itertools.pairwise(bounds[:-1]):
+            yield joined[first:last]
+        carried = joined[bounds[-2] :]
+    if carried is not None:
+        yield carried
+
+
+def timeline(recording: Recording) -> Iterator[tuple[int, Events | Frame]]:
+    """Everything in the recording with the time at which a camera would send it, in that order."""
+    packets = ((int(events.t[-1]), 0, events) for events in event_packets(recording))
+    frames = ((frame.stamp_ns, 1, frame) for frame in recording.frames())
+    for t, _, item in heapq.merge(packets, frames, key=lambda entry: entry[:2]):
+        yield t, item
+
+
+class Player:
+    """Publishes a recording on `events` and `image`, best effort as drivers do."""
+
+    def __init__(self, recording: Recording) -> None:
+        from event_camera_msgs.msg import EventPacket
+        from rclpy.node import Node
+        from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+        from sensor_msgs.msg import Image
+
+        if recording.stop_ns <= recording.start_ns:
+            raise RecordingError(
+                f"The recording {recording.path} holds neither events nor frames; nothing to play."
+            )
+        self.recording = recording
+        self.node = Node("evspec_player")
+        self._event_packet, self._image = EventPacket, Image
+        event_qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._events = self.node.create_publisher(EventPacket, "events", event_qos)
+        self._frames = self.node.create_publisher(Image, "image", qos_profile_sensor_data)
+        self._seq = 0
+
+    def wait_for_subscribers(self, timeout_s: float) -> None:
+        """Return when both topics have a subscriber; RosError after timeout_s."""
+        deadline = time.monotonic() + timeout_s
+        while not (self._events.get_subscription_count() and self._frames.get_subscription_count()):
+            if time.monotonic() > deadline:
+                raise RosError(
+                    f"Nobody subscribed to {self._events.topic_name} and {self._frames.topic_name} within "
+                    f"{timeout_s:g} s; start the node in the same ROS domain first."
+                )
+            time.sleep(0.02)
+
+    def schedule(self, rate: float) -> Schedule:
+        """A schedule that begins a moment from now."""
+        start_ns, stop_ns = self.recording.start_ns, self.recording.stop_ns
+        return Schedule(time.time_ns() + round(LEAD_S * 1e9), start_ns, stop_ns - start_ns, rate)
+
+    def play(self, schedule: Schedule, seconds: float) -> Played:
+        """Send everything due in the first `seconds` of the schedule, each at its time, lap after lap."""
+        played, lap = Played(), 0
+        while True:
+            for t, item in timeline(self.recording):
+                due_ns = schedule.to_ros(t, lap)
+                if due_ns - schedule.begin_ns > seconds * 1e9:
+                    time.sleep(LINGER_S)
+                    return played
+                message = self._message(item, schedule, lap)
+                _sleep_until(due_ns)
+                self._send(message, item, played)
+                played.late_ms = max(played.late_ms, (time.time_ns() - due_ns) / 1e6)
+            lap += 1
+
+    def _message(self, item: Events | Frame, schedule: Schedule, lap: int) -> EventPacket | Image:
+        if isinstance(item, Events):
+            return self._packet_message(item, schedule.to_ros(item.t, lap))
+        return self._frame_message(item, schedule.to_ros(item.stamp_ns, lap))
+
+    def _send(self, message: EventPacket | Image, item: Events | Frame, played: Played) -> None:
+        if isinstance(item, Events):
+            self._events.publish(message)
+            played.packets += 1
+            played.events += len(item)
+        else:
+            self._frames.publish(message)
+            played.frames += 1
+
+    def _packet_message(self, events: Events, t: np.ndarray[Any, np.dtype[np.int64]]) -> EventPacket:
+        base = int(t[0])
+        shifted = Events(t, events.x, events.y, events.p, events.width, events.height)
+        message = self._event_packet(
+            width=events.width, height=events.height, seq=self._seq, time_base=base, encoding="libcaer"
+        )
+        _stamp(message, base)
+        message.events = array.array("B", encode_libcaer(shifted, base))
+        self._seq += 1
+        return message
+
+    def _frame_message(self, frame: Frame, stamp_ns: int) -> Image:
+        height, width, _ = frame.image.shape
+        message = self._image(width=width, height=height, encoding="rgb8", step=3 * width)
+        _stamp(message, stamp_ns)
+        message.data = array.array("B", frame.image.tobytes())
+        return message
+
+
+def _stamp(message: Any, stamp_ns: int) -> None:
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 1_000_000_000)
+
+
+def _sleep_until(ros_ns: int) -> None:
+    wait_ns = ros_ns - time.time_ns()
+    if wait_ns > 0:
+        time.sleep(wait_ns / 1e9)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play one recording; prints a JSON line with the schedule before and one with what was sent after."""
+    parser = argparse.ArgumentParser(prog="python -m evspec_ros.ros.player", description=__doc__)
+    parser.add_argument("recording", type=Path)
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="play this long, over and over if need be"
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 is real time")
+    parser.add_argument("--wait", type=float, default=30.0, help="seconds to wait for subscribers")
+    parser.add_argument(
+        "--ros-args", nargs=argparse.REMAINDER, default=[], help="remappings, as of any ROS node"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        require_ros()
+        _play(options)
+    except EvspecError as error:
+        print(f"evspec player: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _play(options: argparse.Namespace) -> None:
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    recording = open_recording(options.recording)
+    rclpy.init(args=["--ros-args", *options.ros_args], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        player = Player(recording)
+        player.wait_for_subscribers(options.wait)
+        schedule = player.schedule(options.rate)
+        _say(vars(schedule))
+        _say(vars(player.play(schedule, options.seconds)))
+    finally:
+        rclpy.shutdown()
+
+
+def _say(fields: dict[str, Any]) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
