@@ -61,7 +61,7 @@ def generate(
         tokens = verify(NO_DRAFT, output.logits, sampling, generator).tokens
         tally.prefill_ms = watch.lap()
         if on_tokens is not None:
-            on_tokens(tokens)
+            on_tokens(list(tokens))
         watch.lap()
 
         if not _complete(tokens, max_new_tokens, target.end_tokens):

@@ -24,6 +24,8 @@ ROOT = -1  # the parent of a node that directly follows the root token
 class DraftTree:
     """N drafted tokens, parents before children, siblings in the order in which they are to be tried.
 
+    Siblings should differ: of two that are alike only the first is followed.
+
     tokens: int64 [N]; parents: int64 [N], node indices, -1 = the root; depths: int64 [N], 1 below the root;
     probabilities: float32 [N], the drafter's probability of each token given its ancestors.
     distributions: float32 [N, V] on the CPU, the distribution that node i was drawn from (after temperature,

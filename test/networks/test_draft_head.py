@@ -1,0 +1,90 @@
+"""EAGLE's draft head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.llama import LlamaConfig
+from evspec_ros.networks.tiny import tiny_video_llava
+from evspec_ros.networks.video_llava import VideoLlava
+
+TARGET = LlamaConfig(40, 32, 48, 2, 4, 2, 8, max_positions=64)
+EVENTS, ROWS = 6, 9
+
+
+def _head() -> EagleHead:
+    torch.manual_seed(0)
+    head = EagleHead(EagleConfig.for_target(TARGET, event_size=12, event_rows=EVENTS)).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(std=0.3)
+    return head
+
+
+def _inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(1, ROWS, 32), torch.randn(1, ROWS, 32), torch.randn(1, EVENTS, 12)
+
+
+@torch.inference_mode()
+def test_a_cached_sequence_gives_what_one_pass_gives() -> None:
+    """Events and three rows, then one row, then five."""
+    head, (embeddings, features, events) = _head(), _inputs()
+    whole = head(embeddings, features, events)
+    cache = head.new_cache(EVENTS + ROWS)
+    parts = [
+        head(embeddings[:, a:b], features[:, a:b], events if a == 0 else None, cache)
+        for a, b in ((0, 3), (3, 4), (4, 9))
+    ]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_filling_the_cache_serves_the_next_row_as_a_pass_does() -> None:
+    """Keys and values alone are enough for what comes after."""
+    head, (embeddings, features, events) = _head(), _inputs()
+    cache = head.new_cache(EVENTS + ROWS)
+    head.fill(embeddings[:, :-1], features[:, :-1], events, cache)
+    assert cache.length == EVENTS + ROWS - 1
+    last = head(embeddings[:, -1:], features[:, -1:], None, cache)
+    torch.testing.assert_close(last, head(embeddings, features, events)[:, -1:], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_row_sees_events_and_what_came_before_it_alone() -> None:
+    """Changing the last row changes no other; changing the events changes all."""
+    head, (embeddings, features, events) = _head(), _inputs()
+    before = head(embeddings, features, events)
+    features[:, -1] += 1
+    after = head(embeddings, features, events)
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.equal(before[:, -1], after[:, -1])
+    assert ((head(embeddings, features, events + 1) - after).abs().amax(-1) > 1e-4).all()
+
+
+def test_a_head_is_at_most_a_tenth_of_the_tiny_target() -> None:
+    """Parameters of the head over those of the target it drafts for."""
+    config = tiny_video_llava(vocab_size=300, image_token_id=298, video_token_id=299)
+    target = sum(p.numel() for p in VideoLlava(config).parameters())
+    head = EagleHead(EagleConfig.for_target(config.text, event_size=192, event_rows=22))
+    assert sum(p.numel() for p in head.parameters()) <= target / 10
+
+
+def test_the_config_is_what_it_was_after_a_round_trip() -> None:
+    """Through the dictionary that config.json holds."""
+    config = EagleConfig.for_target(TARGET, 12, EVENTS)
+    assert config.max_positions == 64 + EVENTS
+    assert EagleConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [({"kind": "eagle9"}, "eagle9"), ({"hidden_size": None}, "hidden_size")]
+)
+def test_a_foreign_or_incomplete_config_is_refused(change: dict[str, object], says: str) -> None:
+    """The message names what was found or what is missing."""
+    config = {**EagleConfig.for_target(TARGET, 12, EVENTS).to_dict(), **change}
+    with pytest.raises(CheckpointError, match=says):
+        EagleConfig.from_dict({name: value for name, value in config.items() if value is not None})

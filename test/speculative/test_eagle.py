@@ -1,0 +1,281 @@
+"""Decoding with real networks: a small random LLaMA as target, random draft heads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from speculative_fakes import ScriptedDrafter, following_script, random_trees
+
+from evspec_ros.errors import GenerationError
+from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
+from evspec_ros.speculative import (
+    DecoderTarget,
+    Drafter,
+    DraftLimits,
+    DraftTree,
+    NoDrafter,
+    Prompt,
+    generate,
+    make_drafter,
+)
+from evspec_ros.speculative.eagle import EagleDrafter
+from evspec_ros.speculative.sampling import Sampling
+
+VOCABULARY, LENGTH, EVENT_SIZE = 50, 20, 12
+CONFIG = LlamaConfig(
+    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2,
+    head_dim=8, max_positions=96,
+)  # fmt: skip
+
+
+def _target(seed: int = 0) -> DecoderTarget:
+    """Weights large enough that texts vary and no two tokens are nearly tied."""
+    torch.manual_seed(seed)
+    decoder = LlamaDecoder(CONFIG).eval()
+    lm_head = torch.nn.Linear(CONFIG.hidden_size, VOCABULARY, bias=False)
+    with torch.no_grad():
+        for parameter in (*decoder.parameters(), lm_head.weight):
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.4)
+    return DecoderTarget(
+        decoder, lm_head, end_tokens=(), detokenize=lambda tokens: " ".join(map(str, tokens))
+    )
+
+
+def _head(seed: int = 0) -> EagleHead:
+    torch.manual_seed(seed)
+    head = EagleHead(EagleConfig.for_target(CONFIG, EVENT_SIZE, event_rows=8)).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(std=0.3)
+    return head
+
+
+def _prompts(count: int, rows: int = 12) -> list[Prompt]:
+    """Embeddings as a projector makes them, so no tokens stand behind them; some with events."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Prompt(
+            torch.randn(1, rows + index % 3, CONFIG.hidden_size, generator=generator),
+            torch.randn(5, EVENT_SIZE, generator=generator) if index % 2 else None,
+        )
+        for index in range(count)
+    ]
+
+
+@torch.inference_mode()
+def _naive(target: DecoderTarget, prompt: Prompt, length: int = LENGTH) -> list[int]:
+    """The reference: a whole pass without a cache for every token."""
+    embeddings, tokens = prompt.embeddings, []
+    for _ in range(length):
+        tokens.append(int(target.lm_head(target.decoder(embeddings).hidden[0, -1]).argmax()))
+        embeddings = torch.cat((embeddings, target.embed(torch.tensor([tokens[-1:]]))), 1)
+    return tokens
+
+
+def _drafters(target: DecoderTarget, text: list[int]) -> dict[str, Drafter]:
+    return {
+        "none": NoDrafter(),
+        "eagle": make_drafter("eagle", target, _head()),
+        "perfect": following_script(text, vocabulary=VOCABULARY),
+        "wrong": following_script(text, wrong_by=1, vocabulary=VOCABULARY),
+        "random": random_trees(VOCABULARY, seed=1),
+        "perfect in a tree": ScriptedDrafter(_hidden_in_a_tree(text)),
+    }
+
+
+def _hidden_in_a_tree(text: list[int]):  # type: ignore[no-untyped-def]
+    """The right tokens as the last child of each node, a wrong one with a wrong child before it."""
+
+    def guess(history: list[int], limits: DraftLimits, *_: object) -> DraftTree:
+        tokens: list[int] = []
+        parents: list[int] = []
+        right = -1
+        for token in text[len(history) : len(history) + limits.n_max]:
+            wrong = (token + 1) % VOCABULARY
+            tokens += [wrong, wrong, token]
+            parents += [right, len(tokens) - 3, right]
+            right = len(tokens) - 1
+        return DraftTree.from_parents(tokens, parents, [0.5] * len(tokens))
+
+    return guess
+
+
+@pytest.mark.parametrize("kind", ["none", "eagle", "perfect", "wrong", "random", "perfect in a tree"])
+def test_greedy_text_is_the_target_s_own_whatever_the_drafter(kind: str) -> None:
+    """Against whole passes without a cache, 3 targets, 12 prompts each, several limits."""
+    for seed in range(3):
+        target = _target(seed)
+        for prompt in _prompts(8):
+            text = _naive(target, prompt)
+            drafter = _drafters(target, text)[kind]
+            for limits in (DraftLimits(1, 1), DraftLimits(4, 12), DraftLimits(6, 18, p_min=0.05)):
+                found = generate(target, drafter, prompt, max_new_tokens=LENGTH, limits=limits)
+                assert list(found.tokens) == text
+
+
+def test_a_right_branch_after_wrong_ones_is_committed() -> None:
+    """All tokens of the hidden branch are accepted, so the cache was gathered row by row."""
+    target = _target()
+    prompt = _prompts(1)[0]
+    text = _naive(target, prompt)
+    found = generate(
+        target,
+        _drafters(target, text)["perfect in a tree"],
+        prompt,
+        max_new_tokens=LENGTH,
+        limits=DraftLimits(4, 12),
+    )
+    assert list(found.tokens) == text
+    assert found.statistics.mean_accepted_length > 4.5
+
+
+def test_features_after_acceptance_are_those_of_one_whole_pass() -> None:
+    """What a drafter receives over the steps is what one pass over prompt and text computes."""
+    target = _target()
+    prompt = _prompts(1)[0]
+    text = _naive(target, prompt)
+    spy = ScriptedDrafter(_hidden_in_a_tree(text), layers=(0, 2, 3))
+    received: list[tuple[torch.Tensor, ...]] = []
+    start, accept = spy.start, spy.accept
+    spy.start = lambda *given: (received.append(given[1]), start(*given))  # type: ignore[assignment, method-assign]
+    spy.accept = lambda *given: (received.append(given[1]), accept(*given))  # type: ignore[assignment, method-assign]
+    generate(target, spy, prompt, max_new_tokens=LENGTH, limits=DraftLimits(4, 12))
+    with torch.inference_mode():
+        embeddings = torch.cat((prompt.embeddings, target.embed(torch.tensor([text]))), 1)
+        whole = target.decoder(embeddings, layers=(0, 2, 3)).features
+    for index, expected in enumerate(whole):
+        found = torch.cat([features[index] for features in received])
+        torch.testing.assert_close(found, expected[0, : len(found)], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_each_draft_is_what_the_head_says_of_the_whole_text_so_far(temperature: float) -> None:
+    """At every step the cached drafter proposes what whole passes without any cache propose.
+
+    This is where a stale feature, a norm applied twice, a cache out of step or a token off by one shows; the
+    text itself would still be right.
+    """
+    target, head = _target(), _head()
+    for prompt in _prompts(4):
+        drafter = EagleDrafter(target, head)
+        proposals: list[DraftTree] = []
+        history: list[list[int]] = []
+        emitted: list[int] = []
+        propose = drafter.propose
+
+        def watched(*given) -> DraftTree:  # type: ignore[no-untyped-def]
+            proposals.append(propose(*given))  # noqa: B023
+            history.append(list(emitted))  # noqa: B023
+            return proposals[-1]  # noqa: B023
+
+        drafter.propose = watched  # type: ignore[method-assign]
+        generate(
+            target, drafter, prompt, max_new_tokens=LENGTH, temperature=temperature, limits=DraftLimits(3, 3),
+            on_tokens=emitted.extend,
+        )  # fmt: skip
+        assert len(proposals) > 3
+        for tree, tokens in zip(proposals, history, strict=True):
+            expected = _chain_of_whole_passes(target, head, prompt, tokens, tree)
+            found = torch.from_numpy(tree.probabilities)
+            torch.testing.assert_close(found, expected[: len(tree)], atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def _chain_of_whole_passes(
+    target: DecoderTarget, head: EagleHead, prompt: Prompt, tokens: list[int], tree: DraftTree
+) -> torch.Tensor:
+    """Probability of each token of a chain by the head; without chance, the likeliest."""
+    ahead = torch.cat((prompt.embeddings[:, 1:], target.embed(torch.tensor([tokens]))), 1)
+    read = torch.cat((prompt.embeddings, target.embed(torch.tensor([tokens[:-1]], dtype=torch.long))), 1)
+    features = target.decoder(read, layers=(CONFIG.num_layers,)).features[0]
+    events = None if prompt.events is None else prompt.events[None]
+    found = []
+    for node, token in enumerate(tree.tokens.tolist()):
+        if node > 0:
+            ahead = torch.cat((ahead, target.embed(torch.tensor([[tree.tokens[node - 1]]]))), 1)
+        features = torch.cat((features[:, : ahead.shape[1]], head(ahead, features, events)[:, -1:]), 1)
+        p = torch.softmax(target.lm_head(target.decoder.norm(features[0, -1])), -1)
+        if tree.distributions is None:
+            assert int(p.argmax()) == token
+        else:
+            torch.testing.assert_close(tree.distributions[node], p, atol=1e-4, rtol=1e-4)
+        found.append(p[token])
+    return torch.stack(found)
+
+
+def test_events_change_what_is_drafted_and_not_what_is_said() -> None:
+    """The same prompt with and without events: other drafts, the same text."""
+    target, head = _target(), _head()
+    with_events = _prompts(2)[1]
+    without = Prompt(with_events.embeddings)
+    drafts, texts = [], []
+    for prompt in (with_events, without):
+        drafter = EagleDrafter(target, head)
+        texts.append(generate(target, drafter, prompt, max_new_tokens=LENGTH).tokens)
+        with torch.inference_mode():
+            first = target.prefill(prompt.embeddings, 20, drafter.layers)
+            drafter.start(prompt, first.features, texts[0][0], 20)
+            drafts.append(drafter.propose(DraftLimits(), Sampling(), torch.Generator()).probabilities)
+    assert texts[0] == texts[1]
+    assert not np.allclose(drafts[0], drafts[1])
+
+
+def test_a_chain_stops_where_confidence_ends() -> None:
+    """p_min bounds the product of the probabilities along the chain."""
+    target, head = _target(), _head()
+    prompt = _prompts(1)[0]
+    drafter = EagleDrafter(target, head)
+    with torch.inference_mode():
+        first = target.prefill(prompt.embeddings, 20, drafter.layers)
+        drafter.start(prompt, first.features, 3, 20)
+        whole = drafter.propose(DraftLimits(), Sampling(), torch.Generator())
+        drafter.start(prompt, first.features, 3, 20)
+        p_min = float(np.prod(whole.probabilities[:3])) * 0.999
+        assert len(drafter.propose(DraftLimits(p_min=p_min), Sampling(), torch.Generator())) == 3
+        drafter.start(prompt, first.features, 3, 20)
+        assert len(drafter.propose(DraftLimits(p_min=1.0), Sampling(), torch.Generator())) == 0
+
+
+def test_a_seeded_run_repeats() -> None:
+    """Sampled text of eagle: the same seed the same text, another seed another."""
+    target = _target()
+    drafter = make_drafter("eagle", target, _head())
+    prompt = _prompts(1)[0]
+    texts = [
+        generate(target, drafter, prompt, max_new_tokens=LENGTH, temperature=1.0, seed=seed).tokens
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_one_target_serves_prompts_of_any_length_in_turn() -> None:
+    """Caches are reused and grown; nothing of an earlier prompt is seen by a later one."""
+    target = _target()
+    drafter = make_drafter("eagle", target, _head())
+    for rows in (5, 30, 1, 12):
+        for prompt in _prompts(2, rows):
+            text = _naive(target, prompt)
+            assert list(generate(target, drafter, prompt, max_new_tokens=LENGTH).tokens) == text
+
+
+def test_a_prompt_too_long_for_the_model_is_refused() -> None:
+    """The message says how much there is and what to do."""
+    prompt = Prompt(torch.zeros(1, 90, CONFIG.hidden_size))
+    with pytest.raises(GenerationError, match=r"90 embedded tokens.*shorten"):
+        generate(_target(), NoDrafter(), prompt, max_new_tokens=LENGTH)
+
+
+def test_drafters_go_by_name() -> None:
+    """An unknown name, a missing head and a head for another target are refused in one sentence."""
+    target = _target()
+    assert make_drafter("none", target).name == "none"
+    with pytest.raises(GenerationError, match="none, eagle"):
+        make_drafter("eagel", target)
+    with pytest.raises(GenerationError, match="needs a draft head"):
+        make_drafter("eagle", target)
+    other = EagleHead(EagleConfig.for_target(LlamaConfig(9, 16, 16, 1, 2, 2, 8), 4, 2))
+    with pytest.raises(GenerationError, match="trained for this target"):
+        make_drafter("eagle", target, other)

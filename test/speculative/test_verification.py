@@ -1,0 +1,170 @@
+"""What is accepted of a tree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from speculative_fakes import excess, random_tree
+from torch import Tensor
+
+from evspec_ros.speculative import DraftTree
+from evspec_ros.speculative.sampling import Sampling, draw
+from evspec_ros.speculative.tree import NO_DRAFT
+from evspec_ros.speculative.verification import verify, verify_greedy, verify_sampled
+
+VOCABULARY = 10
+DRAWS = 12_000
+SUSPICIOUS = 5.0  # standard deviations
+
+
+def test_greedy_follows_the_branch_that_the_target_takes() -> None:
+    r"""The target says 8 after the root, 7 after n1, 3 after n4.
+
+         root
+        /    \
+      n0:7   n1:8 *
+      /  \      \
+    n2:9 n3:3   n4:7 *
+    """
+    tree = DraftTree.from_parents([7, 8, 9, 3, 7], [-1, -1, 0, 0, 1], [0.5] * 5)
+    verdict = verify_greedy(tree, [8, 9, 7, 0, 0, 3])
+    assert verdict.rows == [0, 2, 5]
+    assert verdict.tokens == [8, 7, 3]
+
+
+def test_greedy_stops_at_the_first_disagreement() -> None:
+    """What follows a wrong token is worthless, even where it would agree again."""
+    verdict = verify_greedy(DraftTree.chain([1, 2, 3], [1.0] * 3), [1, 9, 3, 4])
+    assert verdict.rows == [0, 1]
+    assert verdict.tokens == [1, 9]
+
+
+def test_greedy_adds_the_bonus_token_when_all_are_accepted() -> None:
+    """A chain of three right tokens yields four."""
+    verdict = verify_greedy(DraftTree.chain([1, 2, 3], [1.0] * 3), [1, 2, 3, 4])
+    assert verdict.rows == [0, 1, 2, 3]
+    assert verdict.tokens == [1, 2, 3, 4]
+
+
+def test_without_a_draft_the_target_decides_alone() -> None:
+    """One row, one token, greedy and sampled."""
+    logits = torch.tensor([[0.0, 5.0, 1.0]])
+    generator = torch.Generator().manual_seed(0)
+    assert verify(NO_DRAFT, logits, Sampling(), generator).tokens == [1]
+    assert verify(NO_DRAFT, logits, Sampling(temperature=1e-3), generator).tokens == [1]
+
+
+def test_greedy_finds_the_longest_agreeing_path_of_any_tree() -> None:
+    """Against trying every path from the root, on 300 random trees."""
+    random = np.random.default_rng(1)
+    for _ in range(300):
+        tree = random_tree(int(random.integers(0, 16)), 5, range(3), random)
+        choices = random.integers(0, 3, len(tree) + 1).tolist()
+        verdict = verify_greedy(tree, choices)
+        longest = max((path for path in _paths(tree) if _agrees(tree, path, choices)), key=len)
+        assert len(verdict.rows) == len(longest) + 1
+        assert [row - 1 for row in verdict.rows[1:]] == longest
+        assert verdict.tokens == [*tree.tokens[longest].tolist(), choices[verdict.rows[-1]]]
+
+
+def _paths(tree: DraftTree) -> list[list[int]]:
+    """Every path of nodes from the root, the empty one included."""
+    paths: list[list[int]] = [[]]
+    for node, parent in enumerate(tree.parents.tolist()):
+        paths += [[*path, node] for path in paths if (path[-1] if path else -1) == parent]
+    return paths
+
+
+def _agrees(tree: DraftTree, path: list[int], choices: list[int]) -> bool:
+    rows = [0, *(node + 1 for node in path)]
+    return all(int(tree.tokens[node]) == choices[row] for node, row in zip(path, rows, strict=False))
+
+
+# --- sampling: the joint distribution of the next two tokens must be the target's -----------------------
+
+
+def _model(seed: int, sharpness: float) -> Tensor:
+    """A first-order model: [V, V], the distribution after each token."""
+    logits = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    return Sampling(temperature=1 / sharpness, top_p=0.97).probabilities(logits)
+
+
+def _chain(target: Tensor, draft: Tensor, generator: torch.Generator) -> DraftTree:
+    tokens: list[int] = []
+    for _ in range(3):
+        tokens.append(draw(draft[tokens[-1] if tokens else 0], generator))
+    q = draft[[0, *tokens[:-1]]]
+    return DraftTree.chain(tokens, q[range(3), tokens].tolist(), q)
+
+
+def _best_first(target: Tensor, draft: Tensor, generator: torch.Generator) -> DraftTree:
+    """The draft's three best tokens, and the two best after each."""
+    tokens, parents = [], []
+    for first in draft[0].topk(3).indices.tolist():
+        tokens.append(first)
+        parents.append(-1)
+        here = len(tokens) - 1
+        for second in draft[first].topk(2).indices.tolist():
+            tokens.append(second)
+            parents.append(here)
+    return DraftTree.from_parents(tokens, parents, [0.5] * len(tokens))
+
+
+def _siblings(target: Tensor, draft: Tensor, generator: torch.Generator) -> DraftTree:
+    """Three tokens drawn without replacement, one more drawn after each."""
+    tokens, parents, q = [], [], []
+    left = draft[0].clone()
+    for _ in range(3):
+        tokens.append(draw(left, generator))
+        parents.append(-1)
+        q.append(left)
+        left = left.clone()
+        left[tokens[-1]] = 0
+        left /= left.sum()
+    for parent in range(3):
+        q.append(draft[tokens[parent]])
+        tokens.append(draw(q[-1], generator))
+        parents.append(parent)
+    return DraftTree.from_parents(tokens, parents, [0.5] * 6, torch.stack(q))
+
+
+def _own(target: Tensor, draft: Tensor, generator: torch.Generator) -> DraftTree:
+    """A chain drawn from the target itself."""
+    return _chain(target, target, generator)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 3.0])
+@pytest.mark.parametrize("propose", [_chain, _best_first, _siblings, _own])
+def test_what_is_sampled_is_distributed_as_the_target(propose, sharpness: float) -> None:  # type: ignore[no-untyped-def]
+    """Both next tokens together, by chi-squared over all pairs."""
+    target, draft = _model(1, sharpness), _model(2, sharpness)
+    generator = torch.Generator().manual_seed(7)
+    counts = torch.zeros(VOCABULARY, VOCABULARY)
+    for _ in range(DRAWS):
+        tree = propose(target, draft, generator)
+        tokens = verify_sampled(tree, target[[0, *tree.tokens.tolist()]], generator).tokens
+        first = tokens[0]
+        second = tokens[1] if len(tokens) > 1 else draw(target[first], generator)
+        counts[first, second] += 1
+    assert excess(counts, target[0][:, None] * target) < SUSPICIOUS
+
+
+def test_the_target_s_own_draws_are_all_accepted() -> None:
+    """With q equal to p nothing is ever rejected."""
+    target = _model(1, 1.0)
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(500):
+        tree = _own(target, target, generator)
+        assert verify_sampled(tree, target[[0, *tree.tokens.tolist()]], generator).rows == [0, 1, 2, 3]
+
+
+def test_a_residual_of_nothing_falls_back_on_the_target() -> None:
+    """Rounding can reject a token of q = p; the next token is then drawn from p and no zero is divided by."""
+    p = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    rounded_up = DraftTree.chain(
+        [0], [0.25], p[:1] * 1.5
+    )  # above p everywhere, far more than rounding does it
+    generator = torch.Generator().manual_seed(0)
+    verdicts = [verify_sampled(rounded_up, p, generator) for _ in range(200)]
+    assert {verdict.tokens[0] for verdict in verdicts if verdict.rows == [0]} == {0, 1}
