@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ class Rosbag2Recording(Recording):
         super().__init__(path)
         if path.is_file() and path.suffix not in SUFFIXES:
             raise RecordingError(f"The bag file {path} has to end in .mcap or .db3; rename it.")
-        with self._open() as reader:
-            self._topics = _chosen(path, reader)
+        with opened(path) as bag:
+            self._topics = _chosen(bag)
 
     @property
     def topics(self) -> tuple[Topic, ...]:
@@ -78,44 +79,73 @@ class Rosbag2Recording(Recording):
         """One piece per message of the topics that are read."""
         types = (EVENT_TYPES if events else frozenset()) | (FRAME_TYPES if frames else frozenset())
         packets = PacketReader()
-        for topic, kind, _, data in self._messages(types):
+        for topic, kind, data in self._messages(types):
             try:
                 piece = read_message(topic, kind, data, packets)
             except UNREADABLE as error:
                 raise RecordingError(f"A message on {topic} in {self.path} is not read: {error}") from error
             yield piece
 
-    def messages(self) -> Iterator[tuple[str, str, int, bytes]]:
-        """The messages of the topics that are read, unchanged: topic, type, header.stamp in ns, CDR bytes."""
-        return self._messages(EVENT_TYPES | FRAME_TYPES)
+    def _messages(self, types: frozenset[str]) -> Iterator[tuple[str, str, bytes]]:
+        """Topic, type and CDR bytes of each message on the topics that are read and of these types."""
+        wanted = {(one.name, one.type) for one in self._topics if one.type in types and not one.left_out}
+        with opened(self.path) as bag:
+            for connection, data in bag.messages(bag.connections_of(wanted)):
+                yield connection.topic, connection.msgtype, data
 
-    def _messages(self, types: frozenset[str]) -> Iterator[tuple[str, str, int, bytes]]:
-        wanted = {topic.name for topic in self._topics if topic.type in types and not topic.left_out}
-        with self._open() as reader:
-            connections = [connection for connection in reader.connections if connection.topic in wanted]
-            if not connections:
+
+@dataclass(frozen=True)
+class OpenBag:
+    """A bag being read; whatever its reader trips over becomes one sentence."""
+
+    path: Path
+    reader: Reader
+
+    @property
+    def connections(self) -> list[Connection]:
+        """One for each topic, or more where several publishers differ."""
+        return self.reader.connections
+
+    def connections_of(self, topics: Collection[tuple[str, str]]) -> list[Connection]:
+        """Those of some topics, given by name and type."""
+        return [one for one in self.connections if (one.topic, one.msgtype) in topics]
+
+    def messages(self, connections: Collection[Connection]) -> Iterator[tuple[Connection, bytes]]:
+        """The messages of some connections, by log time."""
+        if not connections:
+            return
+        messages = self.reader.messages(connections)
+        while True:
+            with damage_told(self.path):
+                message = next(messages, None)
+            if message is None:
                 return
-            for connection, _, data in reader.messages(connections):
-                yield connection.topic, connection.msgtype, header_stamp_ns(data), data
-
-    @contextmanager
-    def _open(self) -> Iterator[Reader]:
-        """The bag opened; whatever its reader trips over becomes one sentence."""
-        try:
-            with Reader(self.path) as reader:
-                yield reader
-        except DAMAGE as error:
-            raise RecordingError(
-                f"The bag {self.path} is damaged, cut short or of an unknown kind ({error}); copy it again "
-                f"or repair it with 'ros2 bag reindex'."
-            ) from error
+            connection, _, data = message
+            yield connection, data
 
 
-def header_stamp_ns(data: bytes) -> int:
-    """The stamp of a serialised message whose first field is a std_msgs/Header."""
-    little_endian = data[1] & 1  # the second byte of CDR's encapsulation
-    seconds, nanoseconds = struct.unpack_from("<iI" if little_endian else ">iI", data, 4)
-    return int(seconds) * 1_000_000_000 + int(nanoseconds)
+@contextmanager
+def opened(path: Path) -> Iterator[OpenBag]:
+    """The bag at `path`; raises RecordingError if it is none."""
+    with damage_told(path):
+        reader = Reader(path)
+        reader.open()
+    try:
+        yield OpenBag(path, reader)
+    finally:
+        reader.close()
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Turns what rosbags raises on a damaged bag into RecordingError."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise RecordingError(
+            f"The bag {path} is damaged, cut short or of an unknown kind ({error}); copy it again or repair "
+            f"it with 'ros2 bag reindex'."
+        ) from error
 
 
 def read_message(topic: str, kind: str, data: bytes, packets: PacketReader) -> Piece:
@@ -148,7 +178,7 @@ class PacketReader:
         if self.decoder is None or layout != self.layout:
             self.decoder, self.layout = Decoder(*layout), layout
         triggers = self.decoder.statistics.triggers
-        events = self.decoder.decode(message.data, message.time_base)
+        events = self.decoder.decode(message.events, message.time_base)
         triggers = self.decoder.statistics.triggers - triggers
         return Piece(topic, 1, events=events, offset_ns=self._offset_ns(message, events), triggers=triggers)
 
@@ -162,44 +192,49 @@ class PacketReader:
         return self.clock.to_ros(first) - first
 
 
-def _chosen(path: Path, reader: Reader) -> tuple[Topic, ...]:
+def _chosen(bag: OpenBag) -> tuple[Topic, ...]:
     """All topics of the bag, those that are not read with the reason; logs the reasons."""
-    by_count = sorted(reader.connections, key=lambda connection: (-connection.msgcount, connection.topic))
-    topics: list[Topic] = []
-    for types in (EVENT_TYPES, FRAME_TYPES):
-        topics += _one_read(reader, [connection for connection in by_count if connection.msgtype in types])
-    if topics and all(topic.left_out for topic in topics):
-        reasons = "; ".join(f"{topic.name}: {topic.left_out}" for topic in topics)
-        raise RecordingError(f"The bag {path} has no topic that can be read: {reasons}")
-    topics += [
-        Topic(connection.topic, connection.msgtype, connection.msgcount, "it holds neither events nor images")
-        for connection in by_count
-        if connection.msgtype not in EVENT_TYPES | FRAME_TYPES
+    counts: Counter[tuple[str, str]] = Counter()
+    for connection in bag.connections:
+        counts[connection.topic, connection.msgtype] += connection.msgcount
+    busiest_first = [
+        Topic(name, kind, count) for (name, kind), count in sorted(counts.items(), key=lambda item: -item[1])
     ]
+    streams = [*_one_read(bag, busiest_first, EVENT_TYPES), *_one_read(bag, busiest_first, FRAME_TYPES)]
+    if streams and all(topic.left_out for topic in streams):
+        reasons = "; ".join(f"{topic.name}: {topic.left_out}" for topic in streams)
+        raise RecordingError(f"The bag {bag.path} has no topic that can be read ({reasons}).")
+    others = [
+        replace(topic, left_out="it holds neither events nor images")
+        for topic in busiest_first
+        if topic.type not in EVENT_TYPES | FRAME_TYPES
+    ]
+    topics = tuple(sorted([*streams, *others], key=lambda topic: topic.name))
     for topic in topics:
         if topic.left_out:
-            logger.info("Topic %s (%s) of %s is not read: %s.", topic.name, topic.type, path, topic.left_out)
-    return tuple(sorted(topics, key=lambda topic: topic.name))
-
-
-def _one_read(reader: Reader, connections: list[Connection]) -> list[Topic]:
-    """The topics of one kind, busiest first; the first that can be read is read."""
-    topics: list[Topic] = []
-    read = ""
-    for connection in connections:
-        left_out = f"{read} is read instead" if read else _problem(reader, connection)
-        read = read or ("" if left_out else connection.topic)
-        topics.append(Topic(connection.topic, connection.msgtype, connection.msgcount, left_out))
+            logger.info("Topic %s of %s is not read: %s.", topic.name, bag.path, topic.left_out)
     return topics
 
 
-def _problem(reader: Reader, connection: Connection) -> str:
+def _one_read(bag: OpenBag, busiest_first: list[Topic], types: frozenset[str]) -> list[Topic]:
+    """The topics of some types; the first that can be read is read, the others say why they are not."""
+    topics: list[Topic] = []
+    read = ""
+    for topic in busiest_first:
+        if topic.type in types:
+            left_out = f"{read} is read instead" if read else _problem(bag, topic)
+            read = read or ("" if left_out else topic.name)
+            topics.append(replace(topic, left_out=left_out))
+    return topics
+
+
+def _problem(bag: OpenBag, topic: Topic) -> str:
     """Why a topic cannot be read, judged by its first message; "" if it can."""
-    _, _, data = next(reader.messages([connection]), (None, 0, b""))
+    _, data = next(bag.messages(bag.connections_of({(topic.name, topic.type)})), (None, b""))
     if not data:
-        return "it is announced and has no message" if connection.msgcount else "it has no message"
+        return f"{topic.count} messages are announced and none is there"
     try:
-        read_message(connection.topic, connection.msgtype, data, PacketReader())
+        read_message(topic.name, topic.type, data, PacketReader())
     except UNREADABLE as error:
-        return str(error)
+        return str(error).rstrip(".")
     return ""

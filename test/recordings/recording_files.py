@@ -1,0 +1,168 @@
+"""Small recordings of every kind, written by other means than the readers under test."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import lz4.frame
+import numpy as np
+from backports import zstd
+from rosbags.rosbag2 import StoragePlugin, Writer
+
+from evspec_ros.events.types import Events
+from evspec_ros.frames.types import Frame
+from evspec_ros.recordings.rosbag2_types import EVENT_PACKET, IMAGE, typestore
+
+WIDTH, HEIGHT = 64, 48
+START_NS = 1_700_000_000_000_000_000
+COMPRESSORS = {"none": (0, bytes), "lz4": (1, lz4.frame.compress), "zstd": (3, zstd.compress)}
+
+
+def random_events(count: int, seconds: float = 0.1, seed: int = 0, start_ns: int = START_NS) -> Events:
+    """Sorted events with times in whole microseconds."""
+    random = np.random.default_rng(seed)
+    t = start_ns + np.sort(random.integers(0, int(seconds * 1e6), count)) * 1000
+    x, y, p = (random.integers(0, n, count) for n in (WIDTH, HEIGHT, 2))
+    return Events(t, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8), WIDTH, HEIGHT)
+
+
+def random_frames(count: int, seconds: float = 0.1, seed: int = 0) -> list[Frame]:
+    """RGB frames at even distances."""
+    images = np.random.default_rng(seed).integers(0, 256, (count, HEIGHT, WIDTH, 3), np.uint8)
+    step_ns = int(seconds * 1e9) // max(count, 1)
+    return [Frame(START_NS + index * step_ns, image) for index, image in enumerate(images)]
+
+
+def equal(left: Events, right: Events) -> bool:
+    """Whether two streams are the same, sensor included."""
+    return (left.width, left.height) == (right.width, right.height) and all(
+        np.array_equal(getattr(left, name), getattr(right, name)) for name in "txyp"
+    )
+
+
+def joined(pieces: Iterable[Events]) -> Events:
+    """All events of a recording, which has some."""
+    pieces = list(pieces)
+    return Events.concatenate(pieces, pieces[0].width, pieces[0].height)
+
+
+# AEDAT 4.0, by the flatbuffers library itself
+
+
+def write_aedat4(
+    path: Path,
+    events: Sequence[Events],
+    frames: Sequence[tuple[int, np.ndarray]] = (),
+    compression: str = "lz4",
+) -> None:
+    """Event packets on stream 0, then (stamp_ns, image) on stream 1: grey, BGR or BGRA as OpenCV holds it."""
+    code, compress = COMPRESSORS[compression]
+    packets = [(0, compress(_event_packet(piece))) for piece in events]
+    packets += [(1, compress(_frame_packet(stamp, image))) for stamp, image in frames]
+    body = b"".join(struct.pack("<ii", stream, len(data)) + data for stream, data in packets)
+    magic, placeholder = b"#!AER-DAT4.0\r\n", _io_header(code, 1)
+    path.write_bytes(magic + _io_header(code, len(magic + placeholder + body)) + body + b"table of packets")
+
+
+def _io_header(compression: int, table_position: int) -> bytes:
+    builder = flatbuffers.Builder(1024)
+    text = builder.CreateString(
+        '<dv version="2.0"><node name="outInfo" path="/">'
+        + "".join(
+            f'<node name="{number}" path="/{number}/">'
+            f'<attr key="originalOutputName" type="string">{name}</attr>'
+            f'<attr key="typeIdentifier" type="string">{kind}</attr><node name="info" path="/{number}/info/">'
+            f'<attr key="sizeX" type="int">{WIDTH}</attr><attr key="sizeY" type="int">{HEIGHT}</attr>'
+            "</node></node>"
+            for number, name, kind in ((0, "events", "EVTS"), (1, "frames", "FRME"))
+        )
+        + "</node></dv>"
+    )
+    builder.StartObject(3)
+    builder.PrependInt32Slot(0, compression, 0)
+    builder.PrependInt64Slot(1, table_position, -1)
+    builder.PrependUOffsetTRelativeSlot(2, text, 0)
+    builder.FinishSizePrefixed(builder.EndObject(), b"IOHE")
+    return bytes(builder.Output())
+
+
+def _event_packet(events: Events) -> bytes:
+    builder = flatbuffers.Builder(1024)
+    builder.StartVector(16, len(events), 8)
+    for t, x, y, p in zip(events.t[::-1], events.x[::-1], events.y[::-1], events.p[::-1], strict=True):
+        builder.Prep(8, 16)
+        builder.Pad(3)
+        builder.PrependBool(bool(p))
+        builder.PrependInt16(int(y))
+        builder.PrependInt16(int(x))
+        builder.PrependInt64(int(t) // 1000)
+    elements = builder.EndVector()
+    builder.StartObject(1)
+    builder.PrependUOffsetTRelativeSlot(0, elements, 0)
+    builder.FinishSizePrefixed(builder.EndObject(), b"EVTS")
+    return bytes(builder.Output())
+
+
+def _frame_packet(stamp_ns: int, image: np.ndarray) -> bytes:
+    height, width, channels = image.reshape(*image.shape[:2], -1).shape
+    builder = flatbuffers.Builder(1024)
+    pixels = builder.CreateByteVector(image.tobytes())
+    builder.StartObject(11)
+    builder.PrependInt64Slot(0, stamp_ns // 1000, 0)
+    builder.PrependInt8Slot(5, {1: 0, 3: 16, 4: 24}[channels], 0)
+    builder.PrependInt16Slot(6, width, 0)
+    builder.PrependInt16Slot(7, height, 0)
+    builder.PrependUOffsetTRelativeSlot(10, pixels, 0)
+    builder.FinishSizePrefixed(builder.EndObject(), b"FRME")
+    return bytes(builder.Output())
+
+
+# rosbag2, by the rosbags library itself
+
+
+def header(stamp_ns: int) -> Any:
+    """A std_msgs/Header."""
+    types = typestore().types
+    stamp = types["builtin_interfaces/msg/Time"](
+        sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000
+    )
+    return types["std_msgs/msg/Header"](stamp=stamp, frame_id="camera")
+
+
+def mono_packet(events: Events, stamp_ns: int, encoding: str = "mono") -> Any:
+    """An EventPacket in the mono encoding, under any encoding's name."""
+    time_base = int(events.t[0])
+    words = (
+        (events.t - time_base).astype(np.uint64)
+        | events.x.astype(np.uint64) << np.uint64(32)
+        | events.y.astype(np.uint64) << np.uint64(48)
+        | events.p.astype(np.uint64) << np.uint64(63)
+    )
+    return typestore().types[EVENT_PACKET](
+        header=header(stamp_ns), height=HEIGHT, width=WIDTH, seq=0, time_base=time_base, encoding=encoding,
+        is_bigendian=False, events=words.view(np.uint8),
+    )  # fmt: skip
+
+
+def image(stamp_ns: int, pixels: np.ndarray, encoding: str = "rgb8") -> Any:
+    """A sensor_msgs/Image."""
+    height, width = pixels.shape[:2]
+    return typestore().types[IMAGE](
+        header=header(stamp_ns), height=height, width=width, encoding=encoding, is_bigendian=0,
+        step=pixels.nbytes // height, data=pixels.reshape(-1).view(np.uint8),
+    )  # fmt: skip
+
+
+def write_bag(path: Path, messages: Iterable[tuple[str, str, int, Any]], storage: str = "sqlite3") -> None:
+    """A bag of (topic, type, log time in ns, message)."""
+    plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
+    store, connections = typestore(), {}
+    with Writer(path, version=8, storage_plugin=plugin) as writer:
+        for topic, kind, log_ns, message in messages:
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=store)
+            writer.write(connections[topic], log_ns, store.serialize_cdr(message, kind))

@@ -1,0 +1,151 @@
+"""Converting recordings to rosbag2, and that reading them takes no memory that grows with their length."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recording_files import (
+    HEIGHT,
+    START_NS,
+    WIDTH,
+    equal,
+    joined,
+    random_events,
+    random_frames,
+    write_aedat4,
+)
+
+from evspec_ros.errors import RecordingError
+from evspec_ros.events.types import Events
+from evspec_ros.frames.types import Frame
+from evspec_ros.recordings import open_recording
+from evspec_ros.recordings.bag_writer import BagWriter
+from evspec_ros.recordings.convert import convert, packets
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_converted_recording_is_the_same(tmp_path: Path, storage: str) -> None:
+    """Every event and frame of an aedat4 file comes back from the bag, and progress reaches its end."""
+    events, frames = random_events(2000, 0.3), random_frames(3, 0.3)
+    stored = [(frame.stamp_ns, frame.image[:, :, ::-1]) for frame in frames]
+    write_aedat4(tmp_path / "r.aedat4", [events[:900], events[900:]], stored)
+    seconds: list[float] = []
+    convert(tmp_path / "r.aedat4", tmp_path / "bag", storage, seconds.append)
+    bag = open_recording(tmp_path / "bag")
+    assert equal(joined(bag.events()), events)
+    for made, frame in zip(bag.frames(), frames, strict=True):
+        assert made.stamp_ns == frame.stamp_ns
+        np.testing.assert_array_equal(made.image, frame.image)
+    assert bag.info().events == open_recording(tmp_path / "r.aedat4").info().events
+    assert seconds == sorted(seconds)
+    assert 0.28 < seconds[-1] < 0.3
+    counts = {topic.name: topic.count for topic in bag.topics}
+    assert counts == {"/event_camera/events": 30, "/camera/image_raw": 3}
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
+    """A source that turns out damaged midway leaves no bag behind."""
+    write_aedat4(tmp_path / "r.aedat4", [random_events(50), random_events(50)], compression="none")
+    data = bytearray((tmp_path / "r.aedat4").read_bytes())
+    data[-600:-500] = b"\xff" * 100
+    (tmp_path / "r.aedat4").write_bytes(data)
+    with pytest.raises(RecordingError, match="damaged"):
+        convert(tmp_path / "r.aedat4", tmp_path / "bag")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.aedat4"]
+
+
+def test_a_bag_is_not_converted_onto_itself(tmp_path: Path) -> None:
+    """Source and destination may not be the same path."""
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_events(random_events(10), START_NS)
+    with pytest.raises(RecordingError, match="already"):
+        convert(tmp_path / "bag", tmp_path / "bag")
+    assert open_recording(tmp_path / "bag").info().events.count == 10
+
+
+@given(st.lists(st.lists(st.integers(0, 100), max_size=30), max_size=10), st.integers(1, 40))
+def test_packets_cut_the_stream_at_multiples_of_their_length(times: list[list[int]], length: int) -> None:
+    """No event is lost, every packet is sorted, not empty, and within one interval."""
+    pieces = [
+        Events(np.array(t, np.int64), *np.zeros((2, len(t)), np.uint16), np.zeros(len(t), np.uint8), 64, 48)
+        for t in times
+        if t
+    ]
+    made = [packet.t for packet in packets(pieces, length)]
+    for packet in made:
+        assert len(packet)
+        assert (np.diff(packet) >= 0).all()
+        assert packet[0] // length == packet[-1] // length
+    assert sorted(t for packet in made for t in packet.tolist()) == sorted(t for part in times for t in part)
+
+
+def test_packets_of_a_sorted_stream_are_as_few_as_can_be() -> None:
+    """Small pieces are joined: one packet for each interval that has events."""
+    events = random_events(5000, 0.2)
+    pieces = [events[index : index + 7] for index in range(0, 5000, 7)]
+    made = list(packets(pieces, 10_000_000))
+    assert len(made) == len(np.unique(events.t // 10_000_000))
+    assert equal(joined(made), events)
+
+
+def bag_of(storage: str) -> Callable[[Path, int], None]:
+    """Writes seconds of bag: 100 packets and 10 frames each."""
+
+    def write(path: Path, seconds: int) -> None:
+        picture = random_frames(1)[0].image
+        with BagWriter(path, storage) as bag:
+            for index in range(seconds * 100):
+                stamp = START_NS + index * 10_000_000
+                bag.write_events(random_events(2000, 0.01, index, stamp), stamp)
+                if index % 10 == 0:
+                    bag.write_frame(Frame(stamp, picture))
+
+    return write
+
+
+def aedat4_of(path: Path, seconds: int) -> None:
+    """An aedat4 file of seconds, 100 packets each."""
+    packet = random_events(500, 0.01)
+    shifted = (
+        Events(packet.t + index * 10_000_000, packet.x, packet.y, packet.p, WIDTH, HEIGHT)
+        for index in range(seconds * 100)
+    )
+    write_aedat4(path, list(shifted), compression="none")
+
+
+def npy_of(path: Path, seconds: int) -> None:
+    """A structured array of 500,000 events a second."""
+    events = random_events(500_000 * seconds, seconds)
+    table = np.zeros(len(events), [("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "u1")])
+    for name in "txyp":
+        table[name] = getattr(events, name)
+    with path.open("wb") as file:
+        np.save(file, table)
+
+
+@pytest.mark.parametrize(
+    ("write", "lengths"),
+    [(bag_of("mcap"), (5, 15)), (bag_of("sqlite3"), (5, 15)), (aedat4_of, (1, 4)), (npy_of, (1, 5))],
+)
+def test_memory_does_not_grow_with_length(
+    tmp_path: Path, write: Callable[[Path, int], None], lengths: tuple[int, int]
+) -> None:
+    """Reading a recording several times as long takes no more than a fifth more memory."""
+    peaks = []
+    for seconds in lengths:
+        path = tmp_path / str(seconds)
+        write(path, seconds)
+        open_recording(path).info()  # compiles and caches what is needed once
+        tracemalloc.start()
+        recording = open_recording(path)
+        total = sum(len(events) for events in recording.events())
+        assert total == recording.info().events.count > 0
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
