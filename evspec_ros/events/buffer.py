@@ -212,7 +212,7 @@ def _merge(
     new_y: NDArray[np.uint16],
     new_p: NDArray[np.uint8],
 ) -> None:
-    """Merges sorted new events into the sorted ring from the back; held ones go before new ones of equal time."""
+    """Merges sorted new events into the sorted ring from the back; of equal ones the held go first."""
     size = len(t)
     held, new = count - 1, len(new_t) - 1
     while new >= 0:

@@ -13,9 +13,9 @@ _STAMPS = 1 << 31  # a libcaer stamp is a non-negative int32, microseconds
 def encode_libcaer(events: Events, time_base: int) -> bytes:
     """The `events` field of an EventPacket with encoding libcaer and this time base: 8 bytes an event.
 
-    The format counts microseconds from time_base (nanoseconds): decoding gives the same events back,
-    each time rounded down to a whole microsecond after time_base. Raises EventDecodingError for what the format cannot
-    hold: events before time_base, events out of order, gaps of 2^31 us, coordinates above 32767.
+    The format counts microseconds from time_base (nanoseconds), so decoding gives the same events back with
+    each time rounded down to a whole microsecond after time_base. Raises EventDecodingError for what it
+    cannot hold: events before time_base, events out of order, gaps of 2^31 us, coordinates above 32767.
     """
     stamps = (events.t - time_base) // 1000
     steps = np.diff(stamps, prepend=0)  # the first one counts from time_base

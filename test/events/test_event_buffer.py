@@ -126,7 +126,7 @@ def test_clearing_forgets_without_counting() -> None:
 
 
 def test_overload_never_grows_the_buffer() -> None:
-    """Ten times its capacity later, appending has allocated small change, not the size of a packet (130 kB)."""
+    """Ten times its capacity later, appending has allocated far less than a packet (130 kB)."""
     buffer = buffer_of(100_000)
     parts = [packet(list(range(k * 10_000, (k + 1) * 10_000))) for k in range(100)]
     for part in parts[:20]:

@@ -1,0 +1,83 @@
+"""The last few seconds of frames, and the eight of them that the target looks at."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+
+from evspec_ros.errors import FrameError
+from evspec_ros.frames.types import Frame
+
+
+class FrameBuffer:
+    """The frames of the last `seconds`, at most `max_frames` + 1 of them, in the order of their stamps.
+
+    A camera faster than max_frames / seconds is thinned out evenly instead of losing its oldest frames: while
+    the newest frame is less than seconds / max_frames later than the one before it, the next frame takes its
+    place. So the newest frame is always held. One thread may append while another samples.
+
+    A frame overtaken by a newer one is ignored. One that is older than anything that the buffer may hold
+    (newest stamp - seconds) means that time stepped back (a replay from the start): all others are forgotten.
+    """
+
+    def __init__(self, seconds: float, max_frames: int) -> None:
+        if seconds <= 0 or max_frames < 1:
+            raise FrameError(
+                f"A frame buffer of {seconds} s and {max_frames} frames can hold nothing: "
+                "give it more than 0 s and at least one frame."
+            )
+        self._span_ns = round(seconds * 1e9)
+        self._spacing_ns = self._span_ns // max_frames
+        self._frames: list[Frame] = []
+        self._lock = threading.Lock()
+
+    @property
+    def latest_ns(self) -> int | None:
+        """The stamp of the newest frame, None if there is none."""
+        with self._lock:
+            return self._frames[-1].stamp_ns if self._frames else None
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def clear(self) -> None:
+        """Forgets all frames."""
+        with self._lock:
+            self._frames.clear()
+
+    def append(self, frame: Frame) -> None:
+        """Takes in the next frame; the image is kept, not copied."""
+        with self._lock:
+            frames = self._frames
+            if frames and frame.stamp_ns < frames[-1].stamp_ns - self._span_ns:
+                frames.clear()
+            if frames and frame.stamp_ns < frames[-1].stamp_ns:
+                return
+            if len(frames) > 1 and frames[-1].stamp_ns - frames[-2].stamp_ns < self._spacing_ns:
+                frames.pop()
+            frames.append(frame)
+            del frames[: bisect.bisect_left(frames, frame.stamp_ns - self._span_ns, key=_stamp)]
+
+    def sample(self, stop_ns: int, seconds: float, count: int = 8) -> tuple[Frame, ...]:
+        """`count` frames of the last `seconds` before stop_ns, oldest first, as the target expects them.
+
+        For each of `count` instants, evenly spaced from stop_ns - seconds to stop_ns (both included; for one
+        frame stop_ns alone), the frame nearest to it among those that are not later than stop_ns. Where fewer
+        frames were seen the nearest one stands in, more than once if need be; () if none was seen by stop_ns.
+        """
+        with self._lock:
+            frames = self._frames[: bisect.bisect_right(self._frames, stop_ns, key=_stamp)]
+        if not frames:
+            return ()
+        span_ns = round(seconds * 1e9)
+        steps = max(count - 1, 1)
+        return tuple(_nearest(frames, stop_ns - span_ns * (count - 1 - k) // steps) for k in range(count))
+
+
+def _stamp(frame: Frame) -> int:
+    return frame.stamp_ns
+
+
+def _nearest(frames: list[Frame], instant_ns: int) -> Frame:
+    after = bisect.bisect_left(frames, instant_ns, key=_stamp)
+    return min(frames[max(after - 1, 0) : after + 1], key=lambda frame: abs(frame.stamp_ns - instant_ns))
