@@ -1,0 +1,145 @@
+"""Training draft heads, with a tiny random target."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from evspec_ros.errors import TrainingError
+from evspec_ros.networks.clip import ClipConfig
+from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
+from evspec_ros.networks.llama import LlamaConfig
+from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
+from evspec_ros.speculative import DecoderTarget, NoDrafter, Prompt, generate
+from evspec_ros.training.draft_heads import (
+    Answers,
+    EagleSettings,
+    SceneBatch,
+    agreement,
+    answer,
+    train_eagle,
+)
+
+CLIP = ClipConfig(16, 32, 2, 2, 32, 16, projection_dim=16)
+VIDEO_TOKEN, EOS = 39, 2
+PROMPT = torch.tensor([1, 5, VIDEO_TOKEN, 7, 8])
+SETTINGS = EagleSettings(scenes=8, held_out=4, batch=4, steps=6, max_new_tokens=12)
+
+
+def _models() -> tuple[VideoLlava, EventGpt]:
+    torch.manual_seed(0)
+    target = VideoLlava(
+        VideoLlavaConfig(LlamaConfig(40, 32, 48, 3, 4, 4, 8, max_positions=96), CLIP, 38, VIDEO_TOKEN)
+    )
+    event_model = EventGpt(EventGptConfig(LlamaConfig(40, 24, 32, 1, 2, 2, 12, max_positions=96), CLIP))
+    with torch.no_grad():
+        for parameter in (*target.parameters(), *event_model.parameters()):
+            if parameter.dim() >= 2:
+                parameter.normal_(std=0.3)
+    return target.eval(), event_model.eval()
+
+
+def _scenes(start: int, stop: int) -> SceneBatch:
+    """Noise in place of scenes: batch k is always the same."""
+    generator = torch.Generator().manual_seed(start)
+    count = stop - start
+    return SceneBatch(
+        torch.randn(count, 8, 3, 32, 32, generator=generator),
+        torch.randn(count, 5, 3, 32, 32, generator=generator),
+    )
+
+
+def _quiet(stage: str, done: int, total: int, **figures: float) -> None:
+    """Progress that nobody looks at."""
+
+
+def _train(run: Path, settings: EagleSettings = SETTINGS, report=_quiet) -> EagleHead:  # type: ignore[no-untyped-def]
+    target, event_model = _models()
+    return train_eagle(target, event_model, PROMPT, _scenes, _scenes, run, settings, report)
+
+
+def test_answers_are_the_target_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens and features of a batch are those of decoding each scene alone; after the end comes nothing."""
+    monkeypatch.setattr("evspec_ros.training.draft_heads._has_bfloat16", lambda: False)
+    target, event_model = _models()
+    scenes = _scenes(0, 4)
+    found = answer(target, event_model, PROMPT, scenes, 12)
+    end = int(found.tokens[0, 6])  # a token that ends the first answer in mid-block
+    object.__setattr__(target.config.text, "eos_token_id", end)
+    found = answer(target, event_model, PROMPT, scenes, 12)
+    alone = DecoderTarget(target.decoder, target.lm_head, {end}, str)
+    for index in range(4):
+        with torch.inference_mode():
+            prompt = target.embed_prompt(PROMPT, target.encode_frames(scenes.frames[index]))
+        torch.testing.assert_close(found.prompt[index], prompt, atol=1e-4, rtol=1e-4)
+        tokens = generate(alone, NoDrafter(), Prompt(prompt[None]), max_new_tokens=12).tokens
+        length = int(found.lengths[index])
+        assert tuple(found.tokens[index, :length].tolist()) == tokens
+        assert (found.tokens[index, length:] == end).all()
+        with torch.inference_mode():
+            read = torch.cat((prompt, target.decoder.embed(torch.tensor(tokens[:-1], dtype=torch.long))))
+            features = target.decoder(read[None], layers=(3,)).features[0][0]
+        torch.testing.assert_close(found.features[index, : len(read)], features, atol=1e-3, rtol=1e-3)
+
+
+def test_training_reduces_the_loss_and_raises_the_agreement(tmp_path: Path) -> None:
+    """Sixty steps on eight answers, tested on some of them."""
+    losses: list[float] = []
+    agreements: list[float] = []
+
+    def report(stage: str, done: int, total: int, **figures: float) -> None:
+        losses.extend([figures["loss"]] if "loss" in figures else [])
+        agreements.extend([figures["agreement"]] if "agreement" in figures else [])
+
+    _train(tmp_path, dataclasses.replace(SETTINGS, steps=60, learning_rate=5e-3), report)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert agreements[-1] > agreements[0] + 0.2
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Stopped while answers are computed and again after three steps: the same weights to the bit."""
+    whole = _train(tmp_path / "whole")
+    for last in (("answers, train", 4), ("train", 3)):
+
+        def stop(stage: str, done: int, total: int, **figures: float) -> None:
+            if (stage, done) == last:  # noqa: B023
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path / "parts", report=stop)
+    resumed = _train(tmp_path / "parts")
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_only_the_head_learns(tmp_path: Path) -> None:
+    """The target's weights are what they were."""
+    target, event_model = _models()
+    before = [parameter.clone() for parameter in target.parameters()]
+    train_eagle(target, event_model, PROMPT, _scenes, _scenes, tmp_path, SETTINGS, _quiet)
+    assert all(torch.equal(old, new) for old, new in zip(before, target.parameters(), strict=True))
+
+
+def test_a_head_that_knows_the_features_agrees(tmp_path: Path) -> None:
+    """Rows are aligned: a head that returns the true next feature agrees always, one a row off does not."""
+    target, event_model = _models()
+    answers = answer(target, event_model, PROMPT, _scenes(0, 4), 12)
+    answers.save(tmp_path / "answers.safetensors")
+    features = Answers.load(tmp_path / "answers.safetensors").features
+
+    def oracle(shift: int):  # type: ignore[no-untyped-def]
+        return lambda embeddings, known, events: features[:, shift : shift + known.shape[1]]
+
+    assert agreement(target, oracle(1), [tmp_path / "answers.safetensors"]) == 1.0
+    assert agreement(target, oracle(0), [tmp_path / "answers.safetensors"]) < 0.9
+
+
+def test_a_run_of_other_settings_is_refused(tmp_path: Path) -> None:
+    """Its answers and state would not fit."""
+    _train(tmp_path)
+    with pytest.raises(TrainingError, match="other settings"):
+        _train(tmp_path, dataclasses.replace(SETTINGS, noise=0.5))
