@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import tokenizers
+import torch
 from random_models import CLIP, lively, llama_config, llama_style_tokenizer
 
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

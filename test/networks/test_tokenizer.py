@@ -81,6 +81,7 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ("tokenizer.json", '{"model":'),
         ("tokenizer.json", "{}"),
         ("tokenizer.json", "[1]"),
+        ("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "unheard of"}}'),
         ("tokenizer_config.json", "no JSON"),
     ],
 )
