@@ -1,14 +1,15 @@
-"""Starts the node evspec: `ros2 launch evspec_ros evspec.launch.py events:=/event_camera/events image:=/...`."""
+"""Starts the node: `ros2 launch evspec_ros evspec.launch.py events:=/event_camera/events image:=/...`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import LifecycleNode
+
+from launch import LaunchDescription
 
 SHARE = Path(get_package_share_directory("evspec_ros"))
 ARGUMENTS = {

@@ -20,6 +20,7 @@ from evspec_ros.frames.encodings import image_to_rgb
 from evspec_ros.frames.types import Frame
 
 STILL_NS = 500_000_000
+REORDERING_NS = 100_000_000  # images may overtake each other by this much; beyond, time jumped back
 SILENCE_S = 1.0  # after this long without the known stream, one of another size or encoding takes its place
 
 
@@ -86,7 +87,7 @@ class EventStream:
         return self._buffer.dropped if self._geometry else 0
 
     def add(self, packet: Any, stamp_ns: int) -> None:
-        """Decode one EventPacket stamped stamp_ns. Raises EventDecodingError for a bad one, which is counted."""
+        """Decode one EventPacket stamped stamp_ns. Raises EventDecodingError for a bad one, and counts it."""
         self._messages += 1
         try:
             self._accept(Geometry(packet.encoding, packet.width, packet.height))
@@ -203,7 +204,9 @@ class ImageStream:
             raise
         size = (image.width, image.height)
         newest = self.buffer.latest_ns
-        if (self._size is not None and size != self._size) or (newest is not None and stamp_ns < newest):
+        if (self._size is not None and size != self._size) or (
+            newest is not None and stamp_ns < newest - REORDERING_NS
+        ):
             self.restart()
         self._size = size
         self.buffer.append(Frame(stamp_ns, rgb))
@@ -247,4 +250,7 @@ def newest_window(
         return None
     still = stamp_ns != events.newest_ns()
     window = events.no_events() if still else events.newest_window(duration_ns)
-    return Window(stamp_ns, window, images.buffer.sample(stamp_ns, frames_seconds))
+    frames = images.buffer.sample(stamp_ns, frames_seconds)
+    if not frames:  # the first frame is newer than the newest event; it stands in
+        frames = images.buffer.sample(stamp_ns + STILL_NS, frames_seconds)
+    return Window(stamp_ns, window, frames)
