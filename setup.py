@@ -25,7 +25,11 @@ setup(
     license=MANIFEST.findtext("license"),
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed"], f"{NAME}.interfaces": ["*/msg/*.msg"]},
+    package_data={
+        NAME: ["py.typed"],
+        f"{NAME}.evaluation": ["*.html"],
+        f"{NAME}.interfaces": ["*/msg/*.msg"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (str(SHARE), ["package.xml"]),

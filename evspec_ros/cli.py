@@ -39,6 +39,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"evspec {metadata.version('evspec_ros')}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
+    demo = _verb(verbs, "demo", _demo, "run the node on a recording and show what it says")
+    demo.add_argument(
+        "--recording", type=Path, help="what `evspec info` can read; default: a simulated scene"
+    )
+    demo.add_argument(
+        "--seconds", type=_positive, help="how long to play; default: to the end, at least 10 s"
+    )
+    demo.add_argument("--report", type=Path, help="where to write; default: runs/demo/report.html")
+
     info = _verb(verbs, "info", _info, "print what is in a recording")
     info.add_argument("recording", type=Path, help="rosbag2 folder, .mcap, .db3, .aedat4 or .npy")
 
@@ -65,19 +74,40 @@ def _verb(
     return parser
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
 def _print_json(value: dict[str, Any]) -> None:
     json.dump(value, sys.stdout)
     sys.stdout.write("\n")
 
 
-def _info(options: argparse.Namespace) -> None:
-    from evspec_ros.recordings import open_recording
+def _demo(options: argparse.Namespace) -> None:
+    from evspec_ros.ros.requirements import require_ros
 
-    info = open_recording(options.recording).info()
-    _print_json(info.as_dict())
+    require_ros()
+    from evspec_ros.ros.demo import run_demo
+
+    run_demo(options.recording, as_json=options.json, seconds=options.seconds, report=options.report)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from evspec_ros.recordings.report import print_info, read_info
+
+    info = read_info(options.recording)
+    if options.json:
+        _print_json(info.as_dict())
+    else:
+        print_info(options.recording, info)
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from evspec_ros.recordings.convert import convert
+    from evspec_ros.recordings.report import convert_visibly
 
-    convert(options.source, options.destination, options.storage)
+    convert_visibly(options.source, options.destination, options.storage)
+    options.recording = options.destination
+    _info(options)
