@@ -44,12 +44,12 @@ FIRST_TIMEOUT_S = 60.0  # for a description that is still missing when the recor
 MOMENTS = 8  # descriptions shown with pictures in the report
 PLAIN_RUNS = 3  # windows timed without drafting
 COMPARED = (
-    "Speed-up: time per token after the prefill, compared with {plain_ms:.2f} ms without drafting, measured on "
-    "three windows of the same recording before it was played, when nothing else ran."
+    "Speed-up: time per token after the prefill, compared with {plain_ms:.2f} ms without drafting, measured "
+    "on three windows of the same recording before it was played, when nothing else ran."
 )
 TAUGHT = (
-    "The tiny checkpoints were trained on simulated scenes alone. Of any other recording they cannot say what "
-    "is to be seen; latencies, rates and losses hold all the same."
+    "The tiny checkpoints were trained on simulated scenes alone. Of any other recording they cannot say "
+    "what is to be seen; latencies, rates and losses hold all the same."
 )
 
 
