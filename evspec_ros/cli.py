@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evspec", description="Describes in words what an event camera and an RGB camera see."
     )
-    parser.add_argument("--version", action="version", version=f"evspec {metadata.version('evspec_ros')}")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and leave")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     demo = _verb(verbs, "demo", _demo, "run the node on a recording and show what it says")
@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         "--storage", choices=("mcap", "sqlite3"), default="mcap", help="default: %(default)s"
     )
     return parser
+
+
+class _PrintVersion(argparse.Action):
+    """Looks the version up when it is asked for, so that all else works from a source tree, too."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.exit(message=f"evspec {metadata.version('evspec_ros')}\n")
 
 
 def _verb(

@@ -89,9 +89,9 @@ class Aedat4Recording(Recording):
         )
 
     def _left_out(self, number: int, stream: Stream) -> str:
-        if stream.type in {"EVTS", "FRME"} and number not in self._read:
-            return "another stream of its kind is read"
-        return ""
+        if stream.type not in {"EVTS", "FRME", "TRIG"}:
+            return "it holds neither events nor frames"
+        return "" if stream.type == "TRIG" or number in self._read else "another stream of its kind is read"
 
     def pieces(self, *, events: bool = True, frames: bool = True) -> Iterator[Piece]:
         """One piece per packet."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -18,23 +16,23 @@ from evspec_ros.recordings.recording import RecordingInfo
 YEAR_2000_NS = 946_684_800_000_000_000  # earlier times count from a start that the recording does not tell
 
 
-def print_info(path: Path, as_json: bool) -> None:
-    """Print what is in a recording: one JSON object on stdout, or tables. Raises RecordingError."""
+def read_info(path: Path) -> RecordingInfo:
+    """What is in a recording, with progress on stderr meanwhile. Raises RecordingError."""
     recording = open_recording(path)
-    if as_json:
-        json.dump(recording.info().as_dict(), sys.stdout)
-        sys.stdout.write("\n")
-        return
     with _progress() as progress:
         progress.add_task(f"reading {path}", total=None)
-        info = recording.info()
+        return recording.info()
+
+
+def print_info(path: Path, info: RecordingInfo) -> None:
+    """Tables of what is in a recording."""
     console = Console(highlight=False)
     console.print(_totals(path, info))
     console.print(_topics(info))
 
 
-def print_conversion(source: Path, destination: Path, storage: str, as_json: bool) -> None:
-    """Convert a recording and say what was written; `as_json` prints the new bag's info alone."""
+def convert_visibly(source: Path, destination: Path, storage: str) -> None:
+    """Convert a recording to rosbag2, with progress on stderr meanwhile. Raises RecordingError."""
     with _progress() as progress:
         task = progress.add_task(f"writing {destination}", total=None)
         convert(
@@ -43,7 +41,6 @@ def print_conversion(source: Path, destination: Path, storage: str, as_json: boo
             storage,
             lambda seconds: progress.update(task, description=f"writing {destination}: {seconds:.1f} s"),
         )
-    print_info(destination, as_json)
 
 
 def _progress() -> Progress:
@@ -89,7 +86,7 @@ def _rate(count: int, info: RecordingInfo) -> str:
     if not count or not info.duration_s:
         return ""
     rate = count / info.duration_s
-    return f", {rate / 1e6:.2f} million a second" if rate >= 1e5 else f", {rate:.1f} a second"
+    return f", {rate / 1e6:.2f} million a second" if rate >= 1e5 else f", {rate:,.1f} a second"
 
 
 def _time(stamp_ns: int) -> str:
