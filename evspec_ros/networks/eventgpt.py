@@ -41,10 +41,11 @@ class EventGpt(nn.Module):
             module.apply(initialise)
 
     def encode_events(self, pixels: Tensor) -> Tensor:
-        """CLIP-normalised event images [N, 3, H, W] in order of time -> event embeddings [N + tokens, D]."""
-        projected = self.visual_projector(self.visual_tower(pixels))
-        features: Tensor = self.feature_adaptor(projected)  # [N, tokens, D]
-        return torch.cat((features.mean(1), features.mean(0)))  # temporal tokens, then spatial tokens
+        """CLIP-normalised event images [..., N, 3, H, W] in order of time -> event embeddings [..., N + tokens, D]."""
+        windows = pixels.shape[:-3]
+        projected = self.visual_projector(self.visual_tower(pixels.flatten(0, -4)))
+        features = self.feature_adaptor(projected).unflatten(0, windows)  # [..., N, tokens, D]
+        return torch.cat((features.mean(-2), features.mean(-3)), -2)  # temporal tokens, then spatial tokens
 
     def embed_prompt(self, before_ids: Tensor, event: Tensor, after_ids: Tensor) -> Tensor:
         """ids [a], event embeddings [E, D], ids [b] -> embeddings [a + E + b, D]."""

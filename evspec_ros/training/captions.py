@@ -82,7 +82,7 @@ def _relation(objects: list[SceneObject], at_s: float) -> str:
     ways = {o.direction(at_s) for o in moving}
     if len(ways) == 1:
         return "They move the same way."
-    return "They move different ways at the same speed."
+    return "They move different ways."
 
 
 def _name(thing: SceneObject) -> str:

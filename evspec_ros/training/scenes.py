@@ -42,6 +42,7 @@ THRESHOLD_SPREAD = 0.02  # standard deviation between pixels
 NOISE_RATE_HZ = 0.3  # background activity of one pixel
 LOG_OFFSET = 0.02  # keeps the logarithm of a black pixel finite
 STEP_NS = 1_000_000  # 0.65 widths a second move 0.08 pixels of 128 in it
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G, B (ITU-R BT.601)
 IMAGE_NOISE = 2.0  # standard deviation of the RGB camera's noise, in grey levels
 
 
@@ -133,22 +134,25 @@ def _signed_distance(shape: int, x: float, y: float, r: float) -> float:
 
 
 @numba.njit(cache=True)
-def _shade(
-    kinds: NDArray[np.int64], radii: NDArray[np.float64], colours: NDArray[np.float64], centres: NDArray[np.float64],
-    backdrop: NDArray[np.float64], x: float, y: float, size: int, out: NDArray[np.float64],
-) -> None:  # fmt: skip
-    """RGB of one point into out [3]; later objects lie in front. Edges are one pixel soft."""
-    level = backdrop[0] + backdrop[1] * (x - 0.5) + backdrop[2] * (y - 0.5)
-    out[0] = out[1] = out[2] = level
-    for k in range(len(kinds)):
-        dx, dy = x - centres[k, 0], y - centres[k, 1]
-        reach = radii[k] + 1.0 / size
-        if abs(dx) > reach or abs(dy) > reach:
-            continue
-        cover = 0.5 - _signed_distance(kinds[k], dx, dy, radii[k]) * size
-        cover = min(max(cover, 0.0), 1.0)
-        for c in range(3):
-            out[c] += cover * (colours[k, c] - out[c])
+def _cover(kind: int, dx: float, dy: float, radius: float, size: int) -> float:
+    """Share of a pixel that a shape covers, its centre (dx, dy) from the shape's; edges are one pixel soft."""
+    reach = radius + 1.0 / size
+    if abs(dx) > reach or abs(dy) > reach:
+        return 0.0
+    return min(max(0.5 - _signed_distance(kind, dx, dy, radius) * size, 0.0), 1.0)
+
+
+@numba.njit(cache=True)
+def _backdrop_level(backdrop: NDArray[np.float64], x: float, y: float) -> float:
+    level: float = backdrop[0] + backdrop[1] * (x - 0.5) + backdrop[2] * (y - 0.5)
+    return level
+
+
+@numba.njit(cache=True)
+def _box(low: float, high: float, radius: float, size: int) -> tuple[int, int]:
+    """Pixels first <= i < last along one axis that a shape touches whose centre is between low and high."""
+    reach = radius + 1.0 / size
+    return max(0, int((low - reach) * size)), min(size, int((high + reach) * size) + 2)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -156,17 +160,38 @@ def _draw(
     kinds: NDArray[np.int64], radii: NDArray[np.float64], colours: NDArray[np.float64], centres: NDArray[np.float64],
     backdrop: NDArray[np.float64], size: int,
 ) -> NDArray[np.float64]:  # fmt: skip
+    """RGB image [size, size, 3] in 0..1; later objects lie in front."""
     image = np.empty((size, size, 3))
     for row in range(size):
         for column in range(size):
-            _shade(kinds, radii, colours, centres, backdrop,
-                   (column + 0.5) / size, (row + 0.5) / size, size, image[row, column])  # fmt: skip
+            image[row, column] = _backdrop_level(backdrop, (column + 0.5) / size, (row + 0.5) / size)
+    for k in range(len(kinds)):
+        left, right = _box(centres[k, 0], centres[k, 0], radii[k], size)
+        top, bottom = _box(centres[k, 1], centres[k, 1], radii[k], size)
+        for row in range(top, bottom):
+            for column in range(left, right):
+                dx, dy = (column + 0.5) / size - centres[k, 0], (row + 0.5) / size - centres[k, 1]
+                cover = _cover(kinds[k], dx, dy, radii[k], size)
+                for c in range(3):
+                    image[row, column, c] += cover * (colours[k, c] - image[row, column, c])
     return image
+
+
+@numba.njit(cache=True)
+def _luminance(
+    kinds: NDArray[np.int64], radii: NDArray[np.float64], lights: NDArray[np.float64], centres: NDArray[np.float64],
+    backdrop: NDArray[np.float64], x: float, y: float, size: int,
+) -> float:  # fmt: skip
+    """Luminance of one pixel of what `_draw` draws."""
+    level = _backdrop_level(backdrop, x, y)
+    for k in range(len(kinds)):
+        level += _cover(kinds[k], x - centres[k, 0], y - centres[k, 1], radii[k], size) * (lights[k] - level)
+    return level
 
 
 @numba.njit(cache=True, nogil=True)
 def _emit_events(
-    kinds: NDArray[np.int64], radii: NDArray[np.float64], colours: NDArray[np.float64], paths: NDArray[np.float64],
+    kinds: NDArray[np.int64], radii: NDArray[np.float64], lights: NDArray[np.float64], paths: NDArray[np.float64],
     backdrop: NDArray[np.float64], thresholds: NDArray[np.float64], previous: NDArray[np.float64],
     reference: NDArray[np.float64], start_ns: int, step_ns: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.uint8]]:  # fmt: skip
@@ -175,23 +200,19 @@ def _emit_events(
     capacity, count = 1 << 14, 0
     t, x = np.empty(capacity, np.int64), np.empty(capacity, np.uint16)
     y, p = np.empty(capacity, np.uint16), np.empty(capacity, np.uint8)
-    rgb = np.empty(3)
     for step in range(1, len(paths)):
         begin = start_ns + (step - 1) * step_ns
         for k in range(len(kinds)):
             old, new = paths[step - 1, k], paths[step, k]
             if old[0] == new[0] and old[1] == new[1]:
                 continue
-            reach = radii[k] + 1.0 / size
-            left = max(0, int((min(old[0], new[0]) - reach) * size))
-            right = min(size, int((max(old[0], new[0]) + reach) * size) + 2)
-            top = max(0, int((min(old[1], new[1]) - reach) * size))
-            bottom = min(size, int((max(old[1], new[1]) + reach) * size) + 2)
+            left, right = _box(min(old[0], new[0]), max(old[0], new[0]), radii[k], size)
+            top, bottom = _box(min(old[1], new[1]), max(old[1], new[1]), radii[k], size)
             for row in range(top, bottom):
                 for column in range(left, right):
-                    _shade(kinds, radii, colours, paths[step], backdrop,
-                           (column + 0.5) / size, (row + 0.5) / size, size, rgb)  # fmt: skip
-                    light = math.log(0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] + LOG_OFFSET)
+                    level = _luminance(kinds, radii, lights, paths[step], backdrop,
+                                       (column + 0.5) / size, (row + 0.5) / size, size)  # fmt: skip
+                    light = math.log(level + LOG_OFFSET)
                     before = previous[row, column]
                     if light == before:
                         continue
@@ -232,13 +253,13 @@ class SceneCamera:
         self._kinds = np.array([SHAPES.index(o.shape) for o in scene.objects], np.int64)
         self._radii = np.array([o.radius for o in scene.objects])
         self._colours = np.array([COLOURS[o.colour] for o in scene.objects]).reshape(-1, 3)
+        self._lights = self._colours @ LUMINANCE
         self._backdrop = np.array([BACKGROUNDS[scene.background], *scene.gradient])
         self._thresholds = np.maximum(
             self._random.normal(CONTRAST_THRESHOLD, THRESHOLD_SPREAD, (size, size)), CONTRAST_THRESHOLD / 2
         )
         self._time_ns = round(start_s * 1e9)
-        light = self._draw(start_s) @ np.array([0.299, 0.587, 0.114])
-        self._light = np.log(light + LOG_OFFSET)
+        self._light = np.log(self._draw(start_s) @ LUMINANCE + LOG_OFFSET)
         # a camera that has been running for long holds references spread over one threshold
         self._reference = self._light + self._thresholds * self._random.uniform(-1, 1, (size, size))
 
@@ -255,7 +276,7 @@ class SceneCamera:
 
     def image(self, seconds: float) -> NDArray[np.uint8]:
         """What the RGB camera sees, uint8 [size, size, 3]."""
-        noise = self._random.normal(0, IMAGE_NOISE, (self._size, self._size, 3))
+        noise = self._random.standard_normal((self._size, self._size, 3), np.float32) * IMAGE_NOISE
         return np.clip(self._draw(seconds) * 255 + noise + 0.5, 0, 255).astype(np.uint8)
 
     def events(self, stop_s: float) -> Events:
@@ -263,7 +284,7 @@ class SceneCamera:
         steps = max(1, round((stop_s * 1e9 - self._time_ns) / STEP_NS))
         seconds = (self._time_ns + np.arange(steps + 1) * STEP_NS) * 1e-9
         signal = _emit_events(
-            self._kinds, self._radii, self._colours, self._paths(seconds), self._backdrop, self._thresholds,
+            self._kinds, self._radii, self._lights, self._paths(seconds), self._backdrop, self._thresholds,
             self._light, self._reference, self._time_ns, STEP_NS,
         )  # fmt: skip
         fields = [np.concatenate(pair) for pair in zip(signal, self._noise(steps), strict=True)]

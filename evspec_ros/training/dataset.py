@@ -1,0 +1,134 @@
+"""Simulated samples on disk: what both models see of a scene, and the caption that is true of it.
+
+A data set is a directory of shards, each written whole or not at all, so that making it can be interrupted and
+gone on with. Scene k of a split is drawn from the seed (split, k): the same on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evspec_ros.events.rendering import render_event_images
+from evspec_ros.frames.clip import ClipPreprocessor
+from evspec_ros.networks.tiny import TINY_CLIP
+from evspec_ros.training.captions import caption
+from evspec_ros.training.scenes import (
+    COLOURS,
+    SHAPES,
+    STILL,
+    Scene,
+    SceneCamera,
+    random_scene,
+)
+
+SPLITS = {"train": 0, "held_out": 1}
+SHARD = 512  # scenes
+FRAMES = 8
+FRAMES_S = 1.0  # the frames cover the last second
+CAMERA_HZ = 30.0
+WINDOW_S = 0.05
+MAX_OBJECTS = 3
+NO_OBJECT = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """N samples, one array per field.
+
+    frames: uint8 [N, 8, S, S, 3], resized as CLIP does; event_images: uint8 [N, 5, S, S, 3]; captions: [N] text.
+    looks: int8 [N, 3, 3], (shape, colour, direction) of each object, NO_OBJECT in all three where there is none;
+    places: float32 [N, 3, 8, 2], the objects' centres in each frame; at: float32 [N, 8], frame times before the
+    description in seconds (<= 0).
+    """
+
+    frames: NDArray[np.uint8]
+    event_images: NDArray[np.uint8]
+    captions: NDArray[np.str_]
+    looks: NDArray[np.int8]
+    places: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def sample_scene(split: str, index: int) -> tuple[Scene, SceneCamera, NDArray[np.float64]]:
+    """Scene `index` of a split, a camera that has seen it up to 50 ms before time 0, and the eight frame times."""
+    random = np.random.default_rng([SPLITS[split], index])
+    scene = random_scene(random)
+    camera = SceneCamera(scene, int(random.integers(2**31)), start_s=-WINDOW_S)
+    # the camera runs at its own pace: take the frames that it has nearest to eight evenly spaced instants
+    phase = random.uniform(0, 1 / CAMERA_HZ)
+    ideal = np.linspace(-FRAMES_S, 0, FRAMES)
+    times = np.minimum(np.round((ideal + phase) * CAMERA_HZ), 0) / CAMERA_HZ - phase
+    return scene, camera, times
+
+
+def make_sample(split: str, index: int) -> Samples:
+    """Scene `index` of a split as both models see it, N = 1."""
+    scene, camera, times = sample_scene(split, index)
+    preprocessor = ClipPreprocessor(TINY_CLIP.image_size)
+    frames = [preprocessor.resize(camera.image(time)) for time in times]
+    images = [preprocessor.resize(image) for image in render_event_images(camera.events(0.0))]
+    looks = np.full((MAX_OBJECTS, 3), NO_OBJECT, np.int8)
+    places = np.zeros((MAX_OBJECTS, FRAMES, 2), np.float32)
+    colours = list(COLOURS)
+    for k, thing in enumerate(scene.objects):
+        direction = thing.direction(0.0)
+        looks[k] = SHAPES.index(thing.shape), colours.index(thing.colour), 8 if direction == STILL else direction
+        places[k] = thing.position(times)
+    return Samples(
+        np.stack(frames)[None], np.stack(images)[None], np.array([caption(scene, 0.0)]), looks[None], places[None]
+    )
+
+
+def make_samples(split: str, start: int, stop: int) -> Samples:
+    """Scenes start to stop - 1 of a split."""
+    parts = [make_sample(split, index) for index in range(start, stop)]
+    return concatenate(parts)
+
+
+def concatenate(parts: list[Samples]) -> Samples:
+    """Several sets as one."""
+    fields = ("frames", "event_images", "captions", "looks", "places")
+    return Samples(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
+
+
+def prepare(directory: Path, split: str, scenes: int, progress: Callable[[int], None] = lambda done: None) -> None:
+    """Make the shards of a split that are not there yet, on every core; progress counts finished scenes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    starts = range(0, scenes, SHARD)
+    missing = [start for start in starts if not _shard(directory, split, start).exists()]
+    progress(scenes - len(missing) * SHARD)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(_write_shard, repeat(directory), repeat(split), missing):
+            progress(SHARD)
+
+
+def load(directory: Path, split: str, scenes: int) -> Samples:
+    """The first `scenes` scenes of a split, all in memory (0.16 MB each)."""
+    parts = []
+    for start in range(0, scenes, SHARD):
+        with np.load(_shard(directory, split, start)) as shard:
+            parts.append(Samples(**{name: shard[name] for name in shard.files}))
+    return concatenate(parts)
+
+
+def _shard(directory: Path, split: str, start: int) -> Path:
+    return directory / f"{split}-{start:06d}.npz"
+
+
+def _write_shard(directory: Path, split: str, start: int) -> None:
+    path = _shard(directory, split, start)
+    samples = make_samples(split, start, start + SHARD)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("wb") as file:
+        np.savez(file, **vars(samples))
+    unfinished.rename(path)

@@ -1,0 +1,289 @@
+"""Trains the tiny checkpoints from simulated scenes: first the two CLIP towers, then the language models on them.
+
+The towers learn to name what lies under each patch, as CLIP's come trained with knowledge of objects. The target's
+decoder begins shallow, which is where it learns to look, and is then deepened by layers that change nothing at
+first (LLaMA Pro's block expansion, arXiv 2401.02415).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as FastTokenizer
+from torch import Tensor, nn
+
+from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
+from evspec_ros.networks.checkpoints import save_eventgpt, save_video_llava
+from evspec_ros.networks.clip import ClipTower
+from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.llama import LlamaDecoder
+from evspec_ros.networks.tiny import TINY_CLIP, tiny_eventgpt, tiny_video_llava
+from evspec_ros.networks.tokenizer import save_tokenizer
+from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, VIDEO_TOKEN, event_prompt, target_prompt
+from evspec_ros.training import dataset
+from evspec_ros.training.dataset import MAX_OBJECTS, NO_OBJECT, Samples
+from evspec_ros.training.loop import Report, Schedule, fit
+from evspec_ros.training.scenes import COLOURS, SHAPES
+from evspec_ros.training.tokenizer import train_tokenizer
+
+IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+TARGET_TOKENS = (IMAGE_TOKEN, VIDEO_TOKEN, PAD_TOKEN)
+IGNORED = -100  # cross entropy's mark for a position that does not count
+
+
+@dataclass(frozen=True)
+class TinyPlan:
+    """How long each stage is trained; the defaults made the checkpoints in models/."""
+
+    scenes: int = 24_576
+    batch: int = 16
+    tower_batch: int = 96
+    tower: Schedule = Schedule(steps=1500, learning_rate=1e-3)
+    shallow: Schedule = Schedule(steps=4000, learning_rate=1e-3)
+    deep: Schedule = Schedule(steps=1500, learning_rate=5e-4)
+    event: Schedule = Schedule(steps=4000, learning_rate=1e-3)
+    shallow_layers: int = 4
+
+
+def train_tiny(
+    run: Path, models: Path, plan: TinyPlan = TinyPlan(), report: Report = lambda *_: None,
+    scenes_report: Callable[[int], None] = lambda done: None,
+) -> None:  # fmt: skip
+    """Make models/tiny_video_llava and models/tiny_eventgpt; run keeps the data and every stage's state.
+
+    Interrupt it at any time and call it again: it goes on where it was. Raises TrainingError.
+    """
+    dataset.prepare(run / "scenes", "train", plan.scenes, scenes_report)
+    samples = dataset.load(run / "scenes", "train", plan.scenes)
+    target = train_target(samples, run, plan, report)
+    _write(models / "tiny_video_llava", target, save_video_llava, TARGET_TOKENS)
+    event_model = train_event_model(samples, run, plan, report)
+    _write(models / "tiny_eventgpt", event_model, save_eventgpt, EVENT_TOKENS)
+
+
+def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report) -> VideoLlava:
+    """The tiny Video-LLaVA."""
+    tokenizer = train_tokenizer(TARGET_TOKENS)
+    torch.manual_seed(0)
+    config = tiny_video_llava(
+        tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE_TOKEN), tokenizer.token_to_id(VIDEO_TOKEN)
+    )
+    shallow = VideoLlava(replace(config, text=replace(config.text, num_layers=plan.shallow_layers)))
+    frame_tower(samples, shallow.video_tower, run, plan, report)
+    task = TargetTask(samples, tokenizer, plan.batch)
+    fit("target-shallow", shallow, lambda step: task.loss(shallow, step), plan.shallow, run, report)
+    model = VideoLlava(config)
+    deepen(shallow, model)
+    fit("target-deep", model, lambda step: task.loss(model, step, plan.shallow.steps), plan.deep, run, report)
+    return model
+
+
+def train_event_model(samples: Samples, run: Path, plan: TinyPlan, report: Report) -> EventGpt:
+    """The tiny EventGPT; it is taught the same captions, colours included, which events do not show."""
+    tokenizer = train_tokenizer(EVENT_TOKENS)
+    torch.manual_seed(1)
+    model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size()))
+    event_tower(samples, model.visual_tower, run, plan, report)
+    task = EventTask(samples, tokenizer, plan.batch)
+    fit("event-model", model, lambda step: task.loss(model, step), plan.event, run, report)
+    return model
+
+
+def deepen(shallow: VideoLlava, deep: VideoLlava) -> None:
+    """Give `deep` the weights of `shallow`, its layers spread out; the layers between add nothing to begin with."""
+    state = shallow.state_dict()
+    ours = len(deep.decoder.layers)
+    theirs = len(shallow.decoder.layers)
+    places = {int(place): index for index, place in enumerate(np.linspace(0, ours - 1, theirs).round())}
+    for place in range(ours):
+        source = max(index for at, index in places.items() if at <= place)
+        layer = deep.decoder.layers[place]
+        layer.load_state_dict(shallow.decoder.layers[source].state_dict())
+        if place not in places:
+            nn.init.zeros_(layer.self_attn.o_proj.weight)
+            nn.init.zeros_(layer.mlp.down_proj.weight)
+    rest = {name: tensor for name, tensor in state.items() if ".layers." not in name or "decoder" not in name}
+    deep.load_state_dict(rest, strict=False)
+
+
+# --- towers ------------------------------------------------------------------------------------------------
+
+
+class PatchProbe(nn.Module):
+    """What lies under each patch, read off a tower: looks as logits, and where the centre is."""
+
+    def __init__(self, tower: ClipTower, looks: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = nn.Linear(tower.config.hidden_size, looks + 2)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [N, 3, S, S] -> look logits [N, patches, looks], centre offsets in patches [N, patches, 2]."""
+        out = self.head(self.tower(pixels)[:, 1:])
+        return out[..., :-2], out[..., -2:]
+
+
+def frame_tower(samples: Samples, tower: ClipTower, run: Path, plan: TinyPlan, report: Report) -> None:
+    """Teach a tower shapes, colours and places from single frames."""
+    looks = np.stack([samples.looks[..., 0], samples.looks[..., 1]], -1)  # shape, colour
+    _teach(
+        "frame-tower", tower, samples.frames, looks, samples.places, (len(SHAPES), len(COLOURS)), run, plan, report
+    )
+
+
+def event_tower(samples: Samples, tower: ClipTower, run: Path, plan: TinyPlan, report: Report) -> None:
+    """Teach a tower shapes, directions and places from single event images; what stands still is not there."""
+    looks = np.stack([samples.looks[..., 0], samples.looks[..., 2]], -1)  # shape, direction
+    looks = np.where(samples.looks[..., 2:] == 8, NO_OBJECT, looks)
+    last = np.repeat(samples.places[:, :, -1:], samples.event_images.shape[1], 2)  # 50 ms are short
+    _teach("event-tower", tower, samples.event_images, looks, last, (len(SHAPES), 8), run, plan, report)
+
+
+def _teach(
+    stage: str, tower: ClipTower, images: NDArray[np.uint8], looks: NDArray[np.int8], places: NDArray[np.float32],
+    sizes: tuple[int, int], run: Path, plan: TinyPlan, report: Report,
+) -> None:  # fmt: skip
+    first, second = sizes
+    probe = PatchProbe(tower, first + second + first * second)
+
+    def loss(step: int) -> Tensor:
+        random = np.random.default_rng([2, step])
+        scene = random.integers(len(images), size=plan.tower_batch)
+        moment = random.integers(images.shape[1], size=plan.tower_batch)
+        wanted, offsets, centred = patch_labels(looks[scene], places[scene, :, moment], sizes)
+        logits, centres = probe(normalise(images[scene, moment]))
+        named = F.binary_cross_entropy_with_logits(logits.float(), wanted) * 20
+        placed = ((centres.float() - offsets).square().sum(-1) * centred).sum() / centred.sum().clamp(min=1)
+        return named + placed
+
+    fit(stage, probe, loss, plan.tower, run, report)
+
+
+def patch_labels(
+    looks: NDArray[np.int8], places: NDArray[np.float32], sizes: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels for the patches of N images from looks [N, 3, 2] and centres [N, 3, 2].
+
+    Wanted looks [N, patches, a + b + a b] of the objects near a patch (each attribute, then their pairs), the
+    offset [N, patches, 2] of the centre that lies in it, and [N, patches] 1 where one does.
+    """
+    first, second = sizes
+    side = TINY_CLIP.image_size // TINY_CLIP.patch_size
+    middle = (np.arange(side) + 0.5) / side
+    grid = np.stack(np.meshgrid(middle, middle), -1).reshape(-1, 2)  # [patches, (x, y)], row by row
+    wanted = np.zeros((len(looks), side**2, first + second + first * second), np.float32)
+    offsets = np.zeros((len(looks), side**2, 2), np.float32)
+    centred = np.zeros((len(looks), side**2), np.float32)
+    for k in range(MAX_OBJECTS):
+        a, b = looks[:, k, 0].astype(int), looks[:, k, 1].astype(int)
+        away = (places[:, k, None] - grid) * side  # [N, patches, 2], in patches
+        near = (np.abs(away).max(-1) < 0.9) & (a != NO_OBJECT)[:, None]
+        inside = (np.abs(away).max(-1) <= 0.5) & (a != NO_OBJECT)[:, None]
+        image, patch = near.nonzero()
+        for column in (a, first + b, first + second + a * second + b):
+            wanted[image, patch, column[image]] = 1
+        offsets[inside], centred[inside] = away[inside], 1
+    return torch.from_numpy(wanted), torch.from_numpy(offsets), torch.from_numpy(centred)
+
+
+# --- language models ---------------------------------------------------------------------------------------
+
+
+class TargetTask:
+    """Caption prediction from eight frames, in batches."""
+
+    def __init__(self, samples: Samples, tokenizer: FastTokenizer, batch: int) -> None:
+        self._samples = samples
+        self._answers = answers(tokenizer, samples.captions)
+        self._batch = batch
+        self._before, self._after = (
+            prompt_ids(tokenizer, part, bos)
+            for part, bos in zip(target_prompt(DEFAULT_PROMPT).split(VIDEO_TOKEN), (True, False), strict=True)
+        )
+
+    def loss(self, model: VideoLlava, step: int, offset: int = 0) -> Tensor:
+        """Mean cross entropy of one batch's captions."""
+        chosen = drawn(len(self._samples), self._batch, step + offset)
+        frames = self._samples.frames[chosen]
+        video = model.encode_frames(normalise(frames.reshape(-1, *frames.shape[2:]))).unflatten(0, (self._batch, -1))
+        return caption_loss(model.decoder, model.lm_head, self._before, video, self._after, self._answers[chosen])
+
+
+class EventTask:
+    """Caption prediction from five event images, in batches."""
+
+    def __init__(self, samples: Samples, tokenizer: FastTokenizer, batch: int) -> None:
+        self._samples = samples
+        self._answers = answers(tokenizer, samples.captions)
+        self._batch = batch
+        before, after = event_prompt(DEFAULT_PROMPT)
+        self._before, self._after = prompt_ids(tokenizer, before, True), prompt_ids(tokenizer, after, False)
+
+    def loss(self, model: EventGpt, step: int) -> Tensor:
+        """Mean cross entropy of one batch's captions."""
+        chosen = drawn(len(self._samples), self._batch, step)
+        images = self._samples.event_images[chosen]
+        events = model.encode_events(normalise(images.reshape(-1, *images.shape[2:])).unflatten(0, images.shape[:2]))
+        return caption_loss(model.decoder, model.lm_head, self._before, events, self._after, self._answers[chosen])
+
+
+def caption_loss(
+    decoder: LlamaDecoder, lm_head: nn.Linear, before: Tensor, seen: Tensor, after: Tensor, answers: Tensor
+) -> Tensor:
+    """Cross entropy of answers [B, A] (IGNORED beyond their end) behind ids [b], features [B, V, D], ids [a]."""
+    answers = answers[:, : int((answers != IGNORED).sum(1).max())]
+    batch = len(answers)
+    given = answers[:, :-1].clamp(min=0)
+    embeddings = torch.cat(
+        (
+            decoder.embed(before).expand(batch, -1, -1),
+            seen,
+            decoder.embed(after).expand(batch, -1, -1),
+            decoder.embed(given),
+        ),
+        1,
+    )
+    hidden = decoder(embeddings).hidden[:, -answers.shape[1] :]
+    return F.cross_entropy(lm_head(hidden).float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED)
+
+
+def answers(tokenizer: FastTokenizer, captions: Sequence[str]) -> Tensor:
+    """Token ids [N, longest], </s> at each end and IGNORED behind it."""
+    end = tokenizer.token_to_id("</s>")
+    rows = [[*encoding.ids, end] for encoding in tokenizer.encode_batch([str(text) for text in captions])]
+    table = torch.full((len(rows), max(map(len, rows))), IGNORED)
+    for row, ids in zip(table, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return table
+
+
+def prompt_ids(tokenizer: FastTokenizer, text: str, bos: bool) -> Tensor:
+    """Token ids [T] of a part of a prompt."""
+    start = [tokenizer.token_to_id("<s>")] if bos else []
+    return torch.tensor([*start, *tokenizer.encode(text).ids])
+
+
+def drawn(count: int, batch: int, step: int) -> NDArray[np.int64]:
+    """The samples of one step: every epoch goes through all of them in an order of its own."""
+    per_epoch = count // batch
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng([3, epoch]).permutation(count)
+    return order[place * batch : (place + 1) * batch]
+
+
+def normalise(images: NDArray[np.uint8]) -> Tensor:
+    """Resized images uint8 [N, S, S, 3] -> what `ClipPreprocessor` returns for them, float32 [N, 3, S, S]."""
+    mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+    return ((torch.from_numpy(images).float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def _write(path: Path, model: nn.Module, save: Callable[..., None], special: Sequence[str]) -> None:
+    save(model, path)
+    save_tokenizer(train_tokenizer(special), path, special)
