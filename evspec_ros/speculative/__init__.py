@@ -2,7 +2,7 @@
 cameras.
 """
 
-from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, Prompt
+from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits, NoDrafter, Prompt
 from evspec_ros.speculative.generate import Generation, generate
 from evspec_ros.speculative.registry import DRAFTERS, make_drafter
 from evspec_ros.speculative.statistics import DecodingStatistics
@@ -10,6 +10,7 @@ from evspec_ros.speculative.target import DecoderTarget, Target, TargetPass
 from evspec_ros.speculative.tree import DraftTree
 
 __all__ = [
+    "DEFAULT_LIMITS",
     "DRAFTERS",
     "DecoderTarget",
     "DecodingStatistics",

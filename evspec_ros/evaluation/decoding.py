@@ -1,0 +1,159 @@
+"""What each drafter brings on held-out scenes: `evspec bench decode`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evspec_ros.errors import GenerationError
+from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.speculative import (
+    DEFAULT_LIMITS,
+    DecoderTarget,
+    DecodingStatistics,
+    Drafter,
+    DraftLimits,
+    Generation,
+    Prompt,
+    generate,
+    make_drafter,
+)
+from evspec_ros.training.draft_heads import SceneBatch
+
+BASELINE = "none"
+
+
+@dataclass(frozen=True)
+class DecodingRow:
+    """One drafter over all scenes, beside plain decoding of the same scenes in the same run.
+
+    seconds: wall clock from pixels to the last token; speedup: the baseline's seconds over these;
+    speedup_decode: the same from the first token on. mean_accepted_length: tokens per target pass, the bonus
+    token counted. draft_ms, verify_ms: mean per pass of the target; target_step_ms: the baseline's mean step.
+    identical: whether every text was the baseline's, token for token.
+    """
+
+    drafter: str
+    scenes: int
+    tokens: int
+    seconds: float
+    speedup: float
+    speedup_decode: float
+    mean_accepted_length: float
+    acceptance_rate: float
+    acceptance_by_position: tuple[float, ...]
+    draft_ms: float
+    verify_ms: float
+    target_step_ms: float
+    identical: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class _Total:
+    """One drafter's sums."""
+
+    drafter: Drafter
+    seconds: float = 0.0
+    statistics: DecodingStatistics = field(default_factory=DecodingStatistics)
+    texts: list[tuple[int, ...]] = field(default_factory=list)
+
+    def row(self, baseline: _Total) -> DecodingRow:
+        """The sums beside the baseline's."""
+        found, plain = self.statistics, baseline.statistics
+        passes = max(1, found.target_passes)
+        return DecodingRow(
+            drafter=self.drafter.name,
+            scenes=found.generations,
+            tokens=found.tokens,
+            seconds=self.seconds,
+            speedup=baseline.seconds / self.seconds,
+            speedup_decode=plain.decode_ms / found.decode_ms,
+            mean_accepted_length=found.mean_accepted_length,
+            acceptance_rate=found.acceptance_rate,
+            acceptance_by_position=found.acceptance_by_position,
+            draft_ms=found.draft_ms / passes,
+            verify_ms=found.verify_ms / passes,
+            target_step_ms=plain.verify_ms / max(1, plain.target_passes),
+            identical=self.texts == baseline.texts,
+        )
+
+
+def bench_decoding(
+    target: VideoLlava,
+    event_model: EventGpt,
+    head: EagleHead,
+    prompt_ids: Tensor,
+    scenes: Iterable[SceneBatch],
+    drafters: Sequence[str] = ("eagle",),
+    *,
+    max_new_tokens: int = 80,
+    limits: DraftLimits = DEFAULT_LIMITS,
+    report: Callable[[int], None] = lambda *_: None,
+) -> tuple[DecodingRow, ...]:
+    """Let plain decoding and each drafter describe every scene in turn, greedily; rows in that order.
+
+    scenes: batches of one scene each. The order of the drafters turns from scene to scene, and the first
+    scene is described once before it counts, so that no drafter pays for what is loaded or cached at first
+    use.
+    """
+    reader = _Reader(target, event_model, prompt_ids, max_new_tokens, limits)
+    totals = [
+        _Total(make_drafter(name, reader.decoder, head)) for name in dict.fromkeys((BASELINE, *drafters))
+    ]
+    for index, scene in enumerate(scenes):
+        turn = index % len(totals)
+        if index == 0:
+            for total in totals:
+                reader.describe(total.drafter, scene)
+        for total in totals[turn:] + totals[:turn]:
+            started = time.perf_counter()
+            generation = reader.describe(total.drafter, scene)
+            total.seconds += time.perf_counter() - started
+            total.statistics += generation.statistics
+            total.texts.append(generation.tokens)
+        report(index + 1)
+    if not totals[0].texts:
+        raise GenerationError("A benchmark needs at least one scene; ask for more than none.")
+    return tuple(total.row(totals[0]) for total in totals)
+
+
+class _Reader:
+    """From the pixels of one scene to a text."""
+
+    def __init__(
+        self,
+        target: VideoLlava,
+        event_model: EventGpt,
+        prompt_ids: Tensor,
+        max_new_tokens: int,
+        limits: DraftLimits,
+    ) -> None:
+        self._target = target
+        self._event_model = event_model
+        self._prompt_ids = prompt_ids
+        self._max_new_tokens = max_new_tokens
+        self._limits = limits
+        end = target.config.text.eos_token_id
+        self.decoder = DecoderTarget(target.decoder, target.lm_head, {end}, lambda tokens: str(list(tokens)))
+
+    @torch.inference_mode()
+    def describe(self, drafter: Drafter, scene: SceneBatch) -> Generation:
+        """The events are read for drafters that use them alone."""
+        video = self._target.encode_frames(scene.frames[0])
+        embeddings = self._target.embed_prompt(self._prompt_ids, video)[None]
+        events = None if drafter.name == BASELINE else self._event_model.encode_events(scene.events[0])
+        prompt = Prompt(embeddings, events)
+        return generate(
+            self.decoder, drafter, prompt, max_new_tokens=self._max_new_tokens, limits=self._limits
+        )
