@@ -135,11 +135,11 @@ class Run:
         return {
             "descriptions": [
                 {
-                    "stamp": result["stamp_ns"] / 1e9,
+                    "stamp": result["stamp"],
                     "text": result["text"],
                     "latency_ms": result["latency_ms"],
-                    "tokens": len(result["tokens"]),
-                    "mean_accepted_length": result["statistics"]["mean_accepted_length"],
+                    "tokens": result["tokens"],
+                    "mean_accepted_length": result["mean_accepted_length"],
                     "lossless": result["lossless"],
                 }
                 for result in self.results
@@ -258,7 +258,7 @@ def _step(listener: Listener, node: Child) -> None:
 def tokens_per_second(result: Mapping[str, Any]) -> float:
     """Tokens written per second of decoding, the prefill and its token left out."""
     decode_ms = result["latency_ms"]["decode"]
-    return 1000 * (len(result["tokens"]) - 1) / decode_ms if decode_ms else 0.0
+    return 1000 * (result["tokens"] - 1) / decode_ms if decode_ms else 0.0
 
 
 def speed_up(result: Mapping[str, Any], plain_ms: float) -> float:
@@ -274,7 +274,7 @@ def _figures(result: Mapping[str, Any], plain_ms: float) -> dict[str, str]:
     return {
         "age": f"{result['age_ms']:.0f} ms",
         "decoding": f"{tokens_per_second(result):.0f} tokens/s",
-        "accepted length": f"{result['statistics']['mean_accepted_length']:.2f}",
+        "accepted length": f"{result['mean_accepted_length']:.2f}",
         "speed-up": f"{speed_up(result, plain_ms):.2f}x against plain decoding",
     }
 
@@ -352,7 +352,7 @@ def _report(run: Run, recording: Recording, settings: Settings, *, simulated: bo
 
 
 def _at_s(run: Run, result: Mapping[str, Any]) -> float:
-    return (result["stamp_ns"] - run.schedule.begin_ns) / 1e9
+    return result["stamp"] - run.schedule.begin_ns / 1e9
 
 
 def _summary(run: Run, settings: Settings) -> dict[str, str]:
@@ -371,7 +371,7 @@ def _summary(run: Run, settings: Settings) -> dict[str, str]:
         "decoding": ("tokens/s", [tokens_per_second(result) for result in run.results]),
         "tokens per target pass": (
             "",
-            [result["statistics"]["mean_accepted_length"] for result in run.results],
+            [result["mean_accepted_length"] for result in run.results],
         ),
         "speed-up": ("times plain decoding", [speed_up(result, run.plain_ms) for result in run.results]),
     }
@@ -387,7 +387,7 @@ def _moments(run: Run, recording: Recording, settings: Settings) -> list[Moment]
     """Up to eight descriptions, evenly spread, with what the player sent at that time."""
     count = min(MOMENTS, len(run.results))
     chosen = [run.results[index * len(run.results) // count] for index in range(count)]
-    stops = [run.schedule.to_recording(result["stamp_ns"]) + 1 for result in chosen]
+    stops = [run.schedule.to_recording(round(result["stamp"] * 1e9)) + 1 for result in chosen]
     return [
         Moment(
             at_s=_at_s(run, result),

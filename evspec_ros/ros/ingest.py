@@ -10,10 +10,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from evspec_ros.errors import EventDecodingError, EvspecError, FrameError
+from evspec_ros.events import decoders
 from evspec_ros.events.buffer import EventBuffer
 from evspec_ros.events.clock import SensorClock
-from evspec_ros.events.decoders import Decoder
 from evspec_ros.events.types import Events
 from evspec_ros.frames.buffer import FrameBuffer
 from evspec_ros.frames.encodings import image_to_rgb
@@ -50,6 +52,16 @@ class Geometry:
     encoding: str
     width: int
     height: int
+
+
+def warm_up() -> None:
+    """Compile what the first packets would otherwise wait for."""
+    decoders.warm_up()
+    buffer = EventBuffer(1, 1, seconds=1.0, max_bytes=1000)
+    pixel, polarity = np.zeros(1, np.uint16), np.zeros(1, np.uint8)
+    for t in (1, 0):  # in order, and late
+        buffer.append(Events(np.array([t]), pixel, pixel, polarity, 1, 1))
+    buffer.window(1, 1)
 
 
 class EventStream:
@@ -106,7 +118,7 @@ class EventStream:
     def _accept(self, geometry: Geometry) -> None:
         if geometry == self._geometry:
             return
-        decoder = Decoder(geometry.encoding, geometry.width, geometry.height)
+        decoder = decoders.Decoder(geometry.encoding, geometry.width, geometry.height)
         if self._geometry is not None and time.monotonic() - self.received_at < SILENCE_S:
             raise EventDecodingError(
                 f"An event packet of {_described(geometry)} arrived in the middle of a stream of "
@@ -139,7 +151,8 @@ class EventStream:
     def restart(self) -> None:
         """Forget events and clock: the driver was restarted or time jumped back. The counts stay."""
         if self._geometry is not None:
-            self._decoder = Decoder(self._geometry.encoding, self._geometry.width, self._geometry.height)
+            geometry = self._geometry
+            self._decoder = decoders.Decoder(geometry.encoding, geometry.width, geometry.height)
             self._buffer.clear()
             self._clock = SensorClock()
             self._last_seq = -1

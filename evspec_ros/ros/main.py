@@ -32,6 +32,9 @@ def _spin(arguments: Sequence[str] | None) -> None:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:
+        if rclpy.ok():  # otherwise a signal came amid a transition, which then could not be published
+            raise
     finally:
         node.destroy_node()
         rclpy.try_shutdown()

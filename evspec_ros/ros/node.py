@@ -23,13 +23,13 @@ from std_srvs.srv import Empty, Trigger
 
 from evspec_ros.describer import Description, SceneDescriber
 from evspec_ros.errors import EvspecError, RosError
-from evspec_ros.events import decoders
 from evspec_ros.ros.diagnostics import DescriptionCounts, Health, StreamMonitor
-from evspec_ros.ros.ingest import EventStream, ImageStream, Window, newest_end_ns, newest_window
+from evspec_ros.ros.ingest import EventStream, ImageStream, Window, newest_end_ns, newest_window, warm_up
 from evspec_ros.ros.mailbox import Mailbox
 from evspec_ros.ros.overlay import draw_overlay
 from evspec_ros.ros.parameters import LiveSettings, Settings
 
+IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)  # as drivers publish
 LOG_PERIOD_S = 5.0  # a problem that repeats is logged this often; the counts in /diagnostics miss none
 
@@ -109,7 +109,7 @@ class EvspecNode(LifecycleNode):
         self._worker.start()
         self._subscriptions_in = [
             self.create_subscription(EventPacket, "events", self._on_events, EVENT_QOS),
-            self.create_subscription(Image, "image", self._on_image, qos_profile_sensor_data),
+            self.create_subscription(Image, "image", self._on_image, IMAGE_QOS),
         ]
         self._restart_period()
         return result
@@ -142,7 +142,7 @@ class EvspecNode(LifecycleNode):
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
         )  # fmt: skip
         describer.warm_up()
-        decoders.warm_up()
+        warm_up()
         return describer
 
     def _new_streams(self) -> None:
@@ -246,6 +246,7 @@ class EvspecNode(LifecycleNode):
             window.frames,
             prompt=settings.prompt,
             stamp_ns=window.stamp_ns,
+            window_ms=settings.window_ms,
             limits=settings.limits,
             on_text=lambda text: self._on_text(text, mailbox),
         )

@@ -12,7 +12,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from evspec_ros.describer import Limits
+from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
 from evspec_ros.errors import RosError
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.ros.files import share_directory
@@ -84,8 +84,10 @@ class Settings:
     tree_size: int = _row(Limits.tree_size, "nodes of the draft tree", low=1, high=256, live=True)
     p_min: float = _row(Limits.p_min, "stop drafting below this confidence", low=0.0, high=1.0, live=True)
 
-    window_ms: float = _row(50.0, "length of the event window", low=1.0, high=100.0, live=True)
-    frames_seconds: float = _row(2.0, "the eight frames are spread over this long", low=0.05, high=60.0)
+    window_ms: float = _row(WINDOW_MS, "length of the event window", low=1.0, high=100.0, live=True)
+    frames_seconds: float = _row(
+        FRAMES_SECONDS, "the eight frames are spread over this long", low=0.05, high=60.0
+    )
     max_frames: int = _row(256, "most frames kept in memory", low=8, high=4096)
     event_buffer_s: float = _row(1.0, "seconds of events kept in memory", low=0.1, high=30.0)
     event_buffer_mb: int = _row(256, "most megabytes of events kept in memory", low=1, high=16_384)

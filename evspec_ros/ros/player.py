@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from event_camera_msgs.msg import EventPacket
     from sensor_msgs.msg import Image
 
+HELD_NS = 20_000_000_000  # a recording up to this long is read once and held, so that reading delays nothing
 PACKET_NS = 5_000_000  # events of this long share a packet, like a driver's
 LEAD_S = 0.2  # between the subscribers being there and the first message
 LINGER_S = 0.5  # after the last message, for DDS to deliver it
@@ -103,7 +104,7 @@ class Player:
     def __init__(self, recording: Recording) -> None:
         from event_camera_msgs.msg import EventPacket
         from rclpy.node import Node
-        from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+        from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import Image
 
         if recording.stop_ns <= recording.start_ns:
@@ -114,9 +115,12 @@ class Player:
         self.node = Node("evspec_player")
         self._event_packet, self._image = EventPacket, Image
         event_qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+        frame_qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._events = self.node.create_publisher(EventPacket, "events", event_qos)
-        self._frames = self.node.create_publisher(Image, "image", qos_profile_sensor_data)
+        self._frames = self.node.create_publisher(Image, "image", frame_qos)
         self._seq = 0
+        short = recording.stop_ns - recording.start_ns <= HELD_NS
+        self._held = list(timeline(recording)) if short else None
 
     def wait_for_subscribers(self, timeout_s: float) -> None:
         """Return when both topics have a subscriber; RosError after timeout_s."""
@@ -138,7 +142,7 @@ class Player:
         """Send everything due in the first `seconds` of the schedule, each at its time, lap after lap."""
         played, lap = Played(), 0
         while True:
-            for t, item in timeline(self.recording):
+            for t, item in self._held or timeline(self.recording):
                 due_ns = schedule.to_ros(t, lap)
                 if due_ns - schedule.begin_ns > seconds * 1e9:
                     time.sleep(LINGER_S)
