@@ -37,12 +37,15 @@ setup(
     ],
     # The ranges the package accepts; requirements.txt pins the versions it is tested with.
     install_requires=[
+        "apsw",
+        "backports.zstd",
+        "lz4>=4",
         "matplotlib>=3.5",
         "numba>=0.57",
         "numpy>=1.22",
         "opencv-python-headless>=4.5",
         "rich>=12",
-        "rosbags>=0.10",
+        "rosbags>=0.11.7",
         "safetensors>=0.4",
         "tokenizers>=0.20",
         "torch>=2.4",

@@ -64,7 +64,8 @@ class _PrintVersion(argparse.Action):
     """Looks the version up when it is asked for, so that all else works from a source tree, too."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.exit(message=f"evspec {metadata.version('evspec_ros')}\n")
+        sys.stdout.write(f"evspec {metadata.version('evspec_ros')}\n")
+        parser.exit()
 
 
 def _verb(

@@ -1,0 +1,157 @@
+"""The package as pip and colcon install it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ("launch", "config", "models")
+INSTALLED = ("evspec_ros", "resource", *SHARED, "package.xml", "setup.py", "setup.cfg", "pyproject.toml")
+EXECUTABLES = {"evspec", "evspec_node"}
+
+
+def files(folder: Path) -> set[str]:
+    """What lies below a folder, less what Python leaves behind."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in found if "__pycache__" not in path.parts}
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    """Run a command that has to succeed."""
+    result = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree, so that building leaves the real one as it was."""
+    copy = tmp_path_factory.mktemp("source") / "evspec_ros"
+    copy.mkdir()
+    for name in INSTALLED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).is_file():
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    """The wheel that `pip install .` installs."""
+    if find_spec("setuptools") is None or find_spec("wheel") is None:
+        pytest.skip("needs setuptools and wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip"]
+    run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, source, cwd=folder)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def workspace(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A colcon workspace with the package built in it."""
+    if shutil.which("colcon") is None and find_spec("colcon_core") is None:
+        pytest.skip("needs colcon: pip install colcon-common-extensions")
+    folder = tmp_path_factory.mktemp("workspace")
+    (folder / "src").mkdir()
+    (folder / "src" / "evspec_ros").symlink_to(source)
+    command = (
+        [shutil.which("colcon")] if find_spec("colcon_core") is None else [sys.executable, "-m", "colcon"]
+    )
+    run(*command, "build", "--base-paths", "src", cwd=folder)
+    return folder
+
+
+def test_a_wheel_holds_every_file_of_the_package(source: Path, wheel: zipfile.ZipFile) -> None:
+    """Modules, message texts and templates: all that lies below evspec_ros/."""
+    packed = {name.removeprefix("evspec_ros/") for name in wheel.namelist() if name.startswith("evspec_ros/")}
+    assert packed == files(source / "evspec_ros")
+
+
+def test_a_wheel_shares_launch_files_configuration_and_models(source: Path, wheel: zipfile.ZipFile) -> None:
+    """share/evspec_ros of the environment gets the folders that the node reads at run time."""
+    names = set(wheel.namelist())
+    share = next(name for name in names if name.endswith(".data/data/share/evspec_ros/package.xml"))
+    share = share.removesuffix("package.xml")
+    shared = {f"{folder}/{name}" for folder in SHARED for name in files(source / folder)}
+    assert {share + name for name in shared} <= names
+
+
+def test_pip_puts_both_commands_into_bin(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """setup.cfg sends scripts to lib/evspec_ros for ROS, and pip is not led astray by it."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(
+        sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps",
+        str(wheel.filename), cwd=tmp_path,
+    )  # fmt: skip
+    assert {path.name for path in python.parent.glob("evspec*")} == EXECUTABLES
+    assert (tmp_path / "venv" / "share" / "evspec_ros" / "package.xml").is_file()
+
+
+def test_colcon_puts_executables_where_ros_looks_for_them(workspace: Path) -> None:
+    """`ros2 run` and launch files find a package's executables in lib/<package>."""
+    assert files(workspace / "install" / "evspec_ros" / "lib" / "evspec_ros") == EXECUTABLES
+
+
+def test_colcon_shares_launch_files_configuration_and_models(source: Path, workspace: Path) -> None:
+    """share/evspec_ros of the workspace holds the manifest and all that the node reads at run time."""
+    share = workspace / "install" / "evspec_ros" / "share" / "evspec_ros"
+    assert (share / "package.xml").is_file()
+    for folder in SHARED:
+        assert files(share / folder) == files(source / folder)
+
+
+def test_colcon_registers_the_package(workspace: Path) -> None:
+    """The ament index knows the package, so that ROS tools find it."""
+    index = workspace / "install" / "evspec_ros" / "share" / "ament_index" / "resource_index"
+    assert (index / "packages" / "evspec_ros").is_file()
+
+
+def test_colcon_installs_every_file_of_the_package(source: Path, workspace: Path) -> None:
+    """As in the wheel: modules, message texts and templates."""
+    installed = next((workspace / "install" / "evspec_ros" / "lib").glob("python*/site-packages/evspec_ros"))
+    assert files(installed) == files(source / "evspec_ros")
+
+
+def test_the_installed_command_runs(workspace: Path) -> None:
+    """`evspec --version`, started as `ros2 run` starts it, prints the manifest's version."""
+    install = workspace / "install" / "evspec_ros"
+    site = next((install / "lib").glob("python*/site-packages"))
+    result = subprocess.run(
+        [install / "lib" / "evspec_ros" / "evspec", "--version"],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    version = ElementTree.parse(ROOT / "package.xml").findtext("version")  # noqa: S314 (our own file)
+    assert result.stdout == f"evspec {version}\n"
+
+
+def test_pins_lie_within_the_ranges_that_the_package_accepts() -> None:
+    """Every requirement of setup.py is pinned in requirements.txt, and the pin satisfies the range."""
+    packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
+    pins = {}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = packaging.Requirement(line)
+            (specifier,) = pin.specifier
+            pins.setdefault(pin.name, []).append(specifier.version)
+    accepted = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)
+    assert accepted
+    for text in re.findall(r'"([^"]+)"', accepted[1]):
+        requirement = packaging.Requirement(text)
+        assert requirement.name in pins, f"{requirement.name} is not pinned"
+        assert all(version in requirement.specifier for version in pins[requirement.name]), text
