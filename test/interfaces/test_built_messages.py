@@ -106,7 +106,7 @@ def test_an_unknown_package_is_misuse(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("name", sorted(message_texts()))
 def test_built_messages_have_the_type_hash_of_their_text(name: str) -> None:
-    """The hash that was compiled in is the one that rosbags computes, so that drivers and nodes find each other."""
+    """The hash that was compiled in is the one that rosbags computes: drivers and nodes find each other."""
     package, _, message = name.split("/")
     description = build.PREFIX / "share" / package / "msg" / f"{message}.json"
     if not description.is_file():
