@@ -70,3 +70,10 @@ def test_order_in_time_matters_and_is_kept(eventgpt: EventGpt, pixels: Tensor) -
     forwards, backwards = eventgpt.encode_events(pixels), eventgpt.encode_events(pixels.flip(0))
     assert torch.allclose(forwards[:5], backwards[:5].flip(0), atol=1e-5)
     assert torch.allclose(forwards[5:], backwards[5:], atol=1e-5)
+
+
+def test_windows_of_a_batch_are_encoded_as_if_alone(eventgpt: EventGpt, pixels: Tensor) -> None:
+    """Leading dimensions are windows, and no window sees another."""
+    windows = torch.stack((pixels, pixels.flip(0), pixels * 0.5))
+    alone = torch.stack([eventgpt.encode_events(window) for window in windows])
+    assert torch.allclose(eventgpt.encode_events(windows), alone, atol=1e-5)
