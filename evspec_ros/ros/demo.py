@@ -35,7 +35,6 @@ from evspec_ros.recordings.recording import Recording, clipped
 from evspec_ros.ros.parameters import Settings, changed
 from evspec_ros.ros.player import Played, Schedule
 from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
-from evspec_ros.training.scenes import record_scene
 
 SHORTEST_S = 10.0  # a recording shorter than this is played again, time running on
 SCENE_SECONDS, SCENE_SEED = 12.0, 7  # the simulated recording where none is given
@@ -105,6 +104,8 @@ def _terminable() -> Iterator[None]:
 
 
 def _simulated_scene(folder: Path, console: Console) -> Path:
+    from evspec_ros.training.scenes import record_scene
+
     with console.status("Simulating a scene ..."):
         record_scene(folder / "simulated_scene", SCENE_SEED, SCENE_SECONDS)
     return folder / "simulated_scene"
@@ -240,10 +241,12 @@ def _watch(listener: Listener, node: Child, player: Child, plain_ms: float, cons
 
 def _until_reported(listener: Listener, node: Child, player: Child) -> Iterator[None]:
     while not player.finished():
-        yield _step(listener, node)
+        _step(listener, node)
+        yield
     reports, deadline = listener.reports, time.monotonic() + FIRST_TIMEOUT_S
     while listener.reports < reports + 2 or not (listener.results or time.monotonic() > deadline):
-        yield _step(listener, node)
+        _step(listener, node)
+        yield
 
 
 def _step(listener: Listener, node: Child) -> None:

@@ -21,7 +21,7 @@ def draw_overlay(frame: NDArray[np.uint8], events: Events, caption: str) -> NDAr
     height, width = frame.shape[:2]
     if width < MIN_WIDTH:
         height, width = round(height * MIN_WIDTH / width), MIN_WIDTH
-    picture = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    picture = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     _draw_events(picture, events)
     lines = textwrap.wrap(caption, (width - 2 * MARGIN) // CHARACTER_WIDTH) or [""]
     strip = np.zeros((len(lines) * LINE_HEIGHT + MARGIN, width, 3), np.uint8)

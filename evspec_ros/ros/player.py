@@ -92,10 +92,10 @@ def event_packets(recording: Recording, period_ns: int = PACKET_NS) -> Iterator[
 
 def timeline(recording: Recording) -> Iterator[tuple[int, Events | Frame]]:
     """Everything in the recording with the time at which a camera would send it, in that order."""
-    packets = ((int(events.t[-1]), 0, events) for events in event_packets(recording))
-    frames = ((frame.stamp_ns, 1, frame) for frame in recording.frames())
-    for t, _, item in heapq.merge(packets, frames, key=lambda entry: entry[:2]):
-        yield t, item
+    packets = ((int(events.t[-1]), events) for events in event_packets(recording))
+    frames = ((frame.stamp_ns, frame) for frame in recording.frames())
+    both: tuple[Iterator[tuple[int, Events | Frame]], ...] = (packets, frames)
+    yield from heapq.merge(*both, key=lambda entry: entry[0])
 
 
 class Player:
