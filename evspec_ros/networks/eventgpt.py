@@ -41,7 +41,7 @@ class EventGpt(nn.Module):
             module.apply(initialise)
 
     def encode_events(self, pixels: Tensor) -> Tensor:
-        """CLIP-normalised images [..., N, 3, H, W] in order of time -> event embeddings [..., N + tokens, D]."""
+        """CLIP-normalised images [..., N, 3, H, W] in order of time -> embeddings [..., N + tokens, D]."""
         windows = pixels.shape[:-3]
         projected = self.visual_projector(self.visual_tower(pixels.flatten(0, -4)))
         features = self.feature_adaptor(projected).unflatten(0, windows)  # [..., N, tokens, D]
