@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evspec_ros.errors import EventDecodingError
@@ -25,6 +25,7 @@ def events_at(times: list[int], x: int = 1, y: int = 2) -> Events:
     return Events(*fields, 1 << 15, 1 << 15)
 
 
+@settings(deadline=None)
 @given(
     steps=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 2**31 - 1)), max_size=30),
     time_base=st.integers(0, 2**61),

@@ -6,7 +6,7 @@ import array
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -31,6 +31,7 @@ def message(rgb: NDArray[np.uint8], encoding: str, padding: int) -> tuple[bytes,
     return padded.tobytes(), padded.shape[1]
 
 
+@settings(deadline=None)
 @given(
     width=st.integers(1, 9),
     height=st.integers(1, 7),

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evspec_ros.errors import FrameError
@@ -54,6 +54,7 @@ def test_nothing_seen_by_the_stop_gives_nothing() -> None:
     assert sampled(filled([101]), 100, 1.0) == []
 
 
+@settings(deadline=None)
 @given(
     stamps=st.lists(st.integers(0, 500), max_size=30).map(sorted),
     stop=st.integers(-10, 600),
@@ -73,6 +74,7 @@ def test_a_sample_is_what_a_search_through_all_frames_finds(
         assert abs(stamp - instant) == pytest.approx(min(abs(other - instant) for other in seen), abs=1e-3)
 
 
+@settings(deadline=None)
 @given(steps=st.lists(st.integers(0, 400), max_size=60), max_frames=st.integers(1, 10))
 def test_any_stream_keeps_the_buffer_bounded_and_its_newest_frame(steps: list[int], max_frames: int) -> None:
     """At most max_frames + 1 frames, none older than the span, the newest always there."""
