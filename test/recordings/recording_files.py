@@ -19,6 +19,7 @@ from evspec_ros.recordings.rosbag2_types import EVENT_PACKET, IMAGE, typestore
 
 WIDTH, HEIGHT = 64, 48
 START_NS = 1_700_000_000_000_000_000
+MAGIC = b"#!AER-DAT4.0\r\n"
 COMPRESSORS = {"none": (0, bytes), "lz4": (1, lz4.frame.compress), "zstd": (3, zstd.compress)}
 
 
@@ -58,14 +59,18 @@ def write_aedat4(
     events: Sequence[Events],
     frames: Sequence[tuple[int, np.ndarray]] = (),
     compression: str = "lz4",
+    finished: bool = True,
 ) -> None:
     """Event packets on stream 0, then (stamp_ns, image) on stream 1: grey, BGR or BGRA as OpenCV holds it."""
     code, compress = COMPRESSORS[compression]
     packets = [(0, compress(_event_packet(piece))) for piece in events]
     packets += [(1, compress(_frame_packet(stamp, image))) for stamp, image in frames]
     body = b"".join(struct.pack("<ii", stream, len(data)) + data for stream, data in packets)
-    magic, placeholder = b"#!AER-DAT4.0\r\n", _io_header(code, 1)
-    path.write_bytes(magic + _io_header(code, len(magic + placeholder + body)) + body + b"table of packets")
+    if not finished:  # as a recorder leaves it that was killed
+        path.write_bytes(MAGIC + _io_header(code, -1) + body)
+        return
+    end = len(MAGIC + _io_header(code, 1) + body)
+    path.write_bytes(MAGIC + _io_header(code, end) + body + b"table of packets")
 
 
 def _io_header(compression: int, table_position: int) -> bytes:

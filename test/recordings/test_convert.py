@@ -111,7 +111,7 @@ def bag_of(storage: str) -> Callable[[Path, int], None]:
 
 def aedat4_of(path: Path, seconds: int) -> None:
     """An aedat4 file of seconds, 100 packets each."""
-    packet = random_events(500, 0.01)
+    packet = random_events(200, 0.01)
     shifted = (
         Events(packet.t + index * 10_000_000, packet.x, packet.y, packet.p, WIDTH, HEIGHT)
         for index in range(seconds * 100)
@@ -131,7 +131,7 @@ def npy_of(path: Path, seconds: int) -> None:
 
 @pytest.mark.parametrize(
     ("write", "lengths"),
-    [(bag_of("mcap"), (5, 15)), (bag_of("sqlite3"), (5, 15)), (aedat4_of, (1, 4)), (npy_of, (1, 5))],
+    [(bag_of("mcap"), (5, 12)), (bag_of("sqlite3"), (5, 12)), (aedat4_of, (1, 4)), (npy_of, (1, 5))],
 )
 def test_memory_does_not_grow_with_length(
     tmp_path: Path, write: Callable[[Path, int], None], lengths: tuple[int, int]

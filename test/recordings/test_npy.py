@@ -112,7 +112,7 @@ def test_every_truncation_is_refused(tmp_path: Path, structured: bool) -> None:
     if structured:
         content = np.zeros(20, [("x", "<u2"), ("y", "<u2"), ("p", "i1"), ("t", "<i8")])
     data = save(tmp_path / "s.npy", content).read_bytes()
-    for size in range(len(data)):
+    for size in range(0, len(data), 5):
         (tmp_path / "cut.npy").write_bytes(data[:size])
         with pytest.raises(RecordingError):
             open_recording(tmp_path / "cut.npy")
