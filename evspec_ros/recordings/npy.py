@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,22 @@ from evspec_ros.recordings.recording import Piece, Recording, Topic
 TOPIC = "events"
 PIECE = 1 << 18  # events read at a time
 SENSORS = ((128, 128), (240, 180), (304, 240), (346, 260), (640, 480), (1280, 720))  # common sizes, ascending
-FIELDS = ("t", "x", "y", "p")
+KINDS = {"t": "iuf", "x": "iu", "y": "iu", "p": "iufb"}  # numpy's letters for the types of each field
+DAMAGE = (  # what numpy and pickle raise on bytes that are not what they should be
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    SystemError,  # a pickle that stores an item where no dict is
+    TypeError,
+    ValueError,
+)
 
 _RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
 _SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
@@ -45,13 +61,12 @@ class NpyRecording(Recording):
         super().__init__(path)
         try:
             self._columns = _columns(path)
-        except (ValueError, EOFError, OSError, pickle.UnpicklingError, TypeError, AttributeError, KeyError,
-                IndexError) as error:  # fmt: skip
+            self._width, self._height = _sensor(self._columns)
+        except DAMAGE as error:
             raise RecordingError(
                 f"The recording {path} cannot be read as events ({error}); give t, x, y and p as a dict or a "
                 f"structured array."
             ) from error
-        self._width, self._height = _sensor(self._columns)
 
     @property
     def topics(self) -> tuple[Topic, ...]:
@@ -67,7 +82,7 @@ class NpyRecording(Recording):
             yield Piece(TOPIC, len(part), events=part)
 
     def _events(self, part: slice) -> Events:
-        t, x, y, p = (self._columns[name][part] for name in FIELDS)
+        t, x, y, p = (self._columns[name][part] for name in KINDS)
         return Events(
             _nanoseconds(t),
             x.astype(np.uint16),
@@ -103,9 +118,9 @@ def _columns(path: Path) -> Mapping[str, NDArray[Any]]:
         content = {name: content[name] for name in content.dtype.names or ()}
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
-    for name in FIELDS:
+    for name, kinds in KINDS.items():
         column = content.get(name)
-        if not isinstance(column, np.ndarray) or column.dtype.kind not in "iufb" or column.ndim != 1:
+        if not isinstance(column, np.ndarray) or column.dtype.kind not in kinds or column.ndim != 1:
             raise ValueError(f"it has no list of numbers called {name}")
         if len(column) != len(content["t"]):
             raise ValueError(f"{name} has {len(column)} entries and t {len(content['t'])}")
@@ -113,7 +128,11 @@ def _columns(path: Path) -> Mapping[str, NDArray[Any]]:
 
 
 def _nanoseconds(t: NDArray[Any]) -> NDArray[np.int64]:
-    return np.round(t * 1e9).astype(np.int64) if t.dtype.kind == "f" else t.astype(np.int64) * 1000
+    if t.dtype.kind != "f":
+        return t.astype(np.int64) * 1000
+    if not np.isfinite(t).all():
+        raise RecordingError("A time among the events is no number; repair the recording's t.")
+    return np.round(t.astype(np.float64) * 1e9).astype(np.int64)
 
 
 def _sensor(columns: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
@@ -122,8 +141,6 @@ def _sensor(columns: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
     if not len(x):
         return SENSORS[0]
     if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) > np.iinfo(np.uint16).max:
-        raise RecordingError(
-            f"Events lie outside any sensor, at x {x.min()} to {x.max()}, y {y.min()} to {y.max()}."
-        )
+        raise ValueError(f"x {x.min()} to {x.max()} and y {y.min()} to {y.max()} are no pixels")
     width, height = int(x.max()) + 1, int(y.max()) + 1
     return next(((w, h) for w, h in SENSORS if width <= w and height <= h), (width, height))

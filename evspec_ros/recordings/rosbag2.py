@@ -7,7 +7,7 @@ import struct
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +168,7 @@ class PacketReader:
 
     decoder: Decoder | None = None
     layout: tuple[str, int, int] = ("", 0, 0)
-
-    def __post_init__(self) -> None:
-        self.clock = SensorClock()
+    clock: SensorClock = field(default_factory=SensorClock)
 
     def read(self, topic: str, message: Any) -> Piece:
         """The events of one packet; raises EventDecodingError for an encoding that is not known."""

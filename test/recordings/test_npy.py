@@ -93,7 +93,9 @@ def test_a_malicious_pickle_is_named_and_does_nothing(tmp_path: Path) -> None:
         ({key: value for key, value in columns().items() if key != "p"}, "called p"),
         (columns() | {"x": columns(50)["x"]}, "x has 50 entries"),
         (columns() | {"x": columns()["x"].astype(object)}, "called x"),
-        (columns() | {"x": -columns()["x"].astype(np.int32) - 1}, "outside any sensor"),
+        (columns() | {"x": -columns()["x"].astype(np.int32) - 1}, "are no pixels"),
+        (columns() | {"x": columns()["x"] / 1.0}, "called x"),
+        (columns() | {"t": np.full(100, np.nan)}, "no number"),
         (np.zeros((5, 4)), "called t"),
         (np.array(["a", None], object), "called t"),
         (np.array("text", object), "holds a str"),
@@ -116,3 +118,20 @@ def test_every_truncation_is_refused(tmp_path: Path, structured: bool) -> None:
         (tmp_path / "cut.npy").write_bytes(data[:size])
         with pytest.raises(RecordingError):
             open_recording(tmp_path / "cut.npy")
+
+
+def test_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
+    """Random bytes in a pickled sample end in RecordingError or in events."""
+    data = np.frombuffer(save(tmp_path / "s.npy", columns(30)).read_bytes(), np.uint8)
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = data.copy()
+        where = random.integers(8, len(data), random.integers(1, 20))
+        damaged[where] = random.integers(0, 256, len(where))
+        (tmp_path / "s.npy").write_bytes(damaged.tobytes())
+        try:
+            open_recording(tmp_path / "s.npy").info()
+        except RecordingError:
+            refused += 1
+    assert refused > 100
