@@ -16,7 +16,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.10,\
     $(shell $(name) -c '$(SUITABLE)' >/dev/null 2>&1 && echo $(name))))
 
 # A ROS installation is used where its client library can be imported; otherwise ROS comes as wheels.
-ROS := $(and $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy' >/dev/null 2>&1 && echo sourced))
+ROS := $(and $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy.node' >/dev/null 2>&1 && echo sourced))
 
 # The ROS wheels restart Python once with their libraries on its path; .venv must not inherit another venv's mark.
 ifdef _ROS_WHEELS_BOOTSTRAP_COMPLETE
