@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 from torch import Tensor
 
 from evspec_ros.errors import GenerationError
+from evspec_ros.networks.checkpoints import load_draft_head
 from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
@@ -26,6 +31,7 @@ from evspec_ros.speculative import (
     make_drafter,
 )
 from evspec_ros.training.draft_heads import SceneBatch
+from evspec_ros.training.eagle_run import load_pair, simulated
 
 BASELINE = "none"
 
@@ -126,6 +132,45 @@ def bench_decoding(
     if not totals[0].texts:
         raise GenerationError("A benchmark needs at least one scene; ask for more than none.")
     return tuple(total.row(totals[0]) for total in totals)
+
+
+def bench_visibly(
+    target: Path, event_model: Path, draft_head: Path, scenes: int, limits: DraftLimits = DEFAULT_LIMITS
+) -> tuple[DecodingRow, ...]:
+    """`bench_decoding` of checkpoint directories on held-out simulated scenes, with progress on stderr."""
+    pair, head = load_pair(target, event_model), load_draft_head(draft_head)
+    held_out = simulated("held_out")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("describing held-out scenes", total=scenes)
+        return bench_decoding(
+            pair.target,
+            pair.event_model,
+            head,
+            pair.prompt_ids,
+            (held_out(index, index + 1) for index in range(scenes)),
+            limits=limits,
+            report=lambda done: progress.update(task, completed=done),
+        )
+
+
+def print_rows(rows: Sequence[DecodingRow]) -> None:
+    """The rows as a table."""
+    table = Table(title=f"greedy decoding of {rows[0].scenes} held-out scenes", title_justify="left")
+    for column in ("drafter", "tokens", "seconds", "speedup", "decode only", "accepted length", "draft ms",
+                   "verify ms", "step ms", "identical"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "drafter" else "right")
+    for row in rows:
+        table.add_row(
+            row.drafter,
+            str(row.tokens),
+            *(f"{value:.2f}" for value in (row.seconds, row.speedup, row.speedup_decode)),
+            *(
+                f"{value:.2f}"
+                for value in (row.mean_accepted_length, row.draft_ms, row.verify_ms, row.target_step_ms)
+            ),
+            "yes" if row.identical else "NO",
+        )
+    Console(highlight=False).print(table)
 
 
 class _Reader:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,14 +113,14 @@ class EagleHead(nn.Module):
         super().__init__()
         self.config = config
         self.events = nn.Linear(config.event_size, config.hidden_size)
-        self.fuse = nn.Linear(2 * config.hidden_size, config.hidden_size)
-        self.layer = DecoderLayer(config.layer)
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size)  # fc and layers.0 are EAGLE's names
+        self.layers = nn.ModuleList([DecoderLayer(config.layer)])
         self.rotary = Rotary(config.layer)
         self.apply(initialise)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most `capacity` rows, event rows included."""
-        weight = self.fuse.weight
+        weight = self.fc.weight
         return KVCache(self.config.layer, capacity, dtype=weight.dtype, device=weight.device)
 
     def forward(
@@ -137,7 +137,7 @@ class EagleHead(nn.Module):
         mask = attention_mask(start, count, None, rows)
         if cache is not None:
             cache.begin(count)
-        out: Tensor = self.layer(rows, *self.rotary.span(start, start + count), mask, cache)
+        out: Tensor = self.layers[0](rows, *self.rotary.span(start, start + count), mask, cache)
         return out[:, count - embeddings.shape[1] :]
 
     def fill(self, embeddings: Tensor, features: Tensor, events: Tensor | None, cache: KVCache) -> None:
@@ -147,8 +147,8 @@ class EagleHead(nn.Module):
         rows = self._inputs(embeddings, features, events)
         batch, count, _ = rows.shape
         cos, sin = self.rotary.span(cache.length, cache.length + count)
-        attention = self.layer.self_attn
-        normed = self.layer.input_layernorm(rows)
+        layer = cast("DecoderLayer", self.layers[0])
+        attention, normed = layer.self_attn, layer.input_layernorm(rows)
         shape = (batch, count, attention.num_kv_heads, attention.head_dim)
         k = attention.k_proj(normed).view(shape).transpose(1, 2)  # [B, K, T, d]
         v = attention.v_proj(normed).view(shape).transpose(1, 2)
@@ -156,5 +156,5 @@ class EagleHead(nn.Module):
         cache.write(0, rotate(k, cos, sin), v)
 
     def _inputs(self, embeddings: Tensor, features: Tensor, events: Tensor | None) -> Tensor:
-        rows: Tensor = self.fuse(torch.cat((embeddings, features), dim=-1))
+        rows: Tensor = self.fc(torch.cat((embeddings, features), dim=-1))
         return rows if events is None else torch.cat((self.events(events), rows), dim=1)

@@ -6,42 +6,35 @@ Objective (Li et al. 2024, arXiv 2401.15077): smooth L1 between predicted and tr
 between the token distributions that the target's frozen head makes of the two. Uniform noise on the features
 that it reads stands for the errors of its own predictions, which it has to read when it drafts.
 
-Shapes: B scenes, P rows of the prompt, T tokens of the longest answer, D the target's hidden size, E event
-rows.
+Shapes: B scenes, P rows of the prompt, T tokens of the longest answer, D the hidden size, E event rows.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from evspec_ros.errors import TrainingError
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.networks.video_llava import VideoLlava
-
-WEIGHT_DECAY = 0.01
-BETAS = (0.9, 0.95)
-MAX_GRADIENT = 0.5
-WARM_UP = 0.05  # share of the steps
+from evspec_ros.training.loop import Report, Schedule, fast_bfloat16, fit
 
 
 @dataclass(frozen=True, eq=False)
 class SceneBatch:
-    """What both models see of B scenes, CLIP-normalised: frames [B, 8, 3, S, S], event images [B, 5, 3, S,
-    S].
-    """
+    """B scenes as both models see them, CLIP-normalised: frames [B, 8, 3, S, S], events [B, 5, 3, S, S]."""
 
     frames: Tensor
     events: Tensor
@@ -50,22 +43,27 @@ class SceneBatch:
 Scenes = Callable[[int, int], SceneBatch]  # scenes start to stop - 1 of a split, always the same ones
 
 
+SCHEDULE = Schedule(steps=1500, learning_rate=1e-3)
+
+
 @dataclass(frozen=True)
-class EagleSettings:
-    """scenes, held_out: how many to learn from and to test with, in batches of `batch`; steps: of the
-    optimiser; noise: half the width of the uniform noise, in standard deviations of the features.
+class EaglePlan:
+    """scenes, held_out: how many to learn from and to test with, in batches of `batch`; noise: half the width
+    of the uniform noise, in standard deviations of the features.
     """
 
     scenes: int = 4096
     held_out: int = 128
     batch: int = 32
-    steps: int = 1500
-    learning_rate: float = 1e-3
+    schedule: Schedule = SCHEDULE
     noise: float = 0.2
     feature_weight: float = 1.0
     token_weight: float = 1.0
     max_new_tokens: int = 80
     seed: int = 0
+
+
+TINY_PLAN = EaglePlan()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,17 +90,10 @@ class Answers:
         _save(tensors, path)
 
     @staticmethod
-    def load(path: Path) -> Answers:
+    def load(path: Path, device: torch.device | str = "cpu") -> Answers:
         """What `save` wrote, floats as float32."""
-        tensors = load_file(path)
+        tensors = load_file(path, str(device))
         return Answers(**{k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-
-
-class Report(Protocol):
-    """Called as the work goes on: the stage's name, how much of it is done, and figures worth showing."""
-
-    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
-        """Show it."""
 
 
 def train_eagle(
@@ -112,46 +103,42 @@ def train_eagle(
     training: Scenes,
     held_out: Scenes,
     run: Path,
-    settings: EagleSettings,
-    report: Report,
+    plan: EaglePlan = TINY_PLAN,
+    report: Report = lambda *_: None,
 ) -> EagleHead:
     """Train a head, going on from where an earlier call in the same run directory was interrupted.
 
-    prompt_ids: int64 [n], the prompt with its one video token. The result does not depend on interruptions.
-    Raises TrainingError where the run directory belongs to other settings.
+    prompt_ids: int64 [n], the prompt with its one video token. report is called with the stage, how much of
+    it is done, how much there is, and its figure: 0 for "answers", the loss for "eagle", and for "held-out
+    agreement" how often the head's likeliest token is the target's. Raises TrainingError where the run
+    directory belongs to another plan or another target.
     """
     target.requires_grad_(requires_grad=False)
     run.mkdir(parents=True, exist_ok=True)
-    _claim(run / "settings.json", asdict(settings))
-    answers = _extract(
-        target, event_model, prompt_ids, training, run, "train", settings.scenes, settings, report
+    _claim(
+        run / "plan.json",
+        {**asdict(plan), "target": _fingerprint(target), "event_model": _fingerprint(event_model)},
     )
-    tests = _extract(
-        target, event_model, prompt_ids, held_out, run, "held_out", settings.held_out, settings, report
-    )
+    reader = partial(answer, target, event_model, prompt_ids, max_new_tokens=plan.max_new_tokens)
+    answers = _extract(reader, training, run / "train", plan.scenes, plan.batch, report)
+    tests = _extract(reader, held_out, run / "held-out", plan.held_out, plan.batch, report)
 
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(plan.seed)
     event_rows = Answers.load(tests[0]).events.shape[1]
-    head = EagleHead(
-        EagleConfig.for_target(target.config.text, event_model.config.text.hidden_size, event_rows)
-    )
-    optimiser = torch.optim.AdamW(
-        head.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
-    )
-    done = _restore(run / "state.safetensors", head, optimiser)
-    every = max(1, settings.steps // 20)
-    for step in range(done, settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
-        loss = train_step(
-            target, head, optimiser, Answers.load(_pick(answers, step, settings.seed)), step, settings
-        )
-        figures = {"loss": loss}
-        if (step + 1) % every == 0 or step + 1 == settings.steps:
-            figures["agreement"] = agreement(target, head, tests)
-            _store(run / "state.safetensors", head, optimiser, step + 1)
-        report("train", step + 1, settings.steps, **figures)
-    return head.eval()
+    config = EagleConfig.for_target(target.config.text, event_model.config.text.hidden_size, event_rows)
+    head = EagleHead(config).to(prompt_ids.device)
+
+    def loss(step: int) -> Tensor:
+        batch = Answers.load(_pick(answers, step, plan.seed), prompt_ids.device)
+        return eagle_loss(target, head, batch, step, plan)
+
+    def watch(stage: str, step: int, steps: int, value: float) -> None:
+        report(stage, step, steps, value)
+        if step % max(1, steps // 10) == 0 or step == steps:
+            report("held-out agreement", step, steps, agreement(target, head, tests))
+
+    fit("eagle", nn.ModuleDict({"head": head}), loss, plan.schedule, run, watch)
+    return head
 
 
 # --- the target's own answers -------------------------------------------------------------------------------
@@ -163,7 +150,7 @@ def answer(
 ) -> Answers:
     """Let the target answer one prompt about B scenes, greedily and all at once."""
     batch, frames = scenes.frames.shape[:2]
-    with _autocast():
+    with _autocast(prompt_ids.device):
         events = torch.stack([event_model.encode_events(images) for images in scenes.events])
         video = target.encode_frames(scenes.frames.flatten(0, 1)).view(
             batch, frames, -1, target.config.text.hidden_size
@@ -179,7 +166,9 @@ def _decode(target: VideoLlava, prompt: Tensor, max_new_tokens: int) -> tuple[Te
     """Greedy tokens [B, T] until every row has ended, and features [B, P + T - 1, D]."""
     config, end = target.config.text, target.config.text.eos_token_id
     batch, rows, _ = prompt.shape
-    cache = KVCache(config, rows + max_new_tokens, batch, dtype=_cache_dtype(), device=prompt.device)
+    cache = KVCache(
+        config, rows + max_new_tokens, batch, dtype=_cache_dtype(prompt.device), device=prompt.device
+    )
     tokens: list[Tensor] = []
     features: list[Tensor] = []
     embeddings = prompt
@@ -195,58 +184,42 @@ def _decode(target: VideoLlava, prompt: Tensor, max_new_tokens: int) -> tuple[Te
 
 
 def _extract(
-    target: VideoLlava,
-    event_model: EventGpt,
-    prompt_ids: Tensor,
+    reader: Callable[[SceneBatch], Answers],
     scenes: Scenes,
-    run: Path,
-    split: str,
+    directory: Path,
     count: int,
-    settings: EagleSettings,
+    batch: int,
     report: Report,
 ) -> list[Path]:
     """One file of Answers per batch; those that are there already stay."""
+    directory.mkdir(exist_ok=True)
     paths = []
-    for start in range(0, count, settings.batch):
-        stop = min(start + settings.batch, count)
-        path = run / f"{split}-{start:06d}.safetensors"
+    for start in range(0, count, batch):
+        stop = min(start + batch, count)
+        path = directory / f"{start:06d}.safetensors"
         if not path.exists():
-            answer(target, event_model, prompt_ids, scenes(start, stop), settings.max_new_tokens).save(path)
+            reader(scenes(start, stop)).save(path)
         paths.append(path)
-        report(f"answers, {split}", stop, count)
+        report(f"answers, {directory.name}", stop, count, 0.0)
     return paths
 
 
 # --- learning -----------------------------------------------------------------------------------------------
 
 
-def train_step(
-    target: VideoLlava,
-    head: EagleHead,
-    optimiser: torch.optim.Optimizer,
-    answers: Answers,
-    step: int,
-    settings: EagleSettings,
-) -> float:
-    """One step of the optimiser on one batch; the loss. What is random in it follows from seed and step."""
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+def eagle_loss(target: VideoLlava, head: EagleHead, answers: Answers, step: int, plan: EaglePlan) -> Tensor:
+    """The objective on one batch; its noise follows from seed and step."""
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
     known = answers.features[:, :-1]
-    noise = (
-        torch.rand(known.shape, generator=generator).sub_(0.5).mul_(2 * settings.noise * float(known.std()))
-    )
+    width = plan.noise * float(known.std())
+    noise = (torch.rand(known.shape, generator=generator) * 2 - 1).to(known.device) * width
     predicted, true, used = _predict(target, head, answers, known + noise)
-    scale = float(true[used].pow(2).mean().sqrt())  # features of any size weigh alike
+    scale = true[used].pow(2).mean().sqrt()  # features of any size weigh alike
     features = F.smooth_l1_loss(predicted[used] / scale, true[used] / scale)
-    with _autocast():
-        wanted = torch.softmax(_logits(target, true[used]).float(), -1)
-        found = torch.log_softmax(_logits(target, predicted[used]).float(), -1)
+    wanted = torch.softmax(_logits(target, true[used]).float(), -1)
+    found = torch.log_softmax(_logits(target, predicted[used]).float(), -1)
     tokens = -(wanted * found).sum(-1).mean()
-    loss = settings.feature_weight * features + settings.token_weight * tokens
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(head.parameters(), MAX_GRADIENT)
-    optimiser.step()
-    return loss.item()
+    return plan.feature_weight * features + plan.token_weight * tokens
 
 
 @torch.inference_mode()
@@ -256,7 +229,7 @@ def agreement(target: VideoLlava, head: EagleHead, tests: list[Path]) -> float:
     """
     right = total = 0
     for path in tests:
-        answers = Answers.load(path)
+        answers = Answers.load(path, target.lm_head.weight.device)
         predicted, true, used = _predict(target, head, answers, answers.features[:, :-1])
         same = _logits(target, predicted[used]).argmax(-1) == _logits(target, true[used]).argmax(-1)
         right, total = right + int(same.sum()), total + len(same)
@@ -271,7 +244,7 @@ def _predict(
     """
     rows = answers.prompt.shape[1]
     ahead = torch.cat((answers.prompt[:, 1:], target.decoder.embed(answers.tokens[:, :-1])), 1)
-    with _autocast():
+    with _autocast(known.device):
         predicted: Tensor = head(ahead, known, answers.events)[:, rows - 1 :].float()
     places = torch.arange(predicted.shape[1], device=known.device)
     return predicted, answers.features[:, rows:], places < answers.lengths[:, None] - 1
@@ -289,75 +262,37 @@ def _pick(answers: list[Path], step: int, seed: int) -> Path:
     return answers[int(order[place])]
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to 0."""
-    warm_up = max(1, round(WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+def _cache_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if fast_bfloat16(device.type) else torch.float32
 
 
-def _has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _autocast() -> AbstractContextManager[Any]:
-    return torch.autocast("cpu", torch.bfloat16) if _has_bfloat16() else nullcontext()
-
-
-def _cache_dtype() -> torch.dtype:
-    return torch.bfloat16 if _has_bfloat16() else torch.float32
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device.type))
 
 
 # --- the run directory --------------------------------------------------------------------------------------
 
 
-def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or make sure that they are the ones that the run was started with."""
+def _claim(path: Path, run: dict[str, Any]) -> None:
+    """Write what the run is about, or make sure that it is what the directory was begun with."""
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise TrainingError(f"{path} is damaged; remove its directory or give another one.") from error
-    if found != settings:
+    if found != run:
         raise TrainingError(
-            f"{path.parent} holds a run with other settings; give those or another directory."
+            f"{path.parent} holds a run of another plan or other models; remove it or give another."
         )
 
 
-def _store(path: Path, head: EagleHead, optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Everything that the next step depends on: weights, the optimiser's moments, the number of steps
-    done.
-    """
-    tensors = {f"weights.{name}": value for name, value in head.state_dict().items()}
-    for index, moments in optimiser.state_dict()["state"].items():
-        tensors.update({f"optimiser.{index}.{name}": value for name, value in moments.items()})
-    tensors["step"] = torch.tensor(step)
-    _save({name: value.detach().contiguous() for name, value in tensors.items()}, path)
-
-
-def _restore(path: Path, head: EagleHead, optimiser: torch.optim.Optimizer) -> int:
-    """Read what `_store` wrote, if there is something; the number of steps done."""
-    if not path.exists():
-        return 0
-    tensors = load_file(path)
-    head.load_state_dict({name: tensors[f"weights.{name}"] for name in head.state_dict()})
-    state: dict[int, dict[str, Tensor]] = {}
-    for index, name, value in _moments(tensors):
-        state.setdefault(index, {})[name] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return int(tensors["step"])
-
-
-def _moments(tensors: dict[str, Tensor]) -> Iterator[tuple[int, str, Tensor]]:
-    for key, value in tensors.items():
-        kind, _, rest = key.partition(".")
-        if kind == "optimiser":
-            index, _, name = rest.partition(".")
-            yield int(index), name, value
+def _fingerprint(model: nn.Module) -> str:
+    """Differs where a weight differs."""
+    digest = sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

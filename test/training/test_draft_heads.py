@@ -17,17 +17,18 @@ from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.speculative import DecoderTarget, NoDrafter, Prompt, generate
 from evspec_ros.training.draft_heads import (
     Answers,
-    EagleSettings,
+    EaglePlan,
     SceneBatch,
     agreement,
     answer,
     train_eagle,
 )
+from evspec_ros.training.loop import Schedule
 
 CLIP = ClipConfig(16, 32, 2, 2, 32, 16, projection_dim=16)
 VIDEO_TOKEN, EOS = 39, 2
 PROMPT = torch.tensor([1, 5, VIDEO_TOKEN, 7, 8])
-SETTINGS = EagleSettings(scenes=8, held_out=4, batch=4, steps=6, max_new_tokens=12)
+PLAN = EaglePlan(scenes=8, held_out=4, batch=4, schedule=Schedule(6, 1e-3, warmup=1), max_new_tokens=12)
 
 
 def _models() -> tuple[VideoLlava, EventGpt]:
@@ -53,18 +54,18 @@ def _scenes(start: int, stop: int) -> SceneBatch:
     )
 
 
-def _quiet(stage: str, done: int, total: int, **figures: float) -> None:
+def _quiet(stage: str, done: int, total: int, figure: float) -> None:
     """Progress that nobody looks at."""
 
 
-def _train(run: Path, settings: EagleSettings = SETTINGS, report=_quiet) -> EagleHead:  # type: ignore[no-untyped-def]
+def _train(run: Path, plan: EaglePlan = PLAN, report=_quiet) -> EagleHead:  # type: ignore[no-untyped-def]
     target, event_model = _models()
-    return train_eagle(target, event_model, PROMPT, _scenes, _scenes, run, settings, report)
+    return train_eagle(target, event_model, PROMPT, _scenes, _scenes, run, plan, report)
 
 
 def test_answers_are_the_target_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens and features of a batch are those of decoding each scene alone; after the end comes nothing."""
-    monkeypatch.setattr("evspec_ros.training.draft_heads._has_bfloat16", lambda: False)
+    monkeypatch.setattr("evspec_ros.training.draft_heads.fast_bfloat16", lambda device: False)
     target, event_model = _models()
     scenes = _scenes(0, 4)
     found = answer(target, event_model, PROMPT, scenes, 12)
@@ -91,21 +92,23 @@ def test_training_reduces_the_loss_and_raises_the_agreement(tmp_path: Path) -> N
     losses: list[float] = []
     agreements: list[float] = []
 
-    def report(stage: str, done: int, total: int, **figures: float) -> None:
-        losses.extend([figures["loss"]] if "loss" in figures else [])
-        agreements.extend([figures["agreement"]] if "agreement" in figures else [])
+    def report(stage: str, done: int, total: int, figure: float) -> None:
+        {"eagle": losses, "held-out agreement": agreements}.get(stage, []).append(figure)
 
-    _train(tmp_path, dataclasses.replace(SETTINGS, steps=60, learning_rate=5e-3), report)
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    _train(tmp_path, dataclasses.replace(PLAN, schedule=Schedule(60, 5e-3, warmup=3)), report)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])  # each is a mean over the steps before it
     assert agreements[-1] > agreements[0] + 0.2
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    """Stopped while answers are computed and again after three steps: the same weights to the bit."""
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while answers are computed and again between steps: the same weights to the bit."""
+    monkeypatch.setattr("evspec_ros.training.loop.SAVE_SECONDS", 0.0)
     whole = _train(tmp_path / "whole")
-    for last in (("answers, train", 4), ("train", 3)):
+    for last in (("answers, train", 4), ("eagle", 4)):
 
-        def stop(stage: str, done: int, total: int, **figures: float) -> None:
+        def stop(stage: str, done: int, total: int, figure: float) -> None:
             if (stage, done) == last:  # noqa: B023
                 raise KeyboardInterrupt
 
@@ -120,7 +123,7 @@ def test_only_the_head_learns(tmp_path: Path) -> None:
     """The target's weights are what they were."""
     target, event_model = _models()
     before = [parameter.clone() for parameter in target.parameters()]
-    train_eagle(target, event_model, PROMPT, _scenes, _scenes, tmp_path, SETTINGS, _quiet)
+    train_eagle(target, event_model, PROMPT, _scenes, _scenes, tmp_path, PLAN, _quiet)
     assert all(torch.equal(old, new) for old, new in zip(before, target.parameters(), strict=True))
 
 
@@ -138,8 +141,8 @@ def test_a_head_that_knows_the_features_agrees(tmp_path: Path) -> None:
     assert agreement(target, oracle(0), [tmp_path / "answers.safetensors"]) < 0.9
 
 
-def test_a_run_of_other_settings_is_refused(tmp_path: Path) -> None:
-    """Its answers and state would not fit."""
+def test_a_run_of_another_plan_is_refused(tmp_path: Path) -> None:
+    """Its answers and its state would not fit."""
     _train(tmp_path)
-    with pytest.raises(TrainingError, match="other settings"):
-        _train(tmp_path, dataclasses.replace(SETTINGS, noise=0.5))
+    with pytest.raises(TrainingError, match="another plan"):
+        _train(tmp_path, dataclasses.replace(PLAN, noise=0.5))

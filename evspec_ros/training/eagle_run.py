@@ -1,0 +1,90 @@
+"""`evspec train eagle`: a draft head for two checkpoints, from simulated scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava, save_draft_head
+from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.tokenizer import load_tokenizer
+from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
+from evspec_ros.training.dataset import make_samples
+from evspec_ros.training.draft_heads import TINY_PLAN, EaglePlan, SceneBatch, Scenes, train_eagle
+from evspec_ros.training.tiny import normalise
+
+UNSEEN = 1_000_000  # the tiny models learn from the scenes of "train" before this one
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """A target, an event model, and the default prompt as ids [n] with its one video token."""
+
+    target: VideoLlava
+    event_model: EventGpt
+    prompt_ids: Tensor
+
+
+def load_pair(target: Path, event_model: Path, device: str = "cpu") -> ModelPair:
+    """From checkpoint directories; raises CheckpointError."""
+    ids = load_tokenizer(target).encode(target_prompt(DEFAULT_PROMPT), bos=True)
+    return ModelPair(
+        load_video_llava(target, device=device),
+        load_eventgpt(event_model, device=device),
+        torch.tensor(ids, device=device),
+    )
+
+
+def simulated(split: str, first: int = 0, device: str = "cpu") -> Scenes:
+    """The scenes of a split from scene `first` on, as the tiny models see them."""
+
+    def scenes(start: int, stop: int) -> SceneBatch:
+        samples = make_samples(split, first + start, first + stop)
+        frames, events = (
+            torch.stack([normalise(one) for one in images]).to(device)
+            for images in (samples.frames, samples.event_images)
+        )
+        return SceneBatch(frames, events)
+
+    return scenes
+
+
+def train_eagle_visibly(
+    target: Path,
+    event_model: Path,
+    draft_head: Path,
+    run: Path,
+    plan: EaglePlan = TINY_PLAN,
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Train a head, write it to the directory `draft_head` and return its last figures; progress on stderr.
+
+    Interrupted, it goes on from `run` when called again. Raises CheckpointError and TrainingError.
+    """
+    pair = load_pair(target, event_model, device)
+    figures: dict[str, float] = {}
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(), TextColumn("{task.fields[figure]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {}
+
+        def report(stage: str, done: int, total: int, figure: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, figure="")
+            figures[stage] = figure
+            progress.update(tasks[stage], completed=done, figure=f"{figure:.3f}" if figure else "")
+
+        head = train_eagle(
+            pair.target, pair.event_model, pair.prompt_ids,
+            simulated("train", UNSEEN, device), simulated("held_out", device=device), run, plan, report,
+        )  # fmt: skip
+    save_draft_head(head, draft_head)
+    return {"loss": figures["eagle"], "held_out_agreement": figures["held-out agreement"]}
