@@ -21,7 +21,8 @@ from evspec_ros.frames.buffer import FrameBuffer
 from evspec_ros.frames.encodings import image_to_rgb
 from evspec_ros.frames.types import Frame
 
-STILL_NS = 500_000_000
+STILL_NS = 500_000_000  # a scene without events for this long stands still
+LAST = 2**62  # nanoseconds; later than any stamp
 REORDERING_NS = 100_000_000  # images may overtake each other by this much; beyond, time jumped back
 SILENCE_S = 1.0  # after this long without the known stream, one of another size or encoding takes its place
 
@@ -64,121 +65,127 @@ def warm_up() -> None:
     buffer.window(1, 1)
 
 
+class _Sensor:
+    """What belongs to one uninterrupted stream; a restart replaces it as a whole."""
+
+    def __init__(self, geometry: Geometry, seconds: float, max_bytes: int, *, follow_clock: bool) -> None:
+        self.geometry = geometry
+        self.decoder = decoders.Decoder(geometry.encoding, geometry.width, geometry.height)
+        self.buffer = EventBuffer(geometry.width, geometry.height, seconds, max_bytes)
+        self.clock = SensorClock() if follow_clock else None
+        self.seq = -1  # of the last packet
+
+    def to_ros(self, sensor_ns: int) -> int:
+        return self.clock.to_ros(sensor_ns) if self.clock else sensor_ns
+
+
 class EventStream:
     """Decodes event packets into a bounded buffer, in sensor time, and knows the offset to ROS time."""
 
     def __init__(self, seconds: float, max_bytes: int, *, follow_sensor_clock: bool) -> None:
         self._seconds, self._max_bytes = seconds, max_bytes
         self._follow_sensor_clock = follow_sensor_clock
-        self._geometry: Geometry | None = None
-        self._last_seq = -1
+        self._sensor: _Sensor | None = None
         self.received_at = 0.0  # monotonic seconds of the last good packet
         self.reset_counts()
 
     def reset_counts(self) -> None:
         """Count from zero."""
-        self._messages = self._refused = self._items = self._lost = self._restarts = self._corrupt = 0
+        self._messages = self._refused = self._items = self._lost = self._corrupt = self._restarts = 0
         self._problem = ""
 
     @property
     def counts(self) -> StreamCounts:
         """What was received since the last reset of the counts."""
         return StreamCounts(
-            self._messages,
-            self._refused,
-            self._items,
-            self._lost,
-            self._corrupt,
-            self._restarts,
-            self._problem,
-        )
+            self._messages, self._refused, self._items, self._lost, self._corrupt, self._restarts, self._problem
+        )  # fmt: skip
 
     @property
     def dropped(self) -> int:
-        """Events that left the buffer because it was full, not because they were old."""
-        return self._buffer.dropped if self._geometry else 0
+        """Events that left the buffer before their time, since the stream last began anew."""
+        return self._sensor.buffer.dropped if self._sensor else 0
 
     def add(self, packet: Any, stamp_ns: int) -> None:
-        """Decode one EventPacket stamped stamp_ns. Raises EventDecodingError for a bad one, and counts it."""
+        """Decode one EventPacket stamped stamp_ns; raises EventDecodingError for a bad one, and counts it."""
         self._messages += 1
         try:
-            self._accept(Geometry(packet.encoding, packet.width, packet.height))
-            if packet.is_bigendian:
-                raise EventDecodingError(
-                    "The event packet says it is big-endian; only little-endian ones are read."
-                )
-            self._check_sequence(packet.seq)
-            self._decode(packet, stamp_ns)
+            self._decode(packet, stamp_ns, self._sensor_of(packet))
         except EvspecError as error:
             self._refused += 1
             self._problem = str(error)
             raise
         self.received_at = time.monotonic()
 
-    def _accept(self, geometry: Geometry) -> None:
-        if geometry == self._geometry:
-            return
-        decoder = decoders.Decoder(geometry.encoding, geometry.width, geometry.height)
-        if self._geometry is not None and time.monotonic() - self.received_at < SILENCE_S:
-            raise EventDecodingError(
-                f"An event packet of {_described(geometry)} arrived in the middle of a stream of "
-                f"{_described(self._geometry)}; it is left out: let only one camera publish on this topic."
-            )
-        buffer = EventBuffer(geometry.width, geometry.height, self._seconds, self._max_bytes)
-        self._restarts += self._geometry is not None
-        self._decoder, self._buffer, self._clock = decoder, buffer, SensorClock()
-        self._geometry, self._last_seq = geometry, -1
-
-    def _check_sequence(self, seq: int) -> None:
-        if seq < self._last_seq:
-            self.restart()
-        elif self._last_seq >= 0 and seq > self._last_seq:
-            self._lost += seq - self._last_seq - 1
-        self._last_seq = seq
-
-    def _decode(self, packet: Any, stamp_ns: int) -> None:
-        corrupt_before = self._decoder.statistics.corrupt_words
-        events = self._decoder.decode(packet.events, packet.time_base)
-        self._corrupt += self._decoder.statistics.corrupt_words - corrupt_before
-        self._items += len(events)
-        if not len(events):
-            return
-        if self._follow_sensor_clock and self._clock.update(stamp_ns, int(events.t[0])):
-            self._buffer.clear()
-            self._restarts += 1
-        self._buffer.append(events)
-
     def restart(self) -> None:
         """Forget events and clock: the driver was restarted or time jumped back. The counts stay."""
-        if self._geometry is not None:
-            geometry = self._geometry
-            self._decoder = decoders.Decoder(geometry.encoding, geometry.width, geometry.height)
-            self._buffer.clear()
-            self._clock = SensorClock()
-            self._last_seq = -1
+        if self._sensor is not None:
+            self._sensor = self._new_sensor(self._sensor.geometry)
             self._restarts += 1
 
-    def newest_ns(self) -> int | None:
-        """ROS time of the newest event in the buffer, nanoseconds; None while there is none."""
-        newest = self._buffer.latest_ns if self._geometry else None
-        if newest is None or not self._follow_sensor_clock:
-            return newest
-        return self._clock.to_ros(newest)
+    def _new_sensor(self, geometry: Geometry) -> _Sensor:
+        return _Sensor(geometry, self._seconds, self._max_bytes, follow_clock=self._follow_sensor_clock)
 
-    def newest_window(self, duration_ns: int) -> Events:
-        """A copy of the last duration_ns of events, the newest one included; empty while there is none."""
-        newest = self._buffer.latest_ns if self._geometry else None
-        if newest is None:
-            return self.no_events()
-        return self._buffer.window(newest, duration_ns)
+    def _sensor_of(self, packet: Any) -> _Sensor:
+        """The sensor that sent this packet, after a look at size, encoding and sequence number."""
+        if packet.is_bigendian:
+            raise EventDecodingError(
+                "The event packet is marked big-endian; only little-endian ones are read."
+            )
+        geometry = Geometry(packet.encoding, packet.width, packet.height)
+        if self._sensor is None or geometry != self._sensor.geometry:
+            return self._changed_sensor(geometry)
+        if packet.seq < self._sensor.seq:
+            self.restart()
+        elif packet.seq > self._sensor.seq >= 0:
+            self._lost += packet.seq - self._sensor.seq - 1
+        return self._sensor
 
-    def no_events(self) -> Events:
-        """An empty window of this sensor; of no size while no sensor is known."""
-        return (
-            Events.empty(self._geometry.width, self._geometry.height)
-            if self._geometry
-            else Events.empty(0, 0)
-        )
+    def _changed_sensor(self, geometry: Geometry) -> _Sensor:
+        sensor = self._new_sensor(geometry)
+        if self._sensor is not None:
+            if time.monotonic() - self.received_at < SILENCE_S:
+                raise EventDecodingError(
+                    f"An event packet of {_described(geometry)} arrived in the middle of a stream of "
+                    f"{_described(self._sensor.geometry)}; it is left out: let only one camera publish here."
+                )
+            self._restarts += 1
+        self._sensor = sensor
+        return sensor
+
+    def _decode(self, packet: Any, stamp_ns: int, sensor: _Sensor) -> None:
+        sensor.seq = packet.seq
+        corrupt_before = sensor.decoder.statistics.corrupt_words
+        events = sensor.decoder.decode(packet.events, packet.time_base)
+        self._corrupt += sensor.decoder.statistics.corrupt_words - corrupt_before
+        if not len(events):
+            return
+        self._items += len(events)
+        if sensor.clock and sensor.clock.update(stamp_ns, int(events.t[0])):
+            self._restarts += 1
+            sensor.buffer.clear()
+        sensor.buffer.append(events)
+
+    def newest(self) -> Newest | None:
+        """The newest event; None while there is none."""
+        sensor = self._sensor
+        latest_ns = sensor.buffer.latest_ns if sensor else None
+        if sensor is None or latest_ns is None:
+            return None
+        return Newest(sensor.to_ros(latest_ns), latest_ns, sensor.buffer)
+
+
+@dataclass(frozen=True, eq=False)
+class Newest:
+    """The newest event of a stream: its time by ROS's clock and by the sensor's, and where it lies."""
+
+    ros_ns: int
+    sensor_ns: int
+    buffer: EventBuffer
+
+    def window(self, duration_ns: int) -> Events:
+        """A copy of the events of the last duration_ns up to this one."""
+        return self.buffer.window(self.sensor_ns, duration_ns)
 
 
 def _described(geometry: Geometry) -> str:
@@ -243,27 +250,30 @@ class Window:
 
 
 def newest_end_ns(events: EventStream, images: ImageStream) -> int | None:
-    """Where the newest window ends, ROS time: at the newest event; None while there is no frame.
+    """Where the newest window ends, ROS time; None while there is no frame."""
+    return _end_ns(events.newest(), images.buffer.latest_ns)
 
-    Where frames went on without events for STILL_NS, it ends at the newest frame: the scene stands still, or
-    there is no event camera.
+
+def _end_ns(newest: Newest | None, newest_frame_ns: int | None) -> int | None:
+    """At the newest event; where frames went on without events for STILL_NS, at the newest frame: the scene
+    stands still, or there is no event camera.
     """
-    newest_frame, newest_event = images.buffer.latest_ns, events.newest_ns()
-    if newest_frame is None or newest_event is None:
-        return newest_frame
-    return newest_frame if newest_frame - newest_event > STILL_NS else newest_event
+    if newest_frame_ns is None or newest is None or newest_frame_ns - newest.ros_ns > STILL_NS:
+        return newest_frame_ns
+    return newest.ros_ns
 
 
 def newest_window(
     events: EventStream, images: ImageStream, duration_ns: int, frames_seconds: float
 ) -> Window | None:
     """The newest window of both streams; None while there is no frame."""
-    stamp_ns = newest_end_ns(events, images)
+    newest = events.newest()
+    stamp_ns = _end_ns(newest, images.buffer.latest_ns)
     if stamp_ns is None:
         return None
-    still = stamp_ns != events.newest_ns()
-    window = events.no_events() if still else events.newest_window(duration_ns)
-    frames = images.buffer.sample(stamp_ns, frames_seconds)
-    if not frames:  # the first frame is newer than the newest event; it stands in
-        frames = images.buffer.sample(stamp_ns + STILL_NS, frames_seconds)
-    return Window(stamp_ns, window, frames)
+    # Before the first frame that is as old as the newest event, that frame stands in.
+    frames = images.buffer.sample(stamp_ns, frames_seconds) or images.buffer.sample(LAST, frames_seconds)
+    if newest is not None and stamp_ns == newest.ros_ns:
+        return Window(stamp_ns, newest.window(duration_ns), frames)
+    height, width, _ = frames[-1].image.shape
+    return Window(stamp_ns, Events.empty(width, height), frames)

@@ -89,7 +89,6 @@ class EvspecNode(LifecycleNode):
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
-        self._new_streams()
         self._description = self.create_lifecycle_publisher(String, "~/description", 10)
         self._partial = self.create_lifecycle_publisher(String, "~/description/partial", 10)
         self._result = self.create_lifecycle_publisher(String, "~/result", 10)
@@ -104,6 +103,7 @@ class EvspecNode(LifecycleNode):
         """Subscribe to both cameras and start describing."""
         result = super().on_activate(state)  # enables the publishers, before anyone uses them
         self._mailbox = Mailbox()
+        self._new_streams()
         self._offered_ns = 0
         self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="describe")
         self._worker.start()

@@ -34,6 +34,16 @@ def ros() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only wait for each other's threads."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def checkpoints() -> Path:
     """The folder of the tiny checkpoints; the test is skipped where they were not trained yet."""
@@ -48,7 +58,4 @@ def spinner(ros: None) -> Iterator[Spinner]:
     """An executor for the nodes of one test, which are destroyed after it."""
     spinner = Spinner()
     yield spinner
-    nodes = spinner.executor.get_nodes()
-    spinner.executor.shutdown()
-    for node in nodes:
-        node.destroy_node()
+    spinner.close()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-TIMEOUT_S = 60.0  # generous: the machine may be busy
+TIMEOUT_S = 120.0  # generous: the machine may be busy
 
 
 class Spinner:
@@ -24,3 +24,10 @@ class Spinner:
             assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
             self.executor.spin_once(timeout_sec=0.05)
         return value
+
+    def close(self) -> None:
+        """Destroy the nodes."""
+        nodes = self.executor.get_nodes()
+        self.executor.shutdown()
+        for node in nodes:
+            node.destroy_node()

@@ -97,11 +97,15 @@ class Bench:
     def describe_now(self, at_ns: int | None = None) -> dict[str, Any]:
         """Send a frame and events until the node has described them; what ~/result said of that."""
         before = len(self.received["/evspec/result"])
+        sent_at = 0.0
 
         def described() -> list[Any]:
-            now_ns = at_ns or time.time_ns()
-            self.send_image(now_ns - 10 * MS)
-            self.send_events(now_ns)
+            nonlocal sent_at
+            if time.monotonic() - sent_at > 0.02:
+                sent_at = time.monotonic()
+                now_ns = at_ns or time.time_ns()
+                self.send_image(now_ns - 10 * MS)
+                self.send_events(now_ns)
             return self.received["/evspec/result"][before:]
 
         return dict(json.loads(self.until(described, "a description")[-1].data))
@@ -148,14 +152,31 @@ def inactive(spinner: Spinner, checkpoints: Path) -> Bench:
     return make_bench(spinner, autostart=False, max_new_tokens=12)
 
 
+@pytest.fixture(scope="module")
+def configured(ros: None, checkpoints: Path) -> Iterator[Bench]:
+    """One node that most tests share, its networks loaded once."""
+    spinner = Spinner()
+    bench = make_bench(spinner, autostart=False, max_new_tokens=12)
+    assert bench.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    yield bench
+    spinner.close()
+
+
 @pytest.fixture
-def active(inactive: Bench) -> Iterator[Bench]:
-    """A node that is active and connected."""
-    assert inactive.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-    assert inactive.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    inactive.wait_until_connected()
-    yield inactive
-    inactive.node.trigger_deactivate()
+def active(configured: Bench) -> Iterator[Bench]:
+    """The shared node, active and connected, as if nothing had happened before."""
+    live = {
+        name: configured.node.get_parameter(name).value for name in ("prompt", "trigger", "max_new_tokens")
+    }
+    assert configured.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    configured.wait_until_connected()
+    configured.call(Empty, "/evspec/reset_statistics")
+    for messages in configured.received.values():
+        messages.clear()
+    yield configured
+    assert configured.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    for name, value in live.items():
+        assert configured.set_parameter(name, value) == ""
 
 
 def test_events_and_frames_become_a_description_with_its_figures(active: Bench) -> None:
