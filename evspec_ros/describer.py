@@ -45,7 +45,8 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 class Limits:
     """How long, how freely and with how much drafting a description is written.
 
-    temperature 0 is greedy; top_k 0 keeps all tokens. n_max: drafted tokens in a row; tree_size: draft nodes in
+    temperature 0 is greedy; top_k 0 keeps all tokens. n_max: drafted tokens in a row; tree_size: draft nodes
+    in
     all; p_min: drafting stops where its confidence falls below this.
     """
 
@@ -63,8 +64,10 @@ class Limits:
 class Description:
     """What was said about one window, and what it cost.
 
-    stamp_ns: ROS time of the window's end; window_ms: its length as asked for; tokens: emitted ids, the end token
-    included. latency_ms: wall-clock milliseconds of each stage (draft and verify are parts of decode, and total is
+    stamp_ns: ROS time of the window's end; window_ms: its length as asked for; tokens: emitted ids, the end
+    token
+    included. latency_ms: wall-clock milliseconds of each stage (draft and verify are parts of decode, and
+    total is
     everything). lossless: the text is what the target alone would have written.
     """
 
@@ -145,8 +148,8 @@ class SceneDescriber:
     ) -> SceneDescriber:
         """From checkpoint directories; `none` drafts nothing and reads the target alone.
 
-        Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, GenerationError for
-        an unknown drafter or one whose head is missing.
+        Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, and
+        GenerationError for an unknown drafter or one whose head is missing.
         """
         place, number = _device(device), _dtype(dtype)
         model = load_video_llava(target, number, place)
@@ -158,14 +161,15 @@ class SceneDescriber:
         head = load_draft_head(draft_head, number, place)
         if head.config.event_size != events.config.text.hidden_size:
             raise CheckpointError(
-                f"The draft head {draft_head} was made for event features of {head.config.event_size} values and "
-                f"{event_model} gives {events.config.text.hidden_size}; use the head trained for this event model."
+                f"The draft head {draft_head} was made for event features of {head.config.event_size} "
+                f"values and {event_model} gives {events.config.text.hidden_size}; use the head that was "
+                "trained for this event model."
             )
         event_frames = ClipPreprocessor.from_config(load_preprocessor_config(event_model))
         return cls(model, tokenizer, frames, events, event_frames, head, drafter)
 
     def warm_up(self) -> None:
-        """Describe a blank window once, so that everything is compiled and allocated before the first real one."""
+        """Describe a blank window, so that all is compiled and allocated before the first real one."""
         size = self._frame_preprocessor.size
         blank = Frame(0, np.zeros((size, size, 3), np.uint8))
         self.describe(Events.empty(size, size), [blank] * FRAMES, stamp_ns=0)
@@ -183,7 +187,8 @@ class SceneDescriber:
     ) -> Description:
         """Describe one window: its events (there may be none) and its frames (at least one, oldest first).
 
-        on_text is called with the text so far whenever it grows. Raises GenerationError without frames, for a prompt
+        on_text is called with the text so far whenever it grows. Raises GenerationError without frames, for
+        a prompt
         that is too long and for impossible limits.
         """
         if not frames:
@@ -195,7 +200,9 @@ class SceneDescriber:
             stages.lap("preprocess")
             video = self._target.encode_frames(pixels)
             stages.lap("encode_frames")
-            ids = torch.tensor(self._tokenizer.encode(target_prompt(prompt), bos=True), device=self._weight.device)
+            ids = torch.tensor(
+                self._tokenizer.encode(target_prompt(prompt), bos=True), device=self._weight.device
+            )
             embeddings = self._target.embed_prompt(ids, video)[None]
         written: list[int] = []
 
@@ -266,7 +273,9 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise CheckpointError(f"There is no device {name!r}; choose cpu or cuda.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError("The device cuda was asked for and torch sees no GPU; choose cpu or install torch for CUDA.")
+        raise CheckpointError(
+            "The device cuda was asked for and torch sees no GPU; choose cpu or install torch for CUDA."
+        )
     return device
 
 

@@ -19,12 +19,20 @@ _PLACES = (
     ("On the left", "In the middle", "On the right"),
     ("At the bottom left", "At the bottom", "At the bottom right"),
 )
-_VERBS = {"ball": "rolls", "box": "slides", "cone": "glides", "ring": "rolls", "star": "drifts", "cross": "glides"}
+_VERBS = {
+    "ball": "rolls",
+    "box": "slides",
+    "cone": "glides",
+    "ring": "rolls",
+    "star": "drifts",
+    "cross": "glides",
+}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says about one object; direction is an index into DIRECTIONS or STILL, speed None if still."""
+    """What a caption says about one object; direction is an index into DIRECTIONS or STILL, speed None if
+    still."""
 
     size: str
     colour: str
@@ -54,7 +62,9 @@ def _left_to_right(scene: Scene, at_s: float) -> list[SceneObject]:
 
 def _claim(thing: SceneObject, at_s: float) -> Claim:
     direction = thing.direction(at_s)
-    return Claim(thing.size, thing.colour, thing.shape, direction, None if direction == STILL else thing.speed)
+    return Claim(
+        thing.size, thing.colour, thing.shape, direction, None if direction == STILL else thing.speed
+    )
 
 
 def _sentence(thing: SceneObject, at_s: float) -> str:
@@ -96,7 +106,8 @@ _CLAIM = re.compile(
 
 
 def parse(text: str) -> tuple[Claim, ...]:
-    """The claims that a caption makes about single objects, in its order; what does not follow the grammar is left out."""
+    """The claims that a caption makes about single objects, in its order; what does not follow the grammar
+    is left out."""
     return tuple(
         Claim(
             m["size"],

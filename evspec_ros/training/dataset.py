@@ -1,6 +1,7 @@
 """Simulated samples on disk: what both models see of a scene, and the caption that is true of it.
 
-A data set is a directory of shards, each written whole or not at all, so that making it can be interrupted and
+A data set is a directory of shards, each written whole or not at all, so that making it can be interrupted
+and
 gone on with. Scene k of a split is drawn from the seed (split, k): the same on every machine.
 """
 
@@ -43,9 +44,12 @@ NO_OBJECT = -1
 class Samples:
     """N samples, one array per field.
 
-    frames: uint8 [N, 8, S, S, 3], resized as CLIP does; event_images: uint8 [N, 5, S, S, 3]; captions: [N] text.
-    looks: int8 [N, 3, 3], (shape, colour, direction) of each object, NO_OBJECT in all three where there is none;
-    places: float32 [N, 3, 8, 2], the objects' centres in each frame; at: float32 [N, 8], frame times before the
+    frames: uint8 [N, 8, S, S, 3], resized as CLIP does; event_images: uint8 [N, 5, S, S, 3]; captions: [N]
+    text.
+    looks: int8 [N, 3, 3], (shape, colour, direction) of each object, NO_OBJECT in all three where there is
+    none;
+    places: float32 [N, 3, 8, 2], the objects' centres in each frame; at: float32 [N, 8], frame times before
+    the
     description in seconds (<= 0).
     """
 
@@ -60,7 +64,8 @@ class Samples:
 
 
 def sample_scene(split: str, index: int) -> tuple[Scene, SceneCamera, NDArray[np.float64]]:
-    """Scene `index` of a split, a camera that has seen it up to 50 ms before time 0, and the eight frame times."""
+    """Scene `index` of a split, a camera that has seen it up to 50 ms before time 0, and the eight frame
+    times."""
     random = np.random.default_rng([SPLITS[split], index])
     scene = random_scene(random)
     camera = SceneCamera(scene, int(random.integers(2**31)), start_s=-WINDOW_S)
@@ -82,10 +87,18 @@ def make_sample(split: str, index: int) -> Samples:
     colours = list(COLOURS)
     for k, thing in enumerate(scene.objects):
         direction = thing.direction(0.0)
-        looks[k] = SHAPES.index(thing.shape), colours.index(thing.colour), 8 if direction == STILL else direction
+        looks[k] = (
+            SHAPES.index(thing.shape),
+            colours.index(thing.colour),
+            8 if direction == STILL else direction,
+        )
         places[k] = thing.position(times)
     return Samples(
-        np.stack(frames)[None], np.stack(images)[None], np.array([caption(scene, 0.0)]), looks[None], places[None]
+        np.stack(frames)[None],
+        np.stack(images)[None],
+        np.array([caption(scene, 0.0)]),
+        looks[None],
+        places[None],
     )
 
 
@@ -101,7 +114,9 @@ def concatenate(parts: list[Samples]) -> Samples:
     return Samples(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
 
 
-def prepare(directory: Path, split: str, scenes: int, progress: Callable[[int], None] = lambda done: None) -> None:
+def prepare(
+    directory: Path, split: str, scenes: int, progress: Callable[[int], None] = lambda *_: None
+) -> None:
     """Make the shards of a split that are not there yet, on every core; progress counts finished scenes."""
     directory.mkdir(parents=True, exist_ok=True)
     starts = range(0, scenes, SHARD)

@@ -1,4 +1,5 @@
-"""One optimisation loop for everything that is trained here: resumable at any step, the same result as without a stop."""
+"""One optimisation loop for everything that is trained here: resumable at any step, the same result as
+without a stop."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ MAX_GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` steps: the rate rises linearly over the first `warmup`, then follows a cosine down to a tenth."""
+    """`steps` steps: the rate rises linearly over the first `warmup`, then follows a cosine down to a
+    tenth."""
 
     steps: int
     learning_rate: float
@@ -43,13 +45,16 @@ def fit(
     loss: Callable[[int], Tensor],
     schedule: Schedule,
     run: Path,
-    report: Report = lambda stage, step, steps, value: None,
+    report: Report = lambda *_: None,
 ) -> None:
-    """Train model in place; `loss(step)` draws its batch from the step number alone, so that a resumed run repeats it.
+    """Train model in place; `loss(step)` draws its batch from the step number alone, so that a resumed run
+    repeats it.
 
-    Matrices of the layers are trained by Muon (Jordan et al. 2024), all else by AdamW, both as torch has them. The state
+    Matrices of the layers are trained by Muon (Jordan et al. 2024), all else by AdamW, both as torch has
+    them. The state
     is kept in `run/<stage>.pt` (read back with torch's weights-only loader) and written
-    every minute, whole or not at all. Forward passes run in bfloat16 where the processor has instructions for it. Raises
+    every minute, whole or not at all. Forward passes run in bfloat16 where the processor has instructions
+    for it. Raises
     TrainingError if the state belongs to another model, or if the loss stops being a number.
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -72,7 +77,9 @@ def fit(
         step += 1
         now = float(value.detach())
         if not math.isfinite(now):
-            raise TrainingError(f"The loss of stage {stage!r} became {now} at step {step}; lower the learning rate.")
+            raise TrainingError(
+                f"The loss of stage {stage!r} became {now} at step {step}; lower the learning rate."
+            )
         recent = now if math.isnan(recent) else 0.95 * recent + 0.05 * now
         report(stage, step, schedule.steps, recent)
         if step == schedule.steps or time.monotonic() - saved > SAVE_SECONDS:
@@ -84,8 +91,8 @@ def fit(
 def fast_bfloat16(device: str) -> bool:
     """True where bfloat16 is computed in hardware (AVX512-BF16, or a GPU) rather than emulated slowly."""
     if device == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _cpu_flags()
-    return torch.cuda.is_bf16_supported()
+        return "avx512_bf16" in _cpu_flags()
+    return bool(torch.cuda.is_bf16_supported())
 
 
 def _cpu_flags() -> str:

@@ -1,4 +1,5 @@
-"""Simulated scenes: coloured shapes that move, stand still and bounce, seen by an RGB camera and an event camera.
+"""Simulated scenes: coloured shapes that move, stand still and bounce, seen by an RGB camera and an event
+camera.
 
 A scene lives on the unit square (x to the right, y downwards), so any square sensor can look at it. The RGB
 camera samples it; the event camera follows ESIM (Rebecq et al., CoRL 2018): log intensity is sampled far more
@@ -48,7 +49,8 @@ IMAGE_NOISE = 2.0  # standard deviation of the RGB camera's noise, in grey level
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape: centre (x, y) at time zero, velocity (vx, vy) in widths per second, bouncing off the border."""
+    """One shape: centre (x, y) at time zero, velocity (vx, vy) in widths per second, bouncing off the
+    border."""
 
     shape: str
     colour: str
@@ -110,7 +112,8 @@ def _reflect(centre: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
 
 @numba.njit(cache=True)
 def _signed_distance(shape: int, x: float, y: float, r: float) -> float:
-    """Distance from a point to the outline of a shape of radius r about the origin, negative inside (Quilez, 2D SDFs)."""
+    """Distance from a point to the outline of a shape of radius r about the origin, negative inside (Quilez,
+    2D SDFs)."""
     if shape == 0:  # ball
         return math.sqrt(x * x + y * y) - r
     if shape == 1:  # box
@@ -129,17 +132,19 @@ def _signed_distance(shape: int, x: float, y: float, r: float) -> float:
         nx, ny = 0.42 * r * math.cos(sector / 2), 0.42 * r * math.sin(sector / 2)
         ex, ey = nx - r, ny
         return ((px - r) * ey - py * ex) / math.sqrt(ex * ex + ey * ey)
-    bars = min(max(abs(x) - r, abs(y) - 0.3 * r), max(abs(x) - 0.3 * r, abs(y) - r))  # cross
-    return bars
+    # cross: two bars
+    return min(max(abs(x) - r, abs(y) - 0.3 * r), max(abs(x) - 0.3 * r, abs(y) - r))
 
 
 @numba.njit(cache=True)
 def _cover(kind: int, dx: float, dy: float, radius: float, size: int) -> float:
-    """Share of a pixel that a shape covers, its centre (dx, dy) from the shape's; edges are one pixel soft."""
+    """Share of a pixel that a shape covers, its centre (dx, dy) from the shape's; edges are one pixel
+    soft."""
     reach = radius + 1.0 / size
     if abs(dx) > reach or abs(dy) > reach:
         return 0.0
-    return min(max(0.5 - _signed_distance(kind, dx, dy, radius) * size, 0.0), 1.0)
+    cover: float = min(max(0.5 - _signed_distance(kind, dx, dy, radius) * size, 0.0), 1.0)
+    return cover
 
 
 @numba.njit(cache=True)
@@ -157,7 +162,8 @@ def _box(low: float, high: float, radius: float, size: int) -> tuple[int, int]:
 
 @numba.njit(cache=True, nogil=True)
 def _draw(
-    kinds: NDArray[np.int64], radii: NDArray[np.float64], colours: NDArray[np.float64], centres: NDArray[np.float64],
+    kinds: NDArray[np.int64], radii: NDArray[np.float64], colours: NDArray[np.float64], centres:
+    NDArray[np.float64],
     backdrop: NDArray[np.float64], size: int,
 ) -> NDArray[np.float64]:  # fmt: skip
     """RGB image [size, size, 3] in 0..1; later objects lie in front."""
@@ -179,19 +185,21 @@ def _draw(
 
 @numba.njit(cache=True)
 def _luminance(
-    kinds: NDArray[np.int64], radii: NDArray[np.float64], lights: NDArray[np.float64], centres: NDArray[np.float64],
+    kinds: NDArray[np.int64], radii: NDArray[np.float64], lights: NDArray[np.float64], centres:
+    NDArray[np.float64],
     backdrop: NDArray[np.float64], x: float, y: float, size: int,
 ) -> float:  # fmt: skip
     """Luminance of one pixel of what `_draw` draws."""
     level = _backdrop_level(backdrop, x, y)
     for k in range(len(kinds)):
         level += _cover(kinds[k], x - centres[k, 0], y - centres[k, 1], radii[k], size) * (lights[k] - level)
-    return level
+    return float(level)
 
 
 @numba.njit(cache=True, nogil=True)
 def _emit_events(
-    kinds: NDArray[np.int64], radii: NDArray[np.float64], lights: NDArray[np.float64], paths: NDArray[np.float64],
+    kinds: NDArray[np.int64], radii: NDArray[np.float64], lights: NDArray[np.float64], paths:
+    NDArray[np.float64],
     backdrop: NDArray[np.float64], thresholds: NDArray[np.float64], previous: NDArray[np.float64],
     reference: NDArray[np.float64], start_ns: int, step_ns: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.uint8]]:  # fmt: skip
@@ -242,7 +250,8 @@ def _grown(array, capacity):  # type: ignore[no-untyped-def]
 class SceneCamera:
     """An RGB camera and an event camera that look at one scene through the same lens.
 
-    Events come out piece by piece, each piece going on where the last one ended, so that a long recording needs
+    Events come out piece by piece, each piece going on where the last one ended, so that a long recording
+    needs
     no more memory than a short one.
     """
 
@@ -280,9 +289,10 @@ class SceneCamera:
         return np.clip(self._draw(seconds) * 255 + noise + 0.5, 0, 255).astype(np.uint8)
 
     def events(self, stop_s: float) -> Events:
-        """What the event camera sent since the last call (or the start) until stop_s; t counts from scene time 0."""
+        """What the event camera sent since the last call (or the start) until stop_s; t counts from scene
+        time 0."""
         steps = max(1, round((stop_s * 1e9 - self._time_ns) / STEP_NS))
-        seconds = (self._time_ns + np.arange(steps + 1) * STEP_NS) * 1e-9
+        seconds = np.asarray((self._time_ns + np.arange(steps + 1) * STEP_NS) * 1e-9, np.float64)
         signal = _emit_events(
             self._kinds, self._radii, self._lights, self._paths(seconds), self._backdrop, self._thresholds,
             self._light, self._reference, self._time_ns, STEP_NS,

@@ -1,13 +1,17 @@
-"""Trains the tiny checkpoints from simulated scenes: first the two CLIP towers, then the language models on them.
+"""Trains the tiny checkpoints from simulated scenes: first the two CLIP towers, then the language models on
+them.
 
-The towers learn to name what lies under each patch, as CLIP's come trained with knowledge of objects. The target's
-decoder begins shallow, which is where it learns to look, and is then deepened by layers that change nothing at
+The towers learn to name what lies under each patch, as CLIP's come with knowledge of objects, and go on with that
+beside the captions. The
+target's
+decoder begins shallow, which is where it learns to look, and is then deepened by layers that change nothing
+at
 first (LLaMA Pro's block expansion, arXiv 2401.02415).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +26,7 @@ from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
 from evspec_ros.networks.checkpoints import save_eventgpt, save_video_llava
 from evspec_ros.networks.clip import ClipTower
 from evspec_ros.networks.eventgpt import EventGpt
-from evspec_ros.networks.llama import LlamaDecoder
+from evspec_ros.networks.llama import DecoderLayer, LlamaDecoder
 from evspec_ros.networks.tiny import TINY_CLIP, tiny_eventgpt, tiny_video_llava
 from evspec_ros.networks.tokenizer import save_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
@@ -30,12 +34,18 @@ from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, VIDEO_TOKEN, event_
 from evspec_ros.training import dataset
 from evspec_ros.training.dataset import MAX_OBJECTS, NO_OBJECT, Samples
 from evspec_ros.training.loop import Report, Schedule, fit
-from evspec_ros.training.scenes import COLOURS, SHAPES
+from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES
 from evspec_ros.training.tokenizer import train_tokenizer
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 TARGET_TOKENS = (IMAGE_TOKEN, VIDEO_TOKEN, PAD_TOKEN)
 IGNORED = -100  # cross entropy's mark for a position that does not count
+
+
+TOWER = Schedule(steps=1500, learning_rate=1e-3)
+SHALLOW = Schedule(steps=3000, learning_rate=1e-3)
+DEEP = Schedule(steps=300, learning_rate=3e-4)
+EVENT = Schedule(steps=1500, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -45,16 +55,16 @@ class TinyPlan:
     scenes: int = 24_576
     batch: int = 16
     tower_batch: int = 96
-    tower: Schedule = Schedule(steps=1500, learning_rate=1e-3)
-    shallow: Schedule = Schedule(steps=4000, learning_rate=1e-3)
-    deep: Schedule = Schedule(steps=1500, learning_rate=5e-4)
-    event: Schedule = Schedule(steps=4000, learning_rate=1e-3)
+    tower: Schedule = TOWER
+    shallow: Schedule = SHALLOW
+    deep: Schedule = DEEP
+    event: Schedule = EVENT
     shallow_layers: int = 4
 
 
 def train_tiny(
     run: Path, models: Path, plan: TinyPlan = TinyPlan(), report: Report = lambda *_: None,
-    scenes_report: Callable[[int], None] = lambda done: None,
+    scenes_report: Callable[[int], None] = lambda *_: None,
 ) -> None:  # fmt: skip
     """Make models/tiny_video_llava and models/tiny_eventgpt; run keeps the data and every stage's state.
 
@@ -73,12 +83,17 @@ def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report) ->
     tokenizer = train_tokenizer(TARGET_TOKENS)
     torch.manual_seed(0)
     config = tiny_video_llava(
-        tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE_TOKEN), tokenizer.token_to_id(VIDEO_TOKEN)
+        tokenizer.get_vocab_size(), token_id(tokenizer, IMAGE_TOKEN), token_id(tokenizer, VIDEO_TOKEN)
     )
     shallow = VideoLlava(replace(config, text=replace(config.text, num_layers=plan.shallow_layers)))
-    frame_tower(samples, shallow.video_tower, run, plan, report)
+    patches = frame_patches(samples)
+    probe = teach("frame-tower", shallow.video_tower, patches, run, plan, report)
     task = TargetTask(samples, tokenizer, plan.batch)
-    fit("target-shallow", shallow, lambda step: task.loss(shallow, step), plan.shallow, run, report)
+
+    def loss(step: int) -> Tensor:
+        return task.loss(shallow, step) + patches.loss(probe, plan.tower.steps + step, plan.tower_batch)
+
+    fit("target-shallow", nn.ModuleList([shallow, probe]), loss, plan.shallow, run, report)
     model = VideoLlava(config)
     deepen(shallow, model)
     fit("target-deep", model, lambda step: task.loss(model, step, plan.shallow.steps), plan.deep, run, report)
@@ -90,14 +105,20 @@ def train_event_model(samples: Samples, run: Path, plan: TinyPlan, report: Repor
     tokenizer = train_tokenizer(EVENT_TOKENS)
     torch.manual_seed(1)
     model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size()))
-    event_tower(samples, model.visual_tower, run, plan, report)
+    patches = event_patches(samples)
+    probe = teach("event-tower", model.visual_tower, patches, run, plan, report)
     task = EventTask(samples, tokenizer, plan.batch)
-    fit("event-model", model, lambda step: task.loss(model, step), plan.event, run, report)
+
+    def loss(step: int) -> Tensor:
+        return task.loss(model, step) + patches.loss(probe, plan.tower.steps + step, plan.tower_batch)
+
+    fit("event-model", nn.ModuleList([model, probe]), loss, plan.event, run, report)
     return model
 
 
 def deepen(shallow: VideoLlava, deep: VideoLlava) -> None:
-    """Give `deep` the weights of `shallow`, its layers spread out; the layers between add nothing to begin with."""
+    """Give `deep` the weights of `shallow`, its layers spread out; the layers between add nothing to begin
+    with."""
     state = shallow.state_dict()
     ours = len(deep.decoder.layers)
     theirs = len(shallow.decoder.layers)
@@ -105,6 +126,7 @@ def deepen(shallow: VideoLlava, deep: VideoLlava) -> None:
     for place in range(ours):
         source = max(index for at, index in places.items() if at <= place)
         layer = deep.decoder.layers[place]
+        assert isinstance(layer, DecoderLayer)
         layer.load_state_dict(shallow.decoder.layers[source].state_dict())
         if place not in places:
             nn.init.zeros_(layer.self_attn.o_proj.weight)
@@ -125,45 +147,61 @@ class PatchProbe(nn.Module):
         self.head = nn.Linear(tower.config.hidden_size, looks + 2)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [N, 3, S, S] -> look logits [N, patches, looks], centre offsets in patches [N, patches, 2]."""
+        """Pixels [N, 3, S, S] -> look logits [N, patches, looks], centre offsets in patches [N, patches,
+        2]."""
         out = self.head(self.tower(pixels)[:, 1:])
         return out[..., :-2], out[..., -2:]
 
 
-def frame_tower(samples: Samples, tower: ClipTower, run: Path, plan: TinyPlan, report: Report) -> None:
-    """Teach a tower shapes, colours and places from single frames."""
-    looks = np.stack([samples.looks[..., 0], samples.looks[..., 1]], -1)  # shape, colour
-    _teach(
-        "frame-tower", tower, samples.frames, looks, samples.places, (len(SHAPES), len(COLOURS)), run, plan, report
-    )
+@dataclass(frozen=True, eq=False)
+class PatchTask:
+    """What a tower is taught about single images.
 
+    images: uint8 [N, M, S, S, 3], M of each scene; looks: int8 [N, 3, 2], two attributes of each object,
+    NO_OBJECT
+    where there is none; places: float32 [N, 3, M, 2], its centre in each image; sizes: values of the
+    attributes.
+    """
 
-def event_tower(samples: Samples, tower: ClipTower, run: Path, plan: TinyPlan, report: Report) -> None:
-    """Teach a tower shapes, directions and places from single event images; what stands still is not there."""
-    looks = np.stack([samples.looks[..., 0], samples.looks[..., 2]], -1)  # shape, direction
-    looks = np.where(samples.looks[..., 2:] == 8, NO_OBJECT, looks)
-    last = np.repeat(samples.places[:, :, -1:], samples.event_images.shape[1], 2)  # 50 ms are short
-    _teach("event-tower", tower, samples.event_images, looks, last, (len(SHAPES), 8), run, plan, report)
+    images: NDArray[np.uint8]
+    looks: NDArray[np.int8]
+    places: NDArray[np.float32]
+    sizes: tuple[int, int]
 
-
-def _teach(
-    stage: str, tower: ClipTower, images: NDArray[np.uint8], looks: NDArray[np.int8], places: NDArray[np.float32],
-    sizes: tuple[int, int], run: Path, plan: TinyPlan, report: Report,
-) -> None:  # fmt: skip
-    first, second = sizes
-    probe = PatchProbe(tower, first + second + first * second)
-
-    def loss(step: int) -> Tensor:
+    def loss(self, probe: PatchProbe, step: int, batch: int) -> Tensor:
+        """Cross entropy of the looks and squared error of the places, for images drawn by lot."""
         random = np.random.default_rng([2, step])
-        scene = random.integers(len(images), size=plan.tower_batch)
-        moment = random.integers(images.shape[1], size=plan.tower_batch)
-        wanted, offsets, centred = patch_labels(looks[scene], places[scene, :, moment], sizes)
-        logits, centres = probe(normalise(images[scene, moment]))
-        named = F.binary_cross_entropy_with_logits(logits.float(), wanted) * 20
+        scene = random.integers(len(self.images), size=batch)
+        moment = random.integers(self.images.shape[1], size=batch)
+        wanted, offsets, centred = patch_labels(self.looks[scene], self.places[scene, :, moment], self.sizes)
+        logits, centres = probe(normalise(self.images[scene, moment]))
+        named = F.binary_cross_entropy_with_logits(logits.float(), wanted)
         placed = ((centres.float() - offsets).square().sum(-1) * centred).sum() / centred.sum().clamp(min=1)
-        return named + placed
+        return 20 * named + placed  # most looks are absent from most patches, so their mean is small
 
-    fit(stage, probe, loss, plan.tower, run, report)
+
+def frame_patches(samples: Samples) -> PatchTask:
+    """Shapes, colours and places in single frames."""
+    looks = samples.looks[..., :2]
+    return PatchTask(samples.frames, looks, samples.places, (len(SHAPES), len(COLOURS)))
+
+
+def event_patches(samples: Samples) -> PatchTask:
+    """Shapes, directions and places in single event images; what stands still is not there."""
+    direction = samples.looks[..., 2:]
+    looks = np.where(direction == len(DIRECTIONS), NO_OBJECT, samples.looks[..., ::2])
+    last = np.repeat(samples.places[:, :, -1:], samples.event_images.shape[1], 2)  # 50 ms are short
+    return PatchTask(samples.event_images, looks, last, (len(SHAPES), len(DIRECTIONS)))
+
+
+def teach(
+    stage: str, tower: ClipTower, task: PatchTask, run: Path, plan: TinyPlan, report: Report
+) -> PatchProbe:
+    """Train a tower on one task; the probe that it was trained through."""
+    first, second = task.sizes
+    probe = PatchProbe(tower, first + second + first * second)
+    fit(stage, probe, lambda step: task.loss(probe, step, plan.tower_batch), plan.tower, run, report)
+    return probe
 
 
 def patch_labels(
@@ -201,7 +239,7 @@ class TargetTask:
 
     def __init__(self, samples: Samples, tokenizer: FastTokenizer, batch: int) -> None:
         self._samples = samples
-        self._answers = answers(tokenizer, samples.captions)
+        self._answers = answer_ids(tokenizer, samples.captions)
         self._batch = batch
         self._before, self._after = (
             prompt_ids(tokenizer, part, bos)
@@ -211,9 +249,11 @@ class TargetTask:
     def loss(self, model: VideoLlava, step: int, offset: int = 0) -> Tensor:
         """Mean cross entropy of one batch's captions."""
         chosen = drawn(len(self._samples), self._batch, step + offset)
-        frames = self._samples.frames[chosen]
-        video = model.encode_frames(normalise(frames.reshape(-1, *frames.shape[2:]))).unflatten(0, (self._batch, -1))
-        return caption_loss(model.decoder, model.lm_head, self._before, video, self._after, self._answers[chosen])
+        pixels = normalise(self._samples.frames[chosen])  # [B, 8, 3, S, S]
+        video = model.encode_frames(pixels.flatten(0, 1))
+        video = video.view(self._batch, -1, video.shape[-1])
+        answers = self._answers[chosen]
+        return caption_loss(model.decoder, model.lm_head, self._before, video, self._after, answers)
 
 
 class EventTask:
@@ -221,7 +261,7 @@ class EventTask:
 
     def __init__(self, samples: Samples, tokenizer: FastTokenizer, batch: int) -> None:
         self._samples = samples
-        self._answers = answers(tokenizer, samples.captions)
+        self._answers = answer_ids(tokenizer, samples.captions)
         self._batch = batch
         before, after = event_prompt(DEFAULT_PROMPT)
         self._before, self._after = prompt_ids(tokenizer, before, True), prompt_ids(tokenizer, after, False)
@@ -229,15 +269,16 @@ class EventTask:
     def loss(self, model: EventGpt, step: int) -> Tensor:
         """Mean cross entropy of one batch's captions."""
         chosen = drawn(len(self._samples), self._batch, step)
-        images = self._samples.event_images[chosen]
-        events = model.encode_events(normalise(images.reshape(-1, *images.shape[2:])).unflatten(0, images.shape[:2]))
-        return caption_loss(model.decoder, model.lm_head, self._before, events, self._after, self._answers[chosen])
+        events = model.encode_events(normalise(self._samples.event_images[chosen]))
+        answers = self._answers[chosen]
+        return caption_loss(model.decoder, model.lm_head, self._before, events, self._after, answers)
 
 
 def caption_loss(
     decoder: LlamaDecoder, lm_head: nn.Linear, before: Tensor, seen: Tensor, after: Tensor, answers: Tensor
 ) -> Tensor:
-    """Cross entropy of answers [B, A] (IGNORED beyond their end) behind ids [b], features [B, V, D], ids [a]."""
+    """Cross entropy of answers [B, A] (IGNORED beyond their end) behind ids [b], features [B, V, D], ids
+    [a]."""
     answers = answers[:, : int((answers != IGNORED).sum(1).max())]
     batch = len(answers)
     given = answers[:, :-1].clamp(min=0)
@@ -254,9 +295,9 @@ def caption_loss(
     return F.cross_entropy(lm_head(hidden).float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED)
 
 
-def answers(tokenizer: FastTokenizer, captions: Sequence[str]) -> Tensor:
+def answer_ids(tokenizer: FastTokenizer, captions: Iterable[str]) -> Tensor:
     """Token ids [N, longest], </s> at each end and IGNORED behind it."""
-    end = tokenizer.token_to_id("</s>")
+    end = token_id(tokenizer, "</s>")
     rows = [[*encoding.ids, end] for encoding in tokenizer.encode_batch([str(text) for text in captions])]
     table = torch.full((len(rows), max(map(len, rows))), IGNORED)
     for row, ids in zip(table, rows, strict=True):
@@ -266,8 +307,15 @@ def answers(tokenizer: FastTokenizer, captions: Sequence[str]) -> Tensor:
 
 def prompt_ids(tokenizer: FastTokenizer, text: str, bos: bool) -> Tensor:
     """Token ids [T] of a part of a prompt."""
-    start = [tokenizer.token_to_id("<s>")] if bos else []
+    start = [token_id(tokenizer, "<s>")] if bos else []
     return torch.tensor([*start, *tokenizer.encode(text).ids])
+
+
+def token_id(tokenizer: FastTokenizer, token: str) -> int:
+    """The id of a token that the tokenizer was made with."""
+    index = tokenizer.token_to_id(token)
+    assert index is not None, f"the tokenizer was made without {token}"
+    return index
 
 
 def drawn(count: int, batch: int, step: int) -> NDArray[np.int64]:
@@ -279,9 +327,10 @@ def drawn(count: int, batch: int, step: int) -> NDArray[np.int64]:
 
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:
-    """Resized images uint8 [N, S, S, 3] -> what `ClipPreprocessor` returns for them, float32 [N, 3, S, S]."""
+    """Resized images uint8 [..., S, S, 3] -> what `ClipPreprocessor` makes of them, float32 [..., 3, S,
+    S]."""
     mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
-    return ((torch.from_numpy(images).float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    return ((torch.from_numpy(images).float() / 255 - mean) / std).movedim(-1, -3)
 
 
 def _write(path: Path, model: nn.Module, save: Callable[..., None], special: Sequence[str]) -> None:

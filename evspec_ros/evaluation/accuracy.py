@@ -1,0 +1,152 @@
+"""How much of a scene the two models get right: `evspec eval` on simulated held-out scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
+from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer
+from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
+from evspec_ros.training.captions import Claim, claims, parse
+from evspec_ros.training.dataset import Samples, make_samples, sample_scene
+from evspec_ros.training.rollout import greedy_answers
+from evspec_ros.training.tiny import normalise
+
+MAX_NEW_TOKENS = 80
+BATCH = 20
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of the true objects that a model names right, objects compared in their order from left to
+    right.
+
+    An object left out is wrong in everything; `counted` is the share of scenes with the right number of
+    objects,
+    `exact` the share whose caption is true word for word.
+    """
+
+    model: str
+    scenes: int
+    objects: int
+    shape: float
+    colour: float
+    direction: float
+    size: float
+    speed: float
+    counted: float
+    exact: float
+
+    def as_dict(self) -> dict[str, str | int | float]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def score(
+    model: str, texts: Iterable[str], truths: Iterable[tuple[Claim, ...]], captions: Iterable[str]
+) -> Accuracy:
+    """Compare what a model wrote about each scene with what is true of it."""
+    right = dict.fromkeys(("shape", "colour", "direction", "size", "speed"), 0)
+    scenes = objects = counted = exact = 0
+    for text, truth, caption in zip(texts, truths, captions, strict=True):
+        said = parse(text)
+        scenes, objects = scenes + 1, objects + len(truth)
+        counted += len(said) == len(truth)
+        exact += text == caption
+        for claim, true in zip(said, truth, strict=False):
+            for name in right:
+                right[name] += getattr(claim, name) == getattr(true, name)
+    shares = {name: count / max(1, objects) for name, count in right.items()}
+    return Accuracy(
+        model, scenes, objects, **shares, counted=counted / max(1, scenes), exact=exact / max(1, scenes)
+    )
+
+
+def evaluate(
+    target: Path, event_model: Path, scenes: int, report: Callable[[int], None] = lambda *_: None
+) -> tuple[Accuracy, ...]:
+    """Both models' accuracy on the first held-out scenes; report counts finished scenes. Raises
+    CheckpointError."""
+    describers = {
+        "Video-LLaVA": _target_writer(load_video_llava(target), load_tokenizer(target)),
+        "EventGPT": _event_writer(load_eventgpt(event_model), load_tokenizer(event_model)),
+    }
+    texts: dict[str, list[str]] = {name: [] for name in describers}
+    captions: list[str] = []
+    for start in range(0, scenes, BATCH):
+        samples = make_samples("held_out", start, min(start + BATCH, scenes))
+        captions += samples.captions.tolist()
+        for name, write in describers.items():
+            texts[name] += write(samples)
+        report(len(captions))
+    truths = [claims(sample_scene("held_out", index)[0], 0.0) for index in range(scenes)]
+    return tuple(score(name, written, truths, captions) for name, written in texts.items())
+
+
+def evaluate_visibly(target: Path, event_model: Path, scenes: int) -> tuple[Accuracy, ...]:
+    """`evaluate` with progress on stderr."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("describing held-out scenes", total=scenes)
+        return evaluate(target, event_model, scenes, lambda done: progress.update(task, completed=done))
+
+
+def print_accuracies(rows: Iterable[Accuracy]) -> None:
+    """A table, in per cent."""
+    rows = list(rows)
+    table = Table(title=f"right on {rows[0].scenes} held-out scenes, %", title_justify="left")
+    names = [name for name in asdict(rows[0]) if name not in ("model", "scenes", "objects")]
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row.model, *(f"{100 * getattr(row, name):.1f}" for name in names))
+    Console(highlight=False).print(table)
+
+
+def _target_writer(model: VideoLlava, tokenizer: Tokenizer) -> Callable[[Samples], list[str]]:
+    ids = torch.tensor(tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True))
+
+    def prompt(frames: Tensor) -> Tensor:
+        return model.embed_prompt(ids, model.encode_frames(frames))
+
+    @torch.inference_mode()
+    def write(samples: Samples) -> list[str]:
+        prompts = torch.stack([prompt(normalise(frames)) for frames in samples.frames])
+        return _texts(tokenizer, greedy_answers(model.decoder, model.lm_head, prompts, MAX_NEW_TOKENS).tokens)
+
+    return write
+
+
+def _event_writer(model: EventGpt, tokenizer: Tokenizer) -> Callable[[Samples], list[str]]:
+    before, after = event_prompt(DEFAULT_PROMPT)
+    before_ids, after_ids = (
+        torch.tensor(tokenizer.encode(before, bos=True)),
+        torch.tensor(tokenizer.encode(after)),
+    )
+
+    @torch.inference_mode()
+    def write(samples: Samples) -> list[str]:
+        prompts = torch.stack(
+            [
+                model.embed_prompt(before_ids, model.encode_events(normalise(images)), after_ids)
+                for images in samples.event_images
+            ]
+        )
+        return _texts(tokenizer, greedy_answers(model.decoder, model.lm_head, prompts, MAX_NEW_TOKENS).tokens)
+
+    return write
+
+
+def _texts(tokenizer: Tokenizer, tokens: Tensor) -> list[str]:
+    """Special tokens are left out, so what repeats the end token behind the end does not show."""
+    return [tokenizer.decode(row) for row in tokens.tolist()]

@@ -1,0 +1,34 @@
+"""A simulated scene as a recording that any player can play."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from evspec_ros.frames.types import Frame
+from evspec_ros.recordings.bag_writer import BagWriter
+from evspec_ros.training.dataset import CAMERA_HZ
+from evspec_ros.training.scenes import SceneCamera, random_scene
+
+PACKET_S = 0.01
+
+
+def record_scene(path: Path, seed: int, seconds: float) -> None:
+    """Write a rosbag2 of one scene drawn from `seed`: RGB at 30 Hz and events, both starting at time 0.
+
+    Raises RecordingError where the path is taken or cannot be written.
+    """
+    random = np.random.default_rng(seed)
+    scene = random_scene(random, at_s=seconds)
+    camera = SceneCamera(scene, seed)
+    next_frame = 0
+    with BagWriter(path) as bag:
+        for packet in range(1, round(seconds / PACKET_S) + 1):
+            while next_frame / CAMERA_HZ < packet * PACKET_S:
+                at_s = next_frame / CAMERA_HZ
+                bag.write_frame(Frame(round(at_s * 1e9), camera.image(at_s)))
+                next_frame += 1
+            events = camera.events(packet * PACKET_S)
+            if len(events):
+                bag.write_events(events, int(events.t[0]))

@@ -1,0 +1,48 @@
+"""What a model itself writes: greedy answers of many scenes at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from evspec_ros.networks.llama import KVCache, LlamaDecoder
+
+
+class Rollout(NamedTuple):
+    """tokens: int64 [B, T], the end token repeated behind each end; features: [B, P + T - 1, D], the last
+    layer's
+    output before the final norm, for the prompt and for all tokens but the last.
+    """
+
+    tokens: Tensor
+    features: Tensor
+
+
+@torch.inference_mode()
+def greedy_answers(
+    decoder: LlamaDecoder, lm_head: nn.Module, prompts: Tensor, max_new_tokens: int
+) -> Rollout:
+    """Continue B prompts [B, P, D] of one length until each has ended, or for max_new_tokens."""
+    config, end = decoder.config, decoder.config.eos_token_id
+    batch, rows, _ = prompts.shape
+    # under autocast the decoder's keys come out in the lower precision
+    dtype = (
+        torch.get_autocast_dtype(prompts.device.type)
+        if torch.is_autocast_enabled(prompts.device.type)
+        else prompts.dtype
+    )
+    cache = KVCache(config, rows + max_new_tokens, batch, dtype=dtype, device=prompts.device)
+    tokens: list[Tensor] = []
+    features: list[Tensor] = []
+    embeddings = prompts
+    ended = torch.zeros(batch, dtype=torch.bool, device=prompts.device)
+    while len(tokens) < max_new_tokens and not bool(ended.all()):
+        output = decoder(embeddings, cache, layers=(config.num_layers,))
+        features.append(output.features[0])
+        choice = lm_head(output.hidden[:, -1]).argmax(-1).masked_fill(ended, end)
+        tokens.append(choice)
+        ended = ended | (choice == end)
+        embeddings = decoder.embed(choice[:, None])
+    return Rollout(torch.stack(tokens, 1), torch.cat(features, 1))
