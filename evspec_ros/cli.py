@@ -57,7 +57,33 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--storage", choices=("mcap", "sqlite3"), default="mcap", help="default: %(default)s"
     )
+
+    bench = verbs.add_parser("bench", help="measure", description="Measure.")
+    benches = bench.add_subparsers(title="what", metavar="WHAT", required=True)
+    decode = _verb(
+        benches, "decode", _bench_decode, "compare drafters with plain decoding on held-out scenes"
+    )
+    _add_models(decode)
+    decode.add_argument("--scenes", type=int, default=50, help="default: %(default)s")
+    decode.add_argument("--n-max", type=int, default=8, help="tokens per draft; default: %(default)s")
+    decode.add_argument(
+        "--p-min", type=float, default=0.0, help="confidence to draft on; default: %(default)s"
+    )
+
+    train = verbs.add_parser("train", help="train checkpoints", description="Train checkpoints.")
+    trainings = train.add_subparsers(title="what", metavar="WHAT", required=True)
+    eagle = _verb(trainings, "eagle", _train_eagle, "train a draft head for a target and an event model")
+    _add_models(eagle)
+    eagle.add_argument(
+        "--run", type=Path, default=Path("runs/eagle"), help="kept to go on from; default: %(default)s"
+    )
     return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    """Options that name the three checkpoint directories."""
+    for option, name in (("target", "video_llava"), ("event-model", "eventgpt"), ("draft-head", "eagle")):
+        parser.add_argument(f"--{option}", type=Path, help=f"default: the package's models/tiny_{name}")
 
 
 class _PrintVersion(argparse.Action):
@@ -119,3 +145,35 @@ def _convert(options: argparse.Namespace) -> None:
     convert_visibly(options.source, options.destination, options.storage)
     options.recording = options.destination
     _info(options)
+
+
+def _models(options: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """The three checkpoint directories, the package's own where none was named."""
+    from evspec_ros.ros.files import share_directory
+
+    named = options.target, options.event_model, options.draft_head
+    own = ("tiny_video_llava", "tiny_eventgpt", "tiny_eagle")
+    target, event_model, head = (
+        path or share_directory() / "models" / name for path, name in zip(named, own, strict=True)
+    )
+    return target, event_model, head
+
+
+def _bench_decode(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.decoding import bench_visibly, print_rows
+    from evspec_ros.speculative import DraftLimits
+
+    limits = DraftLimits(options.n_max, options.n_max, options.p_min)
+    rows = bench_visibly(*_models(options), options.scenes, limits)
+    if options.json:
+        _print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_rows(rows)
+
+
+def _train_eagle(options: argparse.Namespace) -> None:
+    from evspec_ros.training.eagle_run import train_eagle_visibly
+
+    figures = train_eagle_visibly(*_models(options), options.run)
+    if options.json:
+        _print_json(figures)

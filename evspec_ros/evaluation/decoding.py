@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -155,9 +156,24 @@ def bench_visibly(
 
 def print_rows(rows: Sequence[DecodingRow]) -> None:
     """The rows as a table."""
-    table = Table(title=f"greedy decoding of {rows[0].scenes} held-out scenes", title_justify="left")
-    for column in ("drafter", "tokens", "seconds", "speedup", "decode only", "accepted length", "draft ms",
-                   "verify ms", "step ms", "identical"):  # fmt: skip
+    table = Table(
+        title=f"greedy decoding of {rows[0].scenes} held-out scenes",
+        title_justify="left",
+        box=SIMPLE,
+        padding=0,
+    )
+    for column in (
+        "drafter",
+        "tokens",
+        "s",
+        "speed-up",
+        "decode",
+        "length",
+        "draft ms",
+        "verify ms",
+        "step ms",
+        "same",
+    ):
         table.add_column(column, justify="left" if column == "drafter" else "right")
     for row in rows:
         table.add_row(

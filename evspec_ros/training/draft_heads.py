@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from evspec_ros.errors import TrainingError
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
-from evspec_ros.networks.llama import KVCache
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.training.loop import Report, Schedule, fast_bfloat16, fit
+from evspec_ros.training.rollout import greedy_answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,38 +149,14 @@ def answer(
     target: VideoLlava, event_model: EventGpt, prompt_ids: Tensor, scenes: SceneBatch, max_new_tokens: int
 ) -> Answers:
     """Let the target answer one prompt about B scenes, greedily and all at once."""
-    batch, frames = scenes.frames.shape[:2]
     with _autocast(prompt_ids.device):
-        events = torch.stack([event_model.encode_events(images) for images in scenes.events])
-        video = target.encode_frames(scenes.frames.flatten(0, 1)).view(
-            batch, frames, -1, target.config.text.hidden_size
-        )
-        prompt = torch.stack([target.embed_prompt(prompt_ids, one.flatten(0, 1)) for one in video])
-        tokens, features = _decode(target, prompt, max_new_tokens)
+        events = event_model.encode_events(scenes.events)
+        video = target.encode_frames(scenes.frames.flatten(0, 1)).chunk(len(scenes.frames))
+        prompt = torch.stack([target.embed_prompt(prompt_ids, one) for one in video])
+        tokens, features = greedy_answers(target.decoder, target.lm_head, prompt, max_new_tokens)
     ended = (tokens == target.config.text.eos_token_id).cumsum(1) > 0
     lengths = (~ended).sum(1).add(1).clamp(max=tokens.shape[1])
     return Answers(prompt.float(), tokens, lengths, features.float(), events.float())
-
-
-def _decode(target: VideoLlava, prompt: Tensor, max_new_tokens: int) -> tuple[Tensor, Tensor]:
-    """Greedy tokens [B, T] until every row has ended, and features [B, P + T - 1, D]."""
-    config, end = target.config.text, target.config.text.eos_token_id
-    batch, rows, _ = prompt.shape
-    cache = KVCache(
-        config, rows + max_new_tokens, batch, dtype=_cache_dtype(prompt.device), device=prompt.device
-    )
-    tokens: list[Tensor] = []
-    features: list[Tensor] = []
-    embeddings = prompt
-    ended = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
-    while len(tokens) < max_new_tokens and not bool(ended.all()):
-        output = target.decoder(embeddings, cache, layers=(config.num_layers,))
-        features.append(output.features[0])
-        choice = target.lm_head(output.hidden[:, -1]).argmax(-1).masked_fill(ended, end)
-        tokens.append(choice)
-        ended = ended | (choice == end)
-        embeddings = target.decoder.embed(choice[:, None])
-    return torch.stack(tokens, 1), torch.cat(features, 1)
 
 
 def _extract(
@@ -260,10 +236,6 @@ def _pick(answers: list[Path], step: int, seed: int) -> Path:
     epoch, place = divmod(step, len(answers))
     order = torch.randperm(len(answers), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
     return answers[int(order[place])]
-
-
-def _cache_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if fast_bfloat16(device.type) else torch.float32
 
 
 def _autocast(device: torch.device) -> torch.autocast:
