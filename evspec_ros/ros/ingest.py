@@ -98,8 +98,14 @@ class EventStream:
     def counts(self) -> StreamCounts:
         """What was received since the last reset of the counts."""
         return StreamCounts(
-            self._messages, self._refused, self._items, self._lost, self._corrupt, self._restarts, self._problem
-        )  # fmt: skip
+            self._messages,
+            self._refused,
+            self._items,
+            self._lost,
+            self._corrupt,
+            self._restarts,
+            self._problem,
+        )
 
     @property
     def dropped(self) -> int:

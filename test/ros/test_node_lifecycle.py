@@ -1,0 +1,82 @@
+"""The node's life: starting, configuring, failing, simulated time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from spinner import Spinner
+
+pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from node_bench import Bench, at_least, make_bench
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+
+from evspec_ros.errors import RosError
+from evspec_ros.ros.node import EvspecNode
+
+
+@pytest.fixture
+def inactive(spinner: Spinner, checkpoints: Path) -> Bench:
+    """A node that was started and waits to be configured."""
+    return make_bench(spinner, autostart=False, max_new_tokens=12)
+
+
+def test_the_lifecycle_can_be_walked_through_twice(inactive: Bench) -> None:
+    """Configure, activate, deactivate, clean up, and again; each succeeds and nothing is left over."""
+    node = inactive.node
+    for _ in range(2):
+        for transition in ("configure", "activate", "deactivate", "cleanup"):
+            assert getattr(node, f"trigger_{transition}")() == TransitionCallbackReturn.SUCCESS
+        assert inactive.set_parameter("drafter", "none") == ""
+    inactive.until(lambda: node.count_publishers("/evspec/description") == 0, "the publishers' end")
+    assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+
+
+def test_a_missing_checkpoint_fails_configuring_and_the_node_stays(inactive: Bench, tmp_path: Path) -> None:
+    """Configuring fails, diagnostics say why, and with the right path it succeeds."""
+    good = inactive.node.get_parameter("target").value
+    assert inactive.set_parameter("target", str(tmp_path / "nowhere")) == ""
+    assert inactive.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    status = inactive.until(lambda: inactive.health("descriptions"), "diagnostics")
+    assert status.level == DiagnosticStatus.ERROR
+    assert "nowhere" in status.message
+    assert inactive.set_parameter("target", good) == ""
+    assert inactive.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+def test_autostart_activates_the_node_by_itself(spinner: Spinner, checkpoints: Path) -> None:
+    """With nobody to manage it, a started node describes."""
+    bench = make_bench(spinner, max_new_tokens=3)
+    bench.wait_until_connected()
+    assert bench.describe_now()["tokens"] <= 3
+
+
+def test_simulated_time_that_jumps_back_resets_the_streams(spinner: Spinner, checkpoints: Path) -> None:
+    """With use_sim_time the node's clock is /clock's, and its jump back empties the buffers."""
+    bench = make_bench(spinner, use_sim_time=True, max_new_tokens=3)
+    clock = bench.cameras.create_publisher(Clock, "/clock", 10)
+    bench.wait_until_connected()
+
+    def tick(seconds: int) -> bool:
+        message = Clock()
+        message.clock.sec = seconds
+        clock.publish(message)
+        return bench.node.get_clock().now().nanoseconds == seconds * 10**9
+
+    bench.until(lambda: tick(1000), "the clock")
+    result = bench.describe_now(1000 * 10**9)
+    assert result["age_ms"] == pytest.approx(0.0, abs=1.0)
+    bench.until(lambda: tick(10), "the clock going back")
+    bench.until(lambda: at_least(bench.values("events"), "restarts", 1), "the restart")
+
+
+def test_a_bad_start_value_is_one_sentence(ros: None) -> None:
+    """A node that is started with an impossible parameter says which, and does not start."""
+    with pytest.raises(RosError, match="window_ms"):
+        EvspecNode(parameter_overrides=[Parameter("window_ms", value=1000.0)])
+    with pytest.raises(RosError, match="trigger"):
+        EvspecNode(parameter_overrides=[Parameter("trigger", value="sometimes")])
