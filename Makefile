@@ -38,7 +38,9 @@ lint: $(VENV)/.ready-dev ## run ruff and mypy
 	@$(PY) -m mypy
 
 train: $(VENV)/.ready ## train the tiny checkpoints in models/ (hours on two cores)
-	@$(VENV)/bin/evspec train all
+	@$(VENV)/bin/evspec train tiny
+	@$(VENV)/bin/evspec train eagle --target models/tiny_video_llava --event-model models/tiny_eventgpt \
+	    --draft-head models/tiny_eagle
 
 venv: $(VENV)/.ready-dev ## set up .venv
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from evspec_ros.errors import EvspecError
 
+_RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 
 _messages = Console(stderr=True, highlight=False)
@@ -58,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         "--storage", choices=("mcap", "sqlite3"), default="mcap", help="default: %(default)s"
     )
 
+    evaluate = _verb(verbs, "eval", _eval, "score both models on simulated held-out scenes")
+    _add_models(evaluate)
+    evaluate.add_argument("--scenes", type=int, default=200, help="default: %(default)s")
+
     bench = verbs.add_parser("bench", help="measure", description="Measure.")
     benches = bench.add_subparsers(title="what", metavar="WHAT", required=True)
     decode = _verb(
@@ -72,11 +77,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="train checkpoints", description="Train checkpoints.")
     trainings = train.add_subparsers(title="what", metavar="WHAT", required=True)
+    tiny = _verb(
+        trainings, "tiny", _train_tiny, "train the tiny target and event model from simulated scenes"
+    )
+    tiny.add_argument("--models", type=Path, default=Path("models"), help="default: %(default)s")
+    tiny.add_argument("--run", type=Path, default=Path("runs/tiny"), help=_RUN_HELP)
     eagle = _verb(trainings, "eagle", _train_eagle, "train a draft head for a target and an event model")
     _add_models(eagle)
-    eagle.add_argument(
-        "--run", type=Path, default=Path("runs/eagle"), help="kept to go on from; default: %(default)s"
-    )
+    eagle.add_argument("--run", type=Path, default=Path("runs/eagle"), help=_RUN_HELP)
     return parser
 
 
@@ -169,6 +177,27 @@ def _bench_decode(options: argparse.Namespace) -> None:
         _print_json({"rows": [row.as_dict() for row in rows]})
     else:
         print_rows(rows)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.accuracy import evaluate_visibly, print_accuracies
+
+    target, event_model, _ = _models(options)
+    rows = evaluate_visibly(target, event_model, options.scenes)
+    if options.json:
+        _print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_accuracies(rows)
+
+
+def _train_tiny(options: argparse.Namespace) -> None:
+    from evspec_ros.training.progress import training_progress
+    from evspec_ros.training.tiny import train_tiny
+
+    with training_progress() as report:
+        train_tiny(options.run, options.models, report=report)
+    if options.json:
+        _print_json({"models": str(options.models)})
 
 
 def _train_eagle(options: argparse.Namespace) -> None:

@@ -46,8 +46,7 @@ class Limits:
     """How long, how freely and with how much drafting a description is written.
 
     temperature 0 is greedy; top_k 0 keeps all tokens. n_max: drafted tokens in a row; tree_size: draft nodes
-    in
-    all; p_min: drafting stops where its confidence falls below this.
+    in all; p_min: drafting stops where its confidence falls below this.
     """
 
     max_new_tokens: int = 80
@@ -65,10 +64,8 @@ class Description:
     """What was said about one window, and what it cost.
 
     stamp_ns: ROS time of the window's end; window_ms: its length as asked for; tokens: emitted ids, the end
-    token
-    included. latency_ms: wall-clock milliseconds of each stage (draft and verify are parts of decode, and
-    total is
-    everything). lossless: the text is what the target alone would have written.
+    token included. latency_ms: wall-clock milliseconds of each stage (draft and verify are parts of decode,
+    and total is everything). lossless: the text is what the target alone would have written.
     """
 
     stamp_ns: int
@@ -187,9 +184,8 @@ class SceneDescriber:
     ) -> Description:
         """Describe one window: its events (there may be none) and its frames (at least one, oldest first).
 
-        on_text is called with the text so far whenever it grows. Raises GenerationError without frames, for
-        a prompt
-        that is too long and for impossible limits.
+        on_text is called with the text so far whenever it grows. Raises GenerationError without frames, for a
+        prompt that is too long and for impossible limits.
         """
         if not frames:
             raise GenerationError("There is no frame to describe; wait until the RGB camera has sent one.")

@@ -1,4 +1,4 @@
-"""Every error that evspec_ros raises on purpose. The message is one sentence: what was wrong, where, what to do."""
+"""Every error that evspec_ros raises on purpose: one sentence that says what was wrong, where, what to do."""
 
 
 class EvspecError(Exception):

@@ -32,8 +32,7 @@ class Accuracy:
     right.
 
     An object left out is wrong in everything; `counted` is the share of scenes with the right number of
-    objects,
-    `exact` the share whose caption is true word for word.
+    objects, `exact` the share whose caption is true word for word.
     """
 
     model: str
@@ -76,7 +75,8 @@ def evaluate(
     target: Path, event_model: Path, scenes: int, report: Callable[[int], None] = lambda *_: None
 ) -> tuple[Accuracy, ...]:
     """Both models' accuracy on the first held-out scenes; report counts finished scenes. Raises
-    CheckpointError."""
+    CheckpointError.
+    """
     describers = {
         "Video-LLaVA": _target_writer(load_video_llava(target), load_tokenizer(target)),
         "EventGPT": _event_writer(load_eventgpt(event_model), load_tokenizer(event_model)),

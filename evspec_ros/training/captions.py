@@ -32,7 +32,8 @@ _VERBS = {
 @dataclass(frozen=True)
 class Claim:
     """What a caption says about one object; direction is an index into DIRECTIONS or STILL, speed None if
-    still."""
+    still.
+    """
 
     size: str
     colour: str
@@ -106,8 +107,9 @@ _CLAIM = re.compile(
 
 
 def parse(text: str) -> tuple[Claim, ...]:
-    """The claims that a caption makes about single objects, in its order; what does not follow the grammar
-    is left out."""
+    """The claims that a caption makes about single objects, in its order; what does not follow the grammar is
+    left out.
+    """
     return tuple(
         Claim(
             m["size"],

@@ -1,14 +1,12 @@
 """Simulated samples on disk: what both models see of a scene, and the caption that is true of it.
 
 A data set is a directory of shards, each written whole or not at all, so that making it can be interrupted
-and
-gone on with. Scene k of a split is drawn from the seed (split, k): the same on every machine.
+and gone on with. Scene k of a split is drawn from the seed (split, k): the same on every machine.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -21,6 +19,7 @@ from evspec_ros.events.rendering import render_event_images
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.training.captions import caption
+from evspec_ros.training.loop import Report
 from evspec_ros.training.scenes import (
     COLOURS,
     SHAPES,
@@ -45,12 +44,9 @@ class Samples:
     """N samples, one array per field.
 
     frames: uint8 [N, 8, S, S, 3], resized as CLIP does; event_images: uint8 [N, 5, S, S, 3]; captions: [N]
-    text.
-    looks: int8 [N, 3, 3], (shape, colour, direction) of each object, NO_OBJECT in all three where there is
-    none;
-    places: float32 [N, 3, 8, 2], the objects' centres in each frame; at: float32 [N, 8], frame times before
-    the
-    description in seconds (<= 0).
+    text. looks: int8 [N, 3, 3], (shape, colour, direction) of each object, NO_OBJECT in all three where there
+    is none; places: float32 [N, 3, 8, 2], the objects' centres in each frame; at: float32 [N, 8], frame times
+    before the description in seconds (<= 0).
     """
 
     frames: NDArray[np.uint8]
@@ -65,7 +61,8 @@ class Samples:
 
 def sample_scene(split: str, index: int) -> tuple[Scene, SceneCamera, NDArray[np.float64]]:
     """Scene `index` of a split, a camera that has seen it up to 50 ms before time 0, and the eight frame
-    times."""
+    times.
+    """
     random = np.random.default_rng([SPLITS[split], index])
     scene = random_scene(random)
     camera = SceneCamera(scene, int(random.integers(2**31)), start_s=-WINDOW_S)
@@ -114,17 +111,14 @@ def concatenate(parts: list[Samples]) -> Samples:
     return Samples(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
 
 
-def prepare(
-    directory: Path, split: str, scenes: int, progress: Callable[[int], None] = lambda *_: None
-) -> None:
-    """Make the shards of a split that are not there yet, on every core; progress counts finished scenes."""
+def prepare(directory: Path, split: str, scenes: int, report: Report = lambda *_: None) -> None:
+    """Make the shards of a split that are not there yet, on every core."""
     directory.mkdir(parents=True, exist_ok=True)
-    starts = range(0, scenes, SHARD)
-    missing = [start for start in starts if not _shard(directory, split, start).exists()]
-    progress(scenes - len(missing) * SHARD)
+    missing = [start for start in range(0, scenes, SHARD) if not _shard(directory, split, start).exists()]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(_write_shard, repeat(directory), repeat(split), missing):
-            progress(SHARD)
+        made = pool.map(_write_shard, repeat(directory), repeat(split), missing)
+        for left, _ in zip(reversed(range(len(missing))), made, strict=True):
+            report("scenes", scenes - left * SHARD, scenes, 0.0)
 
 
 def load(directory: Path, split: str, scenes: int) -> Samples:

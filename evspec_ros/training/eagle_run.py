@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava, save_draft_head
@@ -17,6 +15,7 @@ from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
 from evspec_ros.training.dataset import make_samples
 from evspec_ros.training.draft_heads import TINY_PLAN, EaglePlan, SceneBatch, Scenes, train_eagle
+from evspec_ros.training.progress import training_progress
 from evspec_ros.training.tiny import normalise
 
 UNSEEN = 1_000_000  # the tiny models learn from the scenes of "train" before this one
@@ -69,18 +68,11 @@ def train_eagle_visibly(
     """
     pair = load_pair(target, event_model, device)
     figures: dict[str, float] = {}
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(), TextColumn("{task.fields[figure]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks = {}
+    with training_progress() as show:
 
         def report(stage: str, done: int, total: int, figure: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, figure="")
             figures[stage] = figure
-            progress.update(tasks[stage], completed=done, figure=f"{figure:.3f}" if figure else "")
+            show(stage, done, total, figure)
 
         head = train_eagle(
             pair.target, pair.event_model, pair.prompt_ids,

@@ -1,9 +1,11 @@
 """One optimisation loop for everything that is trained here: resumable at any step, the same result as
-without a stop."""
+without a stop.
+"""
 
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ MAX_GRADIENT_NORM = 1.0
 @dataclass(frozen=True)
 class Schedule:
     """`steps` steps: the rate rises linearly over the first `warmup`, then follows a cosine down to a
-    tenth."""
+    tenth.
+    """
 
     steps: int
     learning_rate: float
@@ -51,11 +54,9 @@ def fit(
     repeats it.
 
     Matrices of the layers are trained by Muon (Jordan et al. 2024), all else by AdamW, both as torch has
-    them. The state
-    is kept in `run/<stage>.pt` (read back with torch's weights-only loader) and written
+    them. The state is kept in `run/<stage>.pt` (read back with torch's weights-only loader) and written
     every minute, whole or not at all. Forward passes run in bfloat16 where the processor has instructions
-    for it. Raises
-    TrainingError if the state belongs to another model, or if the loss stops being a number.
+    for it. Raises TrainingError if the state belongs to another model, or if the loss stops being a number.
     """
     run.mkdir(parents=True, exist_ok=True)
     state_file = run / f"{stage}.pt"
@@ -105,17 +106,18 @@ def _optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimi
     matrices = [p for name, p in trained if p.dim() == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
     others = [p for _, p in trained if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=schedule.weight_decay),
-    ]
+    decay = schedule.weight_decay
+    muon = (
+        [torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")] if matrices else []
+    )
+    return [*muon, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=decay)]
 
 
 def _resume(file: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     if not file.exists():
         return 0
-    state = torch.load(file, weights_only=True, map_location="cpu")
     try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(known)
@@ -123,6 +125,8 @@ def _resume(file: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer
         raise TrainingError(
             f"{file} holds the state of another model; choose another run directory or delete it."
         ) from error
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{file} is damaged; delete it to train this stage again.") from error
     return int(state["step"])
 
 

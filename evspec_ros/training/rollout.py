@@ -12,8 +12,7 @@ from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 class Rollout(NamedTuple):
     """tokens: int64 [B, T], the end token repeated behind each end; features: [B, P + T - 1, D], the last
-    layer's
-    output before the final norm, for the prompt and for all tokens but the last.
+    layer's output before the final norm, for the prompt and for all tokens but the last.
     """
 
     tokens: Tensor

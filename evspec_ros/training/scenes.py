@@ -2,8 +2,8 @@
 camera.
 
 A scene lives on the unit square (x to the right, y downwards), so any square sensor can look at it. The RGB
-camera samples it; the event camera follows ESIM (Rebecq et al., CoRL 2018): log intensity is sampled far more
-often than any pixel crosses a threshold, and crossings are placed in time by linear interpolation.
+camera samples it; the event camera follows ESIM (Rebecq et al., CoRL 2018): log intensity is sampled far
+more often than any pixel crosses a threshold, and crossings are placed in time by linear interpolation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ IMAGE_NOISE = 2.0  # standard deviation of the RGB camera's noise, in grey level
 @dataclass(frozen=True)
 class SceneObject:
     """One shape: centre (x, y) at time zero, velocity (vx, vy) in widths per second, bouncing off the
-    border."""
+    border.
+    """
 
     shape: str
     colour: str
@@ -112,8 +113,9 @@ def _reflect(centre: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
 
 @numba.njit(cache=True)
 def _signed_distance(shape: int, x: float, y: float, r: float) -> float:
-    """Distance from a point to the outline of a shape of radius r about the origin, negative inside (Quilez,
-    2D SDFs)."""
+    """Distance from a point to the outline of a shape of radius r about the origin, negative inside
+    (Quilez, 2D SDFs).
+    """
     if shape == 0:  # ball
         return math.sqrt(x * x + y * y) - r
     if shape == 1:  # box
@@ -138,8 +140,7 @@ def _signed_distance(shape: int, x: float, y: float, r: float) -> float:
 
 @numba.njit(cache=True)
 def _cover(kind: int, dx: float, dy: float, radius: float, size: int) -> float:
-    """Share of a pixel that a shape covers, its centre (dx, dy) from the shape's; edges are one pixel
-    soft."""
+    """Share of a pixel that a shape covers, its centre (dx, dy) from the shape's; edges are one pixel soft."""
     reach = radius + 1.0 / size
     if abs(dx) > reach or abs(dy) > reach:
         return 0.0
@@ -251,8 +252,7 @@ class SceneCamera:
     """An RGB camera and an event camera that look at one scene through the same lens.
 
     Events come out piece by piece, each piece going on where the last one ended, so that a long recording
-    needs
-    no more memory than a short one.
+    needs no more memory than a short one.
     """
 
     def __init__(self, scene: Scene, seed: int, size: int = SENSOR_SIZE, start_s: float = 0.0) -> None:
@@ -290,7 +290,8 @@ class SceneCamera:
 
     def events(self, stop_s: float) -> Events:
         """What the event camera sent since the last call (or the start) until stop_s; t counts from scene
-        time 0."""
+        time 0.
+        """
         steps = max(1, round((stop_s * 1e9 - self._time_ns) / STEP_NS))
         seconds = np.asarray((self._time_ns + np.arange(steps + 1) * STEP_NS) * 1e-9, np.float64)
         signal = _emit_events(

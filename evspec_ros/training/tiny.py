@@ -1,12 +1,9 @@
 """Trains the tiny checkpoints from simulated scenes: first the two CLIP towers, then the language models on
 them.
 
-The towers learn to name what lies under each patch, as CLIP's come with knowledge of objects, and go on with that
-beside the captions. The
-target's
-decoder begins shallow, which is where it learns to look, and is then deepened by layers that change nothing
-at
-first (LLaMA Pro's block expansion, arXiv 2401.02415).
+The towers learn to name what lies under each patch, as CLIP's come with knowledge of objects, and go on
+with that beside the captions. The target's decoder begins shallow, which is where it learns to look, and is
+then deepened by layers that change nothing at first (LLaMA Pro's block expansion, arXiv 2401.02415).
 """
 
 from __future__ import annotations
@@ -43,9 +40,9 @@ IGNORED = -100  # cross entropy's mark for a position that does not count
 
 
 TOWER = Schedule(steps=1500, learning_rate=1e-3)
-SHALLOW = Schedule(steps=3000, learning_rate=1e-3)
-DEEP = Schedule(steps=300, learning_rate=3e-4)
-EVENT = Schedule(steps=1500, learning_rate=1e-3)
+SHALLOW = Schedule(steps=2300, learning_rate=1e-3)
+DEEP = Schedule(steps=200, learning_rate=3e-4)
+EVENT = Schedule(steps=1000, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -62,15 +59,15 @@ class TinyPlan:
     shallow_layers: int = 4
 
 
-def train_tiny(
-    run: Path, models: Path, plan: TinyPlan = TinyPlan(), report: Report = lambda *_: None,
-    scenes_report: Callable[[int], None] = lambda *_: None,
-) -> None:  # fmt: skip
+TINY_PLAN = TinyPlan()
+
+
+def train_tiny(run: Path, models: Path, plan: TinyPlan = TINY_PLAN, report: Report = lambda *_: None) -> None:
     """Make models/tiny_video_llava and models/tiny_eventgpt; run keeps the data and every stage's state.
 
     Interrupt it at any time and call it again: it goes on where it was. Raises TrainingError.
     """
-    dataset.prepare(run / "scenes", "train", plan.scenes, scenes_report)
+    dataset.prepare(run / "scenes", "train", plan.scenes, report)
     samples = dataset.load(run / "scenes", "train", plan.scenes)
     target = train_target(samples, run, plan, report)
     _write(models / "tiny_video_llava", target, save_video_llava, TARGET_TOKENS)
@@ -118,7 +115,8 @@ def train_event_model(samples: Samples, run: Path, plan: TinyPlan, report: Repor
 
 def deepen(shallow: VideoLlava, deep: VideoLlava) -> None:
     """Give `deep` the weights of `shallow`, its layers spread out; the layers between add nothing to begin
-    with."""
+    with.
+    """
     state = shallow.state_dict()
     ours = len(deep.decoder.layers)
     theirs = len(shallow.decoder.layers)
@@ -148,7 +146,8 @@ class PatchProbe(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [N, 3, S, S] -> look logits [N, patches, looks], centre offsets in patches [N, patches,
-        2]."""
+        2].
+        """
         out = self.head(self.tower(pixels)[:, 1:])
         return out[..., :-2], out[..., -2:]
 
@@ -158,9 +157,8 @@ class PatchTask:
     """What a tower is taught about single images.
 
     images: uint8 [N, M, S, S, 3], M of each scene; looks: int8 [N, 3, 2], two attributes of each object,
-    NO_OBJECT
-    where there is none; places: float32 [N, 3, M, 2], its centre in each image; sizes: values of the
-    attributes.
+    NO_OBJECT where there is none; places: float32 [N, 3, M, 2], its centre in each image; sizes: values of
+    the attributes.
     """
 
     images: NDArray[np.uint8]
@@ -177,7 +175,9 @@ class PatchTask:
         logits, centres = probe(normalise(self.images[scene, moment]))
         named = F.binary_cross_entropy_with_logits(logits.float(), wanted)
         placed = ((centres.float() - offsets).square().sum(-1) * centred).sum() / centred.sum().clamp(min=1)
-        return 20 * named + placed  # most looks are absent from most patches, so their mean is small
+        # most looks are absent from most patches, so the mean over all of them is small
+        total: Tensor = 20 * named + placed
+        return total
 
 
 def frame_patches(samples: Samples) -> PatchTask:
@@ -209,8 +209,8 @@ def patch_labels(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Labels for the patches of N images from looks [N, 3, 2] and centres [N, 3, 2].
 
-    Wanted looks [N, patches, a + b + a b] of the objects near a patch (each attribute, then their pairs), the
-    offset [N, patches, 2] of the centre that lies in it, and [N, patches] 1 where one does.
+    Wanted looks [N, patches, a + b + a b] of the objects near a patch (each attribute, then their pairs),
+    the offset [N, patches, 2] of the centre that lies in it, and [N, patches] 1 where one does.
     """
     first, second = sizes
     side = TINY_CLIP.image_size // TINY_CLIP.patch_size
@@ -278,7 +278,8 @@ def caption_loss(
     decoder: LlamaDecoder, lm_head: nn.Linear, before: Tensor, seen: Tensor, after: Tensor, answers: Tensor
 ) -> Tensor:
     """Cross entropy of answers [B, A] (IGNORED beyond their end) behind ids [b], features [B, V, D], ids
-    [a]."""
+    [a].
+    """
     answers = answers[:, : int((answers != IGNORED).sum(1).max())]
     batch = len(answers)
     given = answers[:, :-1].clamp(min=0)
@@ -327,8 +328,7 @@ def drawn(count: int, batch: int, step: int) -> NDArray[np.int64]:
 
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:
-    """Resized images uint8 [..., S, S, 3] -> what `ClipPreprocessor` makes of them, float32 [..., 3, S,
-    S]."""
+    """Resized images uint8 [..., S, S, 3] -> what `ClipPreprocessor` makes of them, float32 [..., 3, S, S]."""
     mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
     return ((torch.from_numpy(images).float() / 255 - mean) / std).movedim(-1, -3)
 

@@ -60,8 +60,9 @@ def train_tokenizer(special: Iterable[str]) -> Tokenizer:
 
 
 def _bytes_as_text(tokenizer: Tokenizer) -> Tokenizer:
-    """The trainer can only put the byte tokens in place as special ones; they are text, so decoding must
-    keep them."""
+    """The trainer can only put the byte tokens in place as special ones; they are text, so decoding must keep
+    them.
+    """
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in _BASE_TOKENS]
     return Tokenizer.from_str(json.dumps(content))

@@ -1,0 +1,33 @@
+"""Scoring captions."""
+
+from __future__ import annotations
+
+from evspec_ros.evaluation.accuracy import score
+from evspec_ros.training.captions import Claim, parse
+
+TRUTH = (
+    "On the left, a large red ball rolls quickly to the right. In the middle, a small blue box stands still."
+)
+
+
+def test_a_true_caption_scores_full_marks() -> None:
+    """Every share is 1."""
+    row = score("m", [TRUTH], [parse(TRUTH)], [TRUTH])
+    assert (row.scenes, row.objects) == (1, 2)
+    assert {row.shape, row.colour, row.direction, row.size, row.speed, row.counted, row.exact} == {1.0}
+
+
+def test_each_error_counts_where_it_belongs() -> None:
+    """A wrong colour costs colour alone; an object left out costs everything that it has."""
+    wrong = TRUTH.replace("red", "green")
+    row = score("m", [wrong], [parse(TRUTH)], [TRUTH])
+    assert (row.colour, row.shape, row.direction, row.counted, row.exact) == (0.5, 1.0, 1.0, 1.0, 0.0)
+    half = TRUTH.partition(" In ")[0]
+    row = score("m", [half], [parse(TRUTH)], [TRUTH])
+    assert (row.colour, row.shape, row.direction, row.counted) == (0.5, 0.5, 0.5, 0.0)
+
+
+def test_inventing_an_object_earns_nothing() -> None:
+    """Only true objects are counted, and the number of objects is wrong."""
+    row = score("m", [TRUTH], [(Claim("large", "red", "ball", 0, "quickly"),)], [""])
+    assert (row.objects, row.colour, row.counted) == (1, 1.0, 0.0)

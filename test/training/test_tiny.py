@@ -1,0 +1,228 @@
+"""Training the tiny checkpoints: the parts, and the whole at a size of seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from evspec_ros.errors import TrainingError
+from evspec_ros.frames.clip import ClipPreprocessor
+from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
+from evspec_ros.networks.tiny import TINY_CLIP, tiny_video_llava
+from evspec_ros.networks.tokenizer import load_tokenizer
+from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, target_prompt
+from evspec_ros.training import dataset
+from evspec_ros.training.dataset import NO_OBJECT
+from evspec_ros.training.loop import Schedule, fit
+from evspec_ros.training.rollout import greedy_answers
+from evspec_ros.training.tiny import (
+    TARGET_TOKENS,
+    TinyPlan,
+    answer_ids,
+    deepen,
+    drawn,
+    normalise,
+    patch_labels,
+    train_tiny,
+)
+from evspec_ros.training.tokenizer import train_tokenizer
+
+TOKENIZER = train_tokenizer(TARGET_TOKENS)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="▁\x00")))
+def test_any_text_survives_the_tokenizer(text: str) -> None:
+    """What has no token of its own falls back to bytes, as in LLaMA."""
+    if not text.startswith(" ") and "<" not in text:  # "<" may begin a special token
+        assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
+
+
+def test_both_models_share_the_base_vocabulary() -> None:
+    """Ids below the special tokens mean the same, so that one model's tokens can be the other's drafts."""
+    other = train_tokenizer(EVENT_TOKENS)
+    base = {t: i for t, i in TOKENIZER.get_vocab().items() if t not in TARGET_TOKENS}
+    assert base == {t: i for t, i in other.get_vocab().items() if t not in EVENT_TOKENS}
+    assert [TOKENIZER.token_to_id(token) for token in ("<unk>", "<s>", "</s>", "<0x00>")] == [0, 1, 2, 3]
+
+
+def test_normalised_samples_are_what_the_preprocessor_makes() -> None:
+    """Training and describing see the same pixels."""
+    image = np.random.default_rng(0).integers(0, 256, (100, 80, 3), np.uint8)
+    preprocessor = ClipPreprocessor(64)
+    seen = normalise(preprocessor.resize(image)[None])
+    np.testing.assert_allclose(seen.numpy(), preprocessor([image]), atol=1e-5)
+
+
+def test_deepening_changes_nothing_at_first() -> None:
+    """The layers put between add nothing until they are trained."""
+    config = tiny_video_llava(60, 58, 59)
+    shallow = VideoLlava(replace(config, text=replace(config.text, num_layers=3))).eval()
+    deep = VideoLlava(replace(config, text=replace(config.text, num_layers=7))).eval()
+    deepen(shallow, deep)
+    embeddings = torch.randn(1, 9, config.text.hidden_size)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(deep.decoder(embeddings).hidden, shallow.decoder(embeddings).hidden)
+        torch.testing.assert_close(deep.encode_frames(pixels), shallow.encode_frames(pixels))
+        assert (deep.lm_head.weight == shallow.lm_head.weight).all()
+
+
+def test_patch_labels_of_one_object() -> None:
+    """Looks (1, 2) of 3 x 4 at (0.45, 0.2) of a 4 x 4 grid lie in patch 1, right of and below its centre."""
+    looks = np.full((1, 3, 2), NO_OBJECT, np.int8)
+    looks[0, 0] = 1, 2
+    places = np.zeros((1, 3, 2), np.float32)
+    places[0, 0] = 0.45, 0.2
+    wanted, offsets, centred = patch_labels(looks, places, (3, 4))
+    assert centred[0].nonzero().flatten().tolist() == [1]
+    torch.testing.assert_close(offsets[0, 1], torch.tensor([0.3, 0.3]))
+    assert wanted[0].sum(1).nonzero().flatten().tolist() == [1, 2, 5, 6]  # the four whose centres are near
+    assert wanted[0, 1].nonzero().flatten().tolist() == [1, 3 + 2, 3 + 4 + 1 * 4 + 2]
+
+
+def test_every_sample_is_drawn_once_an_epoch() -> None:
+    """Batches of an epoch are disjoint, and the next epoch has another order."""
+    first = np.concatenate([drawn(12, 4, step) for step in range(3)])
+    second = np.concatenate([drawn(12, 4, step) for step in range(3, 6)])
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert (first != second).any()
+
+
+def test_answers_end_with_the_end_token() -> None:
+    """Rows are padded behind it."""
+    rows = answer_ids(TOKENIZER, ["a ball", "a ball a box a ball"])
+    assert rows[0].tolist()[-1] == -100
+    assert rows[1].tolist()[-1] == TOKENIZER.token_to_id("</s>")
+
+
+def _regression(run: Path, steps: int, stop_at: int = -1) -> nn.Module:
+    """A linear layer that Muon trains, one that AdamW trains; stop_at: the step at which it is interrupted."""
+    torch.manual_seed(0)
+    inner = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4)])})
+    model = nn.ModuleDict({"decoder": inner, "out": nn.Linear(4, 1)})
+    inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+
+    def loss(step: int) -> torch.Tensor:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        batch = inputs[step % 8 :: 8]
+        found = model["out"](inner["layers"][0](batch))  # type: ignore[index]
+        return (found.squeeze(-1) - batch.sum(1)).square().mean()
+
+    fit("regression", model, loss, Schedule(steps, 0.01, warmup=2), run)
+    return model
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, both optimizers' states and the schedule go on."""
+    monkeypatch.setattr("evspec_ros.training.loop.SAVE_SECONDS", 0.0)
+    whole = _regression(tmp_path / "whole", 20)
+    with pytest.raises(KeyboardInterrupt):
+        _regression(tmp_path / "halves", 20, stop_at=11)
+    resumed = _regression(tmp_path / "halves", 20)
+    for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_a_foreign_state_is_refused(tmp_path: Path) -> None:
+    """The error names the file."""
+    _regression(tmp_path, 2)
+    with pytest.raises(TrainingError, match=r"regression\.pt holds the state of another model"):
+        fit("regression", nn.Linear(2, 2), lambda step: torch.zeros(()), Schedule(3, 0.1), tmp_path)
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    """A file that torch cannot read gives one sentence."""
+    (tmp_path / "regression.pt").write_bytes(b"half a checkpoint")
+    with pytest.raises(TrainingError, match=r"regression\.pt"):
+        _regression(tmp_path, 2)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
+    """Rather than write weights of it."""
+    model = nn.Linear(1, 1)
+    with pytest.raises(TrainingError, match="nan"):
+        fit("nan", model, lambda step: model.weight.sum() * float("nan"), Schedule(3, 0.1), tmp_path)
+
+
+def test_samples_are_the_same_on_every_draw_and_differ_between_splits() -> None:
+    """A scene is its split and its number."""
+    one, same = dataset.make_sample("train", 5), dataset.make_sample("train", 5)
+    other = dataset.make_sample("held_out", 5)
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(same, name))
+    assert one.captions[0] != other.captions[0]
+    assert one.frames.shape == (1, 8, 64, 64, 3)
+    assert one.event_images.shape == (1, 5, 64, 64, 3)
+
+
+def test_interrupted_data_goes_on_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards that are there are left alone; a half-written one is not taken for whole."""
+    monkeypatch.setattr(dataset, "SHARD", 2)
+    dataset.prepare(tmp_path, "train", 2)
+    written = (tmp_path / "train-000000.npz").stat().st_mtime_ns
+    (tmp_path / "train-000002.part").write_bytes(b"half")
+    progress: list[int] = []
+    dataset.prepare(tmp_path, "train", 4, lambda stage, done, *_: progress.append(done))
+    assert (tmp_path / "train-000000.npz").stat().st_mtime_ns == written
+    assert progress == [4]
+    samples = dataset.load(tmp_path, "train", 4)
+    np.testing.assert_array_equal(samples.frames[3], dataset.make_sample("train", 3).frames[0])
+
+
+def test_the_whole_training_writes_checkpoints_in_the_published_formats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few steps of each stage: both directories load, transformers' own loader included."""
+    from transformers import VideoLlavaForConditionalGeneration
+
+    monkeypatch.setattr(dataset, "SHARD", 4)
+    short = Schedule(2, 1e-3, warmup=1)
+    plan = TinyPlan(
+        scenes=8,
+        batch=2,
+        tower_batch=4,
+        tower=short,
+        shallow=short,
+        deep=short,
+        event=short,
+        shallow_layers=2,
+    )
+    stages: list[str] = []
+    train_tiny(tmp_path / "run", tmp_path / "models", plan, lambda stage, *_: stages.append(stage))
+    assert set(stages) == {
+        "scenes",
+        "frame-tower",
+        "target-shallow",
+        "target-deep",
+        "event-tower",
+        "event-model",
+    }
+    target = load_video_llava(tmp_path / "models" / "tiny_video_llava")
+    assert 5e6 < sum(p.numel() for p in target.parameters()) < 10e6
+    event_model = load_eventgpt(tmp_path / "models" / "tiny_eventgpt")
+    assert sum(p.numel() for p in event_model.parameters()) < 5e6
+    _, problems = VideoLlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "models" / "tiny_video_llava", output_loading_info=True
+    )
+    assert not problems["missing_keys"]
+    assert not problems["unexpected_keys"]
+    tokenizer = load_tokenizer(tmp_path / "models" / "tiny_video_llava")
+    ids = torch.tensor(tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True))
+    prompt = target.embed_prompt(ids, target.encode_frames(torch.randn(8, 3, 64, 64)))
+    assert prompt.shape == (len(ids) - 1 + 8 * TINY_CLIP.tokens, 256)
+    rollout = greedy_answers(target.decoder, target.lm_head, prompt[None].expand(2, -1, -1), 5)
+    assert rollout.tokens.shape[0] == 2
+    assert (rollout.tokens[0] == rollout.tokens[1]).all()
