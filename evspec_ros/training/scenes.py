@@ -140,7 +140,7 @@ def _signed_distance(shape: int, x: float, y: float, r: float) -> float:
 
 @numba.njit(cache=True)
 def _cover(kind: int, dx: float, dy: float, radius: float, size: int) -> float:
-    """Share of a pixel that a shape covers, its centre (dx, dy) from the shape's; edges are one pixel soft."""
+    """Share of a pixel that a shape covers, centre (dx, dy) from the shape's; edges are one pixel soft."""
     reach = radius + 1.0 / size
     if abs(dx) > reach or abs(dy) > reach:
         return 0.0

@@ -328,7 +328,7 @@ def drawn(count: int, batch: int, step: int) -> NDArray[np.int64]:
 
 
 def normalise(images: NDArray[np.uint8]) -> Tensor:
-    """Resized images uint8 [..., S, S, 3] -> what `ClipPreprocessor` makes of them, float32 [..., 3, S, S]."""
+    """Resized images [..., S, S, 3] -> what `ClipPreprocessor` makes of them, float32 [..., 3, S, S]."""
     mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
     return ((torch.from_numpy(images).float() / 255 - mean) / std).movedim(-1, -3)
 

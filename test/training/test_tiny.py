@@ -104,7 +104,7 @@ def test_answers_end_with_the_end_token() -> None:
 
 
 def _regression(run: Path, steps: int, stop_at: int = -1) -> nn.Module:
-    """A linear layer that Muon trains, one that AdamW trains; stop_at: the step at which it is interrupted."""
+    """A linear layer that Muon trains, one that AdamW trains; stop_at: the step that is interrupted."""
     torch.manual_seed(0)
     inner = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4)])})
     model = nn.ModuleDict({"decoder": inner, "out": nn.Linear(4, 1)})

@@ -1,0 +1,191 @@
+"""The whole pipeline, on the checkpoints in models/."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evspec_ros.describer import FRAMES, Limits, SceneDescriber
+from evspec_ros.errors import CheckpointError, GenerationError
+from evspec_ros.events.types import Events
+from evspec_ros.frames.types import Frame
+from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
+from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.training.dataset import sample_scene
+
+MODELS = Path(__file__).parents[1] / "models"
+TARGET, EVENT_MODEL, HEAD = (MODELS / f"tiny_{name}" for name in ("video_llava", "eventgpt", "eagle"))
+
+
+@pytest.fixture(scope="module", params=["none", "eagle"])
+def describer(request: pytest.FixtureRequest) -> SceneDescriber:
+    """One describer per drafter."""
+    return SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter=request.param)
+
+
+@pytest.fixture(scope="module")
+def eagle() -> SceneDescriber:
+    """The default describer."""
+    return SceneDescriber.load(TARGET, EVENT_MODEL, HEAD)
+
+
+@pytest.fixture(scope="module")
+def plain() -> SceneDescriber:
+    """The target alone."""
+    return SceneDescriber.load(TARGET, None, None, drafter="none")
+
+
+def _window(index: int) -> tuple[Events, list[Frame]]:
+    """A held-out scene's last 50 ms of events and its frames."""
+    _, camera, times = sample_scene("held_out", index)
+    frames = [Frame(round((1 + time) * 1e9), camera.image(time)) for time in times]
+    return camera.events(0.0), frames
+
+
+def test_drafting_changes_nothing_but_the_time(eagle: SceneDescriber, plain: SceneDescriber) -> None:
+    """With the trained head the text is token for token the target's own, in fewer passes of it."""
+    drafted, alone = [], []
+    for index in range(10):
+        events, frames = _window(index)
+        drafted.append(eagle.describe(events, frames, stamp_ns=1))
+        alone.append(plain.describe(events, frames, stamp_ns=1))
+    assert [d.tokens for d in drafted] == [d.tokens for d in alone]
+    assert [d.text for d in drafted] == [d.text for d in alone]
+    passes = [sum(d.statistics.target_passes for d in group) for group in (drafted, alone)]
+    assert passes[0] < passes[1] / 2
+    assert all(d.lossless for d in drafted)
+
+
+def test_a_description_says_what_it_cost(describer: SceneDescriber) -> None:
+    """Every stage has its time, the stages fit into the total, and all of it is JSON."""
+    events, frames = _window(0)
+    found = describer.describe(events, frames, stamp_ns=1_500_000_000, window_ms=50.0)
+    stages = found.latency_ms
+    assert {
+        "render",
+        "preprocess",
+        "event_features",
+        "encode_frames",
+        "prefill",
+        "draft",
+        "verify",
+        "decode",
+    } < set(stages)
+    parts = sum(
+        stages[n] for n in ("render", "preprocess", "event_features", "encode_frames", "prefill", "decode")
+    )
+    assert parts <= stages["total"] <= parts * 1.5 + 20
+    assert stages["draft"] + stages["verify"] <= stages["decode"]
+    record = json.loads(json.dumps(found.as_dict()))
+    assert record["stamp"] == 1.5
+    assert record["tokens"] == len(found.tokens)
+    assert found.stamp_ns == 1_500_000_000
+
+
+def test_text_grows_while_it_is_written(describer: SceneDescriber) -> None:
+    """Each call brings the text so far; the last one is the description."""
+    events, frames = _window(1)
+    written: list[str] = []
+    found = describer.describe(events, frames, stamp_ns=0, on_text=written.append)
+    assert len(written) == found.statistics.target_passes + 1
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(written))
+    assert written[-1] == found.text
+
+
+def test_a_quiet_event_camera_is_described_all_the_same(describer: SceneDescriber) -> None:
+    """No events is a window like any other."""
+    _, frames = _window(2)
+    assert describer.describe(Events.empty(640, 480), frames, stamp_ns=0).text
+
+
+def test_the_target_never_sees_the_events(eagle: SceneDescriber) -> None:
+    """Events of another scene change the drafts at most."""
+    events, frames = _window(3)
+    others, _ = _window(4)
+    assert (
+        eagle.describe(events, frames, stamp_ns=0).tokens == eagle.describe(others, frames, stamp_ns=0).tokens
+    )
+
+
+def test_no_frame_is_refused(describer: SceneDescriber) -> None:
+    """There is nothing to describe."""
+    with pytest.raises(GenerationError, match="no frame"):
+        describer.describe(Events.empty(10, 10), [], stamp_ns=0)
+
+
+def test_limits_are_kept(eagle: SceneDescriber) -> None:
+    """max_new_tokens is exact, and one seed gives one sampled text."""
+    events, frames = _window(5)
+    assert len(eagle.describe(events, frames, stamp_ns=0, limits=Limits(max_new_tokens=7)).tokens) == 7
+    warm = Limits(temperature=1.5, seed=3)
+    first, again = (eagle.describe(events, frames, stamp_ns=0, limits=warm).tokens for _ in range(2))
+    assert first == again
+    other = eagle.describe(events, frames, stamp_ns=0, limits=replace(warm, seed=4)).tokens
+    assert first != other
+
+
+def test_a_prompt_too_long_is_refused(eagle: SceneDescriber) -> None:
+    """One sentence, and the next window is described."""
+    events, frames = _window(6)
+    with pytest.raises(GenerationError, match="positions"):
+        eagle.describe(events, frames, stamp_ns=0, prompt="why " * 1000)
+    assert eagle.describe(events, frames, stamp_ns=0).text
+
+
+def test_warming_up_describes_a_blank_window(describer: SceneDescriber) -> None:
+    """It needs nothing and leaves nothing behind."""
+    events, frames = _window(7)
+    before = describer.describe(events, frames, stamp_ns=0).tokens
+    describer.warm_up()
+    assert describer.describe(events, frames, stamp_ns=0).tokens == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"target": MODELS / "nowhere"}, "There is no checkpoint directory"),
+        ({"target": EVENT_MODEL}, "not a Video-LLaVA"),
+        ({"event_model": TARGET}, "not a EventGPT"),
+        ({"device": "abacus"}, "no device 'abacus'"),
+        ({"dtype": "float12"}, "no precision 'float12'"),
+    ],
+)
+def test_checkpoints_that_cannot_be_used_are_refused(changes: dict[str, object], sentence: str) -> None:
+    """One sentence each."""
+    arguments = {"target": TARGET, "event_model": EVENT_MODEL, "draft_head": HEAD, **changes}
+    with pytest.raises(CheckpointError, match=sentence):
+        SceneDescriber.load(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_cuda_device_without_a_gpu_is_refused() -> None:
+    """Before anything is loaded."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(CheckpointError, match="sees no GPU"):
+        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, device="cuda")
+
+
+def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
+    """Its event features have another width."""
+    config = replace(load_draft_head(HEAD).config, event_size=7)
+    save_draft_head(EagleHead(config), tmp_path / "head")
+    with pytest.raises(CheckpointError, match="event features of 7 values"):
+        SceneDescriber.load(TARGET, EVENT_MODEL, tmp_path / "head")
+
+
+def test_an_unknown_drafter_is_refused() -> None:
+    """The error lists those that there are."""
+    with pytest.raises(GenerationError, match="choose one of none, eagle"):
+        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter="oracle")
+
+
+def test_frames_of_any_size_are_read(describer: SceneDescriber) -> None:
+    """Whatever the camera sends is resized as CLIP does."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    assert describer.describe(Events.empty(346, 260), [Frame(0, image)] * FRAMES, stamp_ns=0).text
