@@ -14,8 +14,8 @@ from rich.console import Console
 
 from evspec_ros.errors import EvspecError
 
-_RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
+_RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 
 _messages = Console(stderr=True, highlight=False)
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _verb(verbs, "eval", _eval, "score both models on simulated held-out scenes")
     _add_models(evaluate)
-    evaluate.add_argument("--scenes", type=int, default=200, help="default: %(default)s")
+    evaluate.add_argument("--scenes", type=_count, default=200, help="default: %(default)s")
 
     bench = verbs.add_parser("bench", help="measure", description="Measure.")
     benches = bench.add_subparsers(title="what", metavar="WHAT", required=True)
@@ -69,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         benches, "decode", _bench_decode, "compare drafters with plain decoding on held-out scenes"
     )
     _add_models(decode)
-    decode.add_argument("--scenes", type=int, default=50, help="default: %(default)s")
-    decode.add_argument("--n-max", type=int, default=8, help="tokens per draft; default: %(default)s")
+    decode.add_argument("--scenes", type=_count, default=50, help="default: %(default)s")
+    decode.add_argument("--n-max", type=_count, default=8, help="tokens per draft; default: %(default)s")
     decode.add_argument(
-        "--p-min", type=float, default=0.0, help="confidence to draft on; default: %(default)s"
+        "--p-min", type=_probability, default=0.0, help="confidence to draft on; default: %(default)s"
     )
 
     train = verbs.add_parser("train", help="train checkpoints", description="Train checkpoints.")
@@ -123,6 +123,20 @@ def _positive(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def _print_json(value: dict[str, Any]) -> None:
     json.dump(value, sys.stdout)
     sys.stdout.write("\n")
@@ -138,21 +152,24 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
+    _show_info(options.recording, as_json=options.json)
+
+
+def _show_info(recording: Path, *, as_json: bool) -> None:
     from evspec_ros.recordings.report import print_info, read_info
 
-    info = read_info(options.recording)
-    if options.json:
+    info = read_info(recording)
+    if as_json:
         _print_json(info.as_dict())
     else:
-        print_info(options.recording, info)
+        print_info(recording, info)
 
 
 def _convert(options: argparse.Namespace) -> None:
     from evspec_ros.recordings.report import convert_visibly
 
     convert_visibly(options.source, options.destination, options.storage)
-    options.recording = options.destination
-    _info(options)
+    _show_info(options.destination, as_json=options.json)
 
 
 def _models(options: argparse.Namespace) -> tuple[Path, Path, Path]:

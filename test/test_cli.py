@@ -16,7 +16,8 @@ from evspec_ros import cli
 from evspec_ros.errors import EvspecError, RecordingError
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("demo", "info", "convert")
+VERBS = ("demo", "info", "convert", "eval", "bench", "train")
+COMMANDS = ("demo", "info", "convert", "eval", "bench decode", "train tiny", "train eagle")
 
 
 def evspec(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -39,23 +40,35 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(VERBS) <= set(listed)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_and_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_verb_has_help_and_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A verb's --help exits with 0 and tells of --json."""
     with pytest.raises(SystemExit) as exit_:
-        cli.main([verb, "--help"])
+        cli.main([*command.split(), "--help"])
     assert exit_.value.code == 0
     assert "--json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["sing"], ["info"], ["convert", "a"], ["demo", "--seconds", "0"], ["demo", "--seconds", "x"]],
+    "command",
+    [
+        "",
+        "sing",
+        "info",
+        "convert a",
+        "convert a b --storage tape",
+        "demo --seconds 0",
+        "demo --seconds nan",
+        "demo --seconds soon",
+        "eval --scenes 0",
+        "bench",
+        "bench decode --p-min 2",
+    ],
 )
-def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_misuse_exits_with_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What the parser refuses exits with 2 and prints nothing on stdout."""
     with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments)
+        cli.main(command.split())
     assert exit_.value.code == 2
     assert not capsys.readouterr().out
 
