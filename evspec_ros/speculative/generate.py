@@ -85,7 +85,7 @@ def generate(
             tally.verify_ms += watch.lap()
 
             # 4. Emit, up to an end token inside the block.
-            emitted = _up_to_end(verdict.tokens, target.end_tokens)[:remaining]
+            emitted = _up_to_end(verdict.tokens, target.end_tokens)
             tokens += emitted
             tally.count(tree, emitted, len(verdict.rows) - 1)
             if on_tokens is not None:

@@ -39,6 +39,8 @@ def _target(seed: int = 0) -> DecoderTarget:
         for parameter in (*decoder.parameters(), lm_head.weight):
             if parameter.dim() == 2:
                 parameter.normal_(std=0.4)
+            else:
+                parameter.uniform_(0.5, 1.5)  # a norm that changes something when it is applied twice
     return DecoderTarget(
         decoder, lm_head, end_tokens=(), detokenize=lambda tokens: " ".join(map(str, tokens))
     )
