@@ -46,7 +46,7 @@ def generate_launch_description() -> LaunchDescription:
             },
         ],
         remappings=[("events", LaunchConfiguration("events")), ("image", LaunchConfiguration("image"))],
-        arguments=["--ros-args", "--log-level", ["evspec:=", LaunchConfiguration("log_level")]],
+        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="screen",
         emulate_tty=True,
     )

@@ -48,11 +48,11 @@ COMPARED = (
     "Speed-up: time per token after the prefill, compared with {plain_ms:.2f} ms without drafting, measured "
     "on three windows of the same recording before it was played, when nothing else ran."
 )
-AGE = "Age: from the newest event of the window to the moment when its description was published."
+AGE = "Age: from the newest event of the window to the moment its description was published."
 LATE_MS = 100.0
 LATE = (
-    "This machine was too busy to play the recording in time: messages left up to {late_ms:.0f} ms late, which "
-    "makes the descriptions older."
+    "This machine was too busy to play the recording in time: messages left up to {late_ms:.0f} ms late, "
+    "which makes the descriptions older."
 )
 TAUGHT = (
     "The tiny checkpoints were trained on simulated scenes alone. Of any other recording they cannot say "

@@ -18,8 +18,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 
 
-@pytest.mark.parametrize("told_by", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("when", ["describing", "starting"])
+@pytest.mark.parametrize(("told_by", "when"), [(signal.SIGTERM, "describing"), (signal.SIGINT, "starting")])
 def test_a_signal_ends_the_node_with_status_zero(
     spinner: Spinner, checkpoints: Path, tmp_path: Path, told_by: signal.Signals, when: str
 ) -> None:
