@@ -43,7 +43,7 @@ class SceneBatch:
 Scenes = Callable[[int, int], SceneBatch]  # scenes start to stop - 1 of a split, always the same ones
 
 
-SCHEDULE = Schedule(steps=1500, learning_rate=1e-3)
+SCHEDULE = Schedule(steps=1000, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EaglePlan:
     of the uniform noise, in standard deviations of the features.
     """
 
-    scenes: int = 4096
+    scenes: int = 2048
     held_out: int = 128
     batch: int = 32
     schedule: Schedule = SCHEDULE

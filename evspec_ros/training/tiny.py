@@ -8,6 +8,7 @@ then deepened by layers that change nothing at first (LLaMA Pro's block expansio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,20 +30,21 @@ from evspec_ros.networks.tokenizer import save_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, VIDEO_TOKEN, event_prompt, target_prompt
 from evspec_ros.training import dataset
-from evspec_ros.training.dataset import MAX_OBJECTS, NO_OBJECT, Samples
+from evspec_ros.training.dataset import FRAMES, FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
 from evspec_ros.training.loop import Report, Schedule, fit
-from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES
+from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SPEEDS
 from evspec_ros.training.tokenizer import train_tokenizer
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 TARGET_TOKENS = (IMAGE_TOKEN, VIDEO_TOKEN, PAD_TOKEN)
+MOTIONS = (len(DIRECTIONS) + 1, 2)  # directions and none; slow, quick
 IGNORED = -100  # cross entropy's mark for a position that does not count
 
 
 TOWER = Schedule(steps=1500, learning_rate=1e-3)
-SHALLOW = Schedule(steps=2300, learning_rate=1e-3)
-DEEP = Schedule(steps=200, learning_rate=3e-4)
-EVENT = Schedule(steps=1000, learning_rate=1e-3)
+SHALLOW = Schedule(steps=3300, learning_rate=1e-3)
+DEEP = Schedule(steps=150, learning_rate=3e-4)
+EVENT = Schedule(steps=700, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,20 @@ def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report) ->
     patches = frame_patches(samples)
     probe = teach("frame-tower", shallow.video_tower, patches, run, plan, report)
     task = TargetTask(samples, tokenizer, plan.batch)
+    motion = nn.Linear(config.text.hidden_size, sum(MOTIONS) + math.prod(MOTIONS))
 
     def loss(step: int) -> Tensor:
-        return task.loss(shallow, step) + patches.loss(probe, plan.tower.steps + step, plan.tower_batch)
+        seen = patches.loss(probe, plan.tower.steps + step, plan.tower_batch)
+        return task.loss(shallow, motion, step) + seen
 
-    fit("target-shallow", nn.ModuleList([shallow, probe]), loss, plan.shallow, run, report)
+    fit("target-shallow", nn.ModuleList([shallow, probe, motion]), loss, plan.shallow, run, report)
     model = VideoLlava(config)
     deepen(shallow, model)
-    fit("target-deep", model, lambda step: task.loss(model, step, plan.shallow.steps), plan.deep, run, report)
+
+    def deep_loss(step: int) -> Tensor:
+        return task.loss(model, motion, plan.shallow.steps + step)
+
+    fit("target-deep", nn.ModuleList([model, motion]), deep_loss, plan.deep, run, report)
     return model
 
 
@@ -235,7 +243,11 @@ def patch_labels(
 
 
 class TargetTask:
-    """Caption prediction from eight frames, in batches."""
+    """Caption prediction from eight frames, in batches.
+
+    Beside it the decoder is asked how what lies under each patch of the last frame moves: captions alone
+    teach that slowly, for they mention it once an object.
+    """
 
     def __init__(self, samples: Samples, tokenizer: FastTokenizer, batch: int) -> None:
         self._samples = samples
@@ -245,15 +257,20 @@ class TargetTask:
             prompt_ids(tokenizer, part, bos)
             for part, bos in zip(target_prompt(DEFAULT_PROMPT).split(VIDEO_TOKEN), (True, False), strict=True)
         )
+        self._motions = motions(samples)
 
-    def loss(self, model: VideoLlava, step: int, offset: int = 0) -> Tensor:
-        """Mean cross entropy of one batch's captions."""
-        chosen = drawn(len(self._samples), self._batch, step + offset)
+    def loss(self, model: VideoLlava, motion: nn.Linear, step: int) -> Tensor:
+        """Mean cross entropy of one batch's captions, plus that of what `motion` reads off the last frame."""
+        chosen = drawn(len(self._samples), self._batch, step)
         pixels = normalise(self._samples.frames[chosen])  # [B, 8, 3, S, S]
         video = model.encode_frames(pixels.flatten(0, 1))
         video = video.view(self._batch, -1, video.shape[-1])
         answers = self._answers[chosen]
-        return caption_loss(model.decoder, model.lm_head, self._before, video, self._after, answers)
+        told, rows = caption_loss(model.decoder, model.lm_head, self._before, video, self._after, answers)
+        last_patches = rows[:, 1 - model.config.vision.tokens :]
+        wanted, _, _ = patch_labels(self._motions[chosen], self._samples.places[chosen, :, -1], MOTIONS)
+        moved = F.binary_cross_entropy_with_logits(motion(last_patches).float(), wanted)
+        return told + 20 * moved
 
 
 class EventTask:
@@ -271,14 +288,27 @@ class EventTask:
         chosen = drawn(len(self._samples), self._batch, step)
         events = model.encode_events(normalise(self._samples.event_images[chosen]))
         answers = self._answers[chosen]
-        return caption_loss(model.decoder, model.lm_head, self._before, events, self._after, answers)
+        told, _ = caption_loss(model.decoder, model.lm_head, self._before, events, self._after, answers)
+        return told
+
+
+def motions(samples: Samples) -> NDArray[np.int8]:
+    """(direction or, as the last one, none; 1 if quick) of each object [N, 3, 2], NO_OBJECT where there is
+    none.
+    """
+    direction = samples.looks[..., 2]
+    way = np.linalg.norm(
+        samples.places[:, :, -1] - samples.places[:, :, -2], axis=-1
+    )  # in a seventh of a second
+    between = (max(SPEEDS["slowly"]) + min(SPEEDS["quickly"])) / 2 * FRAMES_S / (FRAMES - 1)
+    return np.where(samples.looks[..., :1] == NO_OBJECT, NO_OBJECT, np.stack([direction, way > between], -1))
 
 
 def caption_loss(
     decoder: LlamaDecoder, lm_head: nn.Linear, before: Tensor, seen: Tensor, after: Tensor, answers: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Cross entropy of answers [B, A] (IGNORED beyond their end) behind ids [b], features [B, V, D], ids
-    [a].
+    [a]; and what the decoder makes of the features, [B, V, D].
     """
     answers = answers[:, : int((answers != IGNORED).sum(1).max())]
     batch = len(answers)
@@ -292,8 +322,10 @@ def caption_loss(
         ),
         1,
     )
-    hidden = decoder(embeddings).hidden[:, -answers.shape[1] :]
-    return F.cross_entropy(lm_head(hidden).float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED)
+    hidden = decoder(embeddings).hidden
+    logits = lm_head(hidden[:, -answers.shape[1] :]).float()
+    told = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), ignore_index=IGNORED)
+    return told, hidden[:, len(before) : len(before) + seen.shape[1]]
 
 
 def answer_ids(tokenizer: FastTokenizer, captions: Iterable[str]) -> Tensor:
