@@ -163,7 +163,7 @@ def test_a_seeded_run_repeats_and_another_seed_differs() -> None:
 
 @pytest.mark.parametrize("kind", ["none", "chain", "trees"])
 def test_sampled_texts_are_distributed_as_the_target_s(kind: str) -> None:
-    """The first three tokens of 8,000 texts, by chi-squared over all triples."""
+    """The first three tokens of 4,000 texts, by chi-squared over all triples."""
     vocabulary, prompt = 4, [0, 1]
     following = markov(vocabulary, seed=3, sharpness=1.0)
     target = FakeTarget(following)
@@ -173,7 +173,7 @@ def test_sampled_texts_are_distributed_as_the_target_s(kind: str) -> None:
         "trees": random_trees(vocabulary, seed=5),
     }[kind]
     counts = torch.zeros(vocabulary, vocabulary, vocabulary)
-    for seed in range(8000):
+    for seed in range(4000):
         a, b, c = generate(
             target, drafter, fake_prompt(prompt), max_new_tokens=3, temperature=1.3, top_k=3, seed=seed,
             limits=DraftLimits(2, 4),

@@ -14,7 +14,7 @@ from evspec_ros.speculative.tree import NO_DRAFT
 from evspec_ros.speculative.verification import verify, verify_greedy, verify_sampled
 
 VOCABULARY = 10
-DRAWS = 12_000
+DRAWS = 8_000
 SUSPICIOUS = 5.0  # standard deviations
 
 
