@@ -17,7 +17,7 @@ from evspec_ros.errors import RosError
 from evspec_ros.ros.files import share_directory
 
 DOMAINS = range(1, 102)  # above 101, DDS ports fall among those that Linux hands out to anybody
-STOP_TIMEOUT_S = 15.0  # a description may be under way
+STOP_TIMEOUT_S = 30.0  # a description may be under way
 
 
 def isolated_environment() -> dict[str, str]:
@@ -100,6 +100,8 @@ class Child:
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
+            pass
+        finally:  # a second Ctrl-C comes here too
             self._process.kill()
             self._process.wait()
 

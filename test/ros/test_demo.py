@@ -11,24 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.bag_writer import BagWriter
 
 MS = 1_000_000
 SIZE = 64
-
-pytestmark = pytest.mark.slow
-
-
-def demo(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `evspec demo`."""
-    source_tree = Path(__file__).resolve().parents[2]
-    path = f"{source_tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    return subprocess.run(
-        [sys.executable, "-m", "evspec_ros", "demo", *arguments],
-        cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -48,11 +37,18 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_recording_is_described_over_dds_and_reported(
     ros: None, checkpoints: Path, recording: Path, tmp_path: Path
 ) -> None:
     """stdout is one object with the documented keys, everything sent was received, the report is written."""
-    result = demo("--recording", str(recording), "--seconds", "3", "--json", folder=tmp_path)
+    source_tree = Path(__file__).resolve().parents[2]
+    path = f"{source_tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    options = ["--recording", str(recording), "--seconds", "3", "--json"]
+    result = subprocess.run(
+        [sys.executable, "-m", "evspec_ros", "demo", *options],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     assert set(printed) == {"recording", "descriptions", "events_received", "frames_received", "dropped"}
@@ -71,14 +67,15 @@ def test_a_recording_is_described_over_dds_and_reported(
 
 
 def test_what_cannot_be_described_is_one_sentence(ros: None, checkpoints: Path, tmp_path: Path) -> None:
-    """A recording without frames and one that does not exist end with status 1 before anything is started."""
+    """A recording without frames and one that does not exist are refused before anything is started."""
+    from evspec_ros.ros.demo import run_demo
+
     path = tmp_path / "events_only"
     with BagWriter(path) as bag:
         t, pixel = np.arange(3, dtype=np.int64) * MS, np.zeros(3, np.uint16)
         bag.write_events(Events(t, pixel, pixel, np.zeros(3, np.uint8), SIZE, SIZE), 0)
-    for recording, reason in ((path, "no RGB frames"), (tmp_path / "nowhere", "no recording at")):
-        result = demo("--recording", str(recording), "--json", folder=tmp_path)
-        assert result.returncode == 1
-        assert result.stdout == ""
-        assert reason in result.stderr
-        assert "Traceback" not in result.stderr
+    with pytest.raises(RecordingError, match="no RGB frames"):
+        run_demo(path, report=tmp_path / "report.html")
+    with pytest.raises(RecordingError, match="no recording at"):
+        run_demo(tmp_path / "nowhere", report=tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
