@@ -76,5 +76,5 @@ endif
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
-	@$(PIP) install $(if $(ROS),-c constraints-system-ros.txt ruff mypy pytest hypothesis,-r requirements-dev.txt)
+	@$(PIP) install $(if $(ROS),-c constraints-system-ros.txt ruff mypy pytest hypothesis flatbuffers,-r requirements-dev.txt)
 	@touch $@
