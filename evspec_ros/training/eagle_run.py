@@ -45,10 +45,7 @@ def simulated(split: str, first: int = 0, device: str = "cpu") -> Scenes:
 
     def scenes(start: int, stop: int) -> SceneBatch:
         samples = make_samples(split, first + start, first + stop)
-        frames, events = (
-            torch.stack([normalise(one) for one in images]).to(device)
-            for images in (samples.frames, samples.event_images)
-        )
+        frames, events = (normalise(images).to(device) for images in (samples.frames, samples.event_images))
         return SceneBatch(frames, events)
 
     return scenes
