@@ -39,6 +39,7 @@ setup(
     install_requires=[
         "apsw",
         "backports.zstd",
+        "jinja2>=3",
         "lz4>=4",
         "matplotlib>=3.5",
         "numba>=0.57",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -140,18 +142,36 @@ def test_the_installed_command_runs(workspace: Path) -> None:
     assert result.stdout == f"evspec {version}\n"
 
 
+def required() -> list[Any]:
+    """The requirements of setup.py's install_requires."""
+    packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
+    texts = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)
+    assert texts
+    return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', texts[1])]
+
+
 def test_pins_lie_within_the_ranges_that_the_package_accepts() -> None:
     """Every requirement of setup.py is pinned in requirements.txt, and the pin satisfies the range."""
-    packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
-    pins = {}
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
-            pin = packaging.Requirement(line)
-            (specifier,) = pin.specifier
-            pins.setdefault(pin.name, []).append(specifier.version)
-    accepted = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)
-    assert accepted
-    for text in re.findall(r'"([^"]+)"', accepted[1]):
-        requirement = packaging.Requirement(text)
-        assert requirement.name in pins, f"{requirement.name} is not pinned"
-        assert all(version in requirement.specifier for version in pins[requirement.name]), text
+    pins = re.findall(r"^([\w.-]+)==([^;\s]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    for requirement in required():
+        versions = [version for name, version in pins if name == requirement.name]
+        assert versions, f"{requirement.name} is not pinned"
+        assert all(version in requirement.specifier for version in versions), requirement
+
+
+def test_every_package_that_the_code_imports_is_required() -> None:
+    """What evspec_ros imports is in setup.py's install_requires, or comes with Python or ROS."""
+    distributions = {"backports": "backports.zstd", "cv2": "opencv-python-headless"}
+    names = {requirement.name for requirement in required()}
+    for path in (ROOT / "evspec_ros").rglob("*.py"):
+        for module in imported_modules(path) - {*sys.stdlib_module_names, "evspec_ros"}:
+            if not re.search(r"^ament_|^rosidl_|^rclpy$|_msgs$|_srvs$|_interfaces$", module):
+                assert distributions.get(module, module) in names, f"{path.name} imports {module}"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The top-level names of the modules that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.split(".")[0] for name in names}
