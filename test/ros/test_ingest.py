@@ -167,7 +167,7 @@ def test_gaps_in_the_sequence_are_lost_messages(events: EventStream) -> None:
 
 
 def test_a_restarted_driver_begins_a_new_stream(events: EventStream) -> None:
-    """A sequence that starts again leaves no old event in the window, even where the sensor's clock ran on."""
+    """A sequence that starts again leaves no old event in the window, even if the sensor's clock ran on."""
     send(events, *(packet(seq, 1000 * MS + seq * 10 * MS) for seq in range(5)))
     send(events, packet(0, 1050 * MS))
     assert events.counts.restarts == 1
