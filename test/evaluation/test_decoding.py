@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from evspec_ros.errors import GenerationError
-from evspec_ros.evaluation.decoding import bench_decoding
+from evspec_ros.evaluation.decoding import bench_decoding, bench_visibly
 from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
@@ -48,3 +49,18 @@ def test_a_benchmark_of_nothing_is_refused() -> None:
     """There is nothing to divide by."""
     with pytest.raises(GenerationError, match="at least one scene"):
         _bench(0)
+
+
+def test_the_shipped_head_is_accepted_as_often_as_when_it_was_trained() -> None:
+    """Greedy, eight held-out scenes, chains of eight: measured 5.2 tokens per pass, first draft 0.95.
+
+    A fault in how features are handed over leaves every text right; it shows here alone.
+    """
+    models = Path(__file__).parents[2] / "models"
+    none, eagle = bench_visibly(
+        models / "tiny_video_llava", models / "tiny_eventgpt", models / "tiny_eagle", scenes=8
+    )
+    assert eagle.identical
+    assert eagle.tokens == none.tokens
+    assert eagle.mean_accepted_length > 4.9
+    assert eagle.acceptance_by_position[0] > 0.86
