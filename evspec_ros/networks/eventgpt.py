@@ -42,9 +42,11 @@ class EventGpt(nn.Module):
 
     def encode_events(self, pixels: Tensor) -> Tensor:
         """CLIP-normalised images [..., N, 3, H, W] in order of time -> embeddings [..., N + tokens, D]."""
-        windows = pixels.shape[:-3]
-        projected = self.visual_projector(self.visual_tower(pixels.flatten(0, -4)))
-        features = self.feature_adaptor(projected).unflatten(0, windows)  # [..., N, tokens, D]
+        return self.pool(self.visual_tower(pixels.flatten(0, -4)).unflatten(0, pixels.shape[:-3]))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The tower's features [..., N, tokens, vision hidden] -> embeddings [..., N + tokens, D]."""
+        features = self.feature_adaptor(self.visual_projector(features))
         return torch.cat((features.mean(-2), features.mean(-3)), -2)  # temporal tokens, then spatial tokens
 
     def embed_prompt(self, before_ids: Tensor, event: Tensor, after_ids: Tensor) -> Tensor:

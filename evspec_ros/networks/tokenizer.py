@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.weights import read_json, write_json
@@ -55,7 +55,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if (path / TOKENIZER).is_file():  # a checkpoint may hold tokenizer.model instead
         read_json(path / TOKENIZER)
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(str(path), local_files_only=True))
+        # both models carry LLaMA's; without a config transformers would warn of EventGPT's model type
+        return Tokenizer(
+            AutoTokenizer.from_pretrained(str(path), config=LlamaConfig(), local_files_only=True)
+        )
     except Exception as error:  # what tokenizers raises is of the class Exception itself
         raise CheckpointError(
             f"The tokenizer in {path} cannot be loaded ({error}); fetch its files again."

@@ -164,9 +164,9 @@ class Run:
 def _run(
     path: Path, seconds: float, parameters: Mapping[str, Any], plain_ms: float, folder: Path, console: Console
 ) -> Run:
-    os.environ.update(isolated_environment() | {"OMP_NUM_THREADS": str(THREADS)})
+    os.environ.update(isolated_environment())
     parameter_file = folder / "parameters.yaml"
-    parameter_file.write_text(as_parameter_file(parameters), encoding="utf-8")
+    parameter_file.write_text(as_parameter_file({"threads": THREADS, **parameters}), encoding="utf-8")
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         listener = Listener()

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+import torch
 from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from event_camera_msgs.msg import EventPacket
@@ -135,6 +136,8 @@ class EvspecNode(LifecycleNode):
         super().destroy_node()
 
     def _load(self, settings: Settings) -> SceneDescriber:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)  # the worker, a thread to come, takes it over
         target, event_model, draft_head = settings.checkpoints
         describer = SceneDescriber.load(
             target, event_model, draft_head,

@@ -56,6 +56,9 @@ class Settings:
     draft_head: str = _checkpoint("tiny_eagle", "directory of the draft head's checkpoint; may be empty")
     device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
     dtype: str = _row("float32", "the networks' precision", choices=("float32", "float16", "bfloat16"))
+    threads: int = _row(
+        0, "threads of the networks on the CPU, 0 for one per core; leave cores to the rest", low=0, high=256
+    )
     drafter: str = _row("eagle", "what drafts: " + ", ".join(DRAFTERS), choices=tuple(DRAFTERS))
     autostart: bool = _row(True, "configure and activate at once, with no lifecycle manager")
 

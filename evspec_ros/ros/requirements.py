@@ -7,9 +7,8 @@ import importlib
 from evspec_ros.errors import RosError
 
 CLIENT_LIBRARY = (
-    "source a ROS 2 installation (Humble or Jazzy), or install the client library with "
-    "`pip install 'ros-rclpy[fastrtps]==7.1.6' ros-std-msgs==5.3.6 ros-sensor-msgs==5.3.6 "
-    "ros-diagnostic-msgs==5.3.6 ros-std-srvs==5.3.6`"
+    "source a ROS 2 installation (Humble or Jazzy), or install the client library's wheels with "
+    "`pip install '.[ros]'` in a checkout of this package"
 )
 EVENT_MESSAGES = (
     "install it with `apt install ros-$ROS_DISTRO-event-camera-msgs`, or build it into this Python "

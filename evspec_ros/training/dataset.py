@@ -22,7 +22,9 @@ from evspec_ros.training.captions import caption
 from evspec_ros.training.loop import Report
 from evspec_ros.training.scenes import (
     COLOURS,
+    DIRECTIONS,
     SHAPES,
+    SIZES,
     STILL,
     Scene,
     SceneCamera,
@@ -44,9 +46,8 @@ class Samples:
     """N samples, one array per field.
 
     frames: uint8 [N, 8, S, S, 3], resized as CLIP does; event_images: uint8 [N, 5, S, S, 3]; captions: [N]
-    text. looks: int8 [N, 3, 3], (shape, colour, direction) of each object, NO_OBJECT in all three where there
-    is none; places: float32 [N, 3, 8, 2], the objects' centres in each frame; at: float32 [N, 8], frame times
-    before the description in seconds (<= 0).
+    text. looks: int8 [N, 3, 4], (shape, colour, direction or, as the last one, none, size) of each object,
+    NO_OBJECT in all four where there is none; places: float32 [N, 3, 8, 2], the centres in each frame.
     """
 
     frames: NDArray[np.uint8]
@@ -79,15 +80,16 @@ def make_sample(split: str, index: int) -> Samples:
     preprocessor = ClipPreprocessor(TINY_CLIP.image_size)
     frames = [preprocessor.resize(camera.image(time)) for time in times]
     images = [preprocessor.resize(image) for image in render_event_images(camera.events(0.0))]
-    looks = np.full((MAX_OBJECTS, 3), NO_OBJECT, np.int8)
+    looks = np.full((MAX_OBJECTS, 4), NO_OBJECT, np.int8)
     places = np.zeros((MAX_OBJECTS, FRAMES, 2), np.float32)
-    colours = list(COLOURS)
+    colours, sizes = list(COLOURS), list(SIZES)
     for k, thing in enumerate(scene.objects):
         direction = thing.direction(0.0)
         looks[k] = (
             SHAPES.index(thing.shape),
             colours.index(thing.colour),
-            8 if direction == STILL else direction,
+            len(DIRECTIONS) if direction == STILL else direction,
+            sizes.index(thing.size),
         )
         places[k] = thing.position(times)
     return Samples(

@@ -7,12 +7,14 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evspec_ros.errors import TrainingError
 
@@ -56,7 +58,8 @@ def fit(
     Matrices of the layers are trained by Muon (Jordan et al. 2024), all else by AdamW, both as torch has
     them. The state is kept in `run/<stage>.pt` (read back with torch's weights-only loader) and written
     every minute, whole or not at all. Forward passes run in bfloat16 where the processor has instructions
-    for it. Raises TrainingError if the state belongs to another model, or if the loss stops being a number.
+    for it. Raises TrainingError if the state belongs to another model, if the loss stops being a number, and
+    with a torch that has no Muon.
     """
     run.mkdir(parents=True, exist_ok=True)
     state_file = run / f"{stage}.pt"
@@ -68,7 +71,7 @@ def fit(
     while step < schedule.steps:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = schedule.rate(step)
-        with torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)):
+        with torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)), fast_attention(device):
             value = loss(step)
         model.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
@@ -89,6 +92,22 @@ def fit(
     model.eval()
 
 
+@contextmanager
+def fast_attention(device: str) -> Iterator[None]:
+    """On a CPU attention as plain matrix products: the fused one's backward pass takes twice as long."""
+    if device != "cpu":
+        yield
+        return
+    # the flag is CUDA's by name and rules the CPU as well
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
 def fast_bfloat16(device: str) -> bool:
     """True where bfloat16 is computed in hardware (AVX512-BF16, or a GPU) rather than emulated slowly."""
     if device == "cpu":
@@ -107,6 +126,10 @@ def _optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimi
     chosen = {id(p) for p in matrices}
     others = [p for _, p in trained if id(p) not in chosen]
     decay = schedule.weight_decay
+    if not hasattr(torch.optim, "Muon"):  # describing needs no more than torch 2.4
+        raise TrainingError(
+            f"Training needs torch 2.9 or newer, and this is {torch.__version__}; upgrade it."
+        )
     muon = (
         [torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")] if matrices else []
     )

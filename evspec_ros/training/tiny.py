@@ -1,17 +1,17 @@
 """Trains the tiny checkpoints from simulated scenes: first the two CLIP towers, then the language models on
 them.
 
-The towers learn to name what lies under each patch, as CLIP's come with knowledge of objects, and go on
-with that beside the captions. The target's decoder begins shallow, which is where it learns to look, and is
-then deepened by layers that change nothing at first (LLaMA Pro's block expansion, arXiv 2401.02415).
+The towers learn to name what lies under each patch, as CLIP's come with knowledge of objects, and stay as
+they are from then on, as in LLaVA. The target's decoder begins shallow, which is where it learns to look, and
+is then deepened by layers that change nothing at first (LLaMA Pro's block expansion, arXiv 2401.02415).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,19 +32,26 @@ from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, VIDEO_TOKEN, event_
 from evspec_ros.training import dataset
 from evspec_ros.training.dataset import FRAMES, FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
 from evspec_ros.training.loop import Report, Schedule, fit
-from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SPEEDS
+from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, SPEEDS
 from evspec_ros.training.tokenizer import train_tokenizer
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 TARGET_TOKENS = (IMAGE_TOKEN, VIDEO_TOKEN, PAD_TOKEN)
-MOTIONS = (len(DIRECTIONS) + 1, 2)  # directions and none; slow, quick
+WAYS = len(DIRECTIONS) + 1  # directions and none
+FRAME_LOOKS = (len(SHAPES), len(COLOURS), len(SIZES), MAX_OBJECTS)  # the last: which one from the left
+EVENT_LOOKS = (len(SHAPES), WAYS, len(SIZES), MAX_OBJECTS)
+MOTIONS = (WAYS, 2)  # slow, quick
+NEAR = 0.75  # patches between the middle of a patch and the centre of an object that it tells of
+WAY_UNIT = 0.05  # widths of the image; the usual way between two frames
+FEATURES_BATCH = 64  # scenes
 IGNORED = -100  # cross entropy's mark for a position that does not count
 
 
-TOWER = Schedule(steps=1500, learning_rate=1e-3)
-SHALLOW = Schedule(steps=3300, learning_rate=1e-3)
-DEEP = Schedule(steps=150, learning_rate=3e-4)
-EVENT = Schedule(steps=700, learning_rate=1e-3)
+TOWER = Schedule(steps=4500, learning_rate=1e-3)
+EVENT_TOWER = Schedule(steps=1500, learning_rate=1e-3)
+SHALLOW = Schedule(steps=5000, learning_rate=1e-3)
+DEEP = Schedule(steps=400, learning_rate=3e-4)
+EVENT = Schedule(steps=2000, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class TinyPlan:
     batch: int = 16
     tower_batch: int = 96
     tower: Schedule = TOWER
+    event_tower: Schedule = EVENT_TOWER
     shallow: Schedule = SHALLOW
     deep: Schedule = DEEP
     event: Schedule = EVENT
@@ -85,18 +93,19 @@ def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report) ->
         tokenizer.get_vocab_size(), token_id(tokenizer, IMAGE_TOKEN), token_id(tokenizer, VIDEO_TOKEN)
     )
     shallow = VideoLlava(replace(config, text=replace(config.text, num_layers=plan.shallow_layers)))
-    patches = frame_patches(samples)
-    probe = teach("frame-tower", shallow.video_tower, patches, run, plan, report)
-    task = TargetTask(samples, tokenizer, plan.batch)
-    motion = nn.Linear(config.text.hidden_size, sum(MOTIONS) + math.prod(MOTIONS))
+    seen = frame_patches(samples)
+    teach("frame-tower", shallow.video_tower, seen, run, plan.tower, plan.tower_batch, report)
+    features = tower_features(shallow.video_tower, samples.frames, report)
+    task = TargetTask(samples, features, tokenizer, plan.batch)
+    motion = nn.Linear(config.text.hidden_size, columns(MOTIONS) + 2)
 
     def loss(step: int) -> Tensor:
-        seen = patches.loss(probe, plan.tower.steps + step, plan.tower_batch)
-        return task.loss(shallow, motion, step) + seen
+        return task.loss(shallow, motion, step)
 
-    fit("target-shallow", nn.ModuleList([shallow, probe, motion]), loss, plan.shallow, run, report)
+    fit("target-shallow", nn.ModuleList([shallow, motion]), loss, plan.shallow, run, report)
     model = VideoLlava(config)
     deepen(shallow, model)
+    model.video_tower.requires_grad_(requires_grad=False)
 
     def deep_loss(step: int) -> Tensor:
         return task.loss(model, motion, plan.shallow.steps + step)
@@ -110,14 +119,11 @@ def train_event_model(samples: Samples, run: Path, plan: TinyPlan, report: Repor
     tokenizer = train_tokenizer(EVENT_TOKENS)
     torch.manual_seed(1)
     model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size()))
-    patches = event_patches(samples)
-    probe = teach("event-tower", model.visual_tower, patches, run, plan, report)
-    task = EventTask(samples, tokenizer, plan.batch)
-
-    def loss(step: int) -> Tensor:
-        return task.loss(model, step) + patches.loss(probe, plan.tower.steps + step, plan.tower_batch)
-
-    fit("event-model", nn.ModuleList([model, probe]), loss, plan.event, run, report)
+    seen = event_patches(samples)
+    teach("event-tower", model.visual_tower, seen, run, plan.event_tower, plan.tower_batch, report)
+    features = tower_features(model.visual_tower, samples.event_images, report)
+    task = EventTask(samples, features, tokenizer, plan.batch)
+    fit("event-model", model, lambda step: task.loss(model, step), plan.event, run, report)
     return model
 
 
@@ -147,96 +153,143 @@ def deepen(shallow: VideoLlava, deep: VideoLlava) -> None:
 class PatchProbe(nn.Module):
     """What lies under each patch, read off a tower: looks as logits, and where the centre is."""
 
-    def __init__(self, tower: ClipTower, looks: int) -> None:
+    def __init__(self, tower: ClipTower, looks: tuple[int, ...]) -> None:
         super().__init__()
         self.tower = tower
-        self.head = nn.Linear(tower.config.hidden_size, looks + 2)
+        self.head = nn.Linear(tower.config.hidden_size, columns(looks) + 2)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [N, 3, S, S] -> look logits [N, patches, looks], centre offsets in patches [N, patches,
-        2].
-        """
-        out = self.head(self.tower(pixels)[:, 1:])
-        return out[..., :-2], out[..., -2:]
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels [N, 3, S, S] -> [N, patches, columns + 2], as `patch_loss` reads it."""
+        out: Tensor = self.head(self.tower(pixels)[:, 1:])
+        return out
 
 
 @dataclass(frozen=True, eq=False)
 class PatchTask:
     """What a tower is taught about single images.
 
-    images: uint8 [N, M, S, S, 3], M of each scene; looks: int8 [N, 3, 2], two attributes of each object,
-    NO_OBJECT where there is none; places: float32 [N, 3, M, 2], its centre in each image; sizes: values of
-    the attributes.
+    images: uint8 [N, M, S, S, 3], M of each scene; looks: int8 [N, 3, A], attributes of each object that is
+    seen, NO_OBJECT where there is none; places: float32 [N, 3, M, 2], its centre in each image; sizes: how
+    many values each attribute has, the last one being its rank from the left, which is found here.
     """
 
     images: NDArray[np.uint8]
     looks: NDArray[np.int8]
     places: NDArray[np.float32]
-    sizes: tuple[int, int]
+    sizes: tuple[int, ...]
 
     def loss(self, probe: PatchProbe, step: int, batch: int) -> Tensor:
-        """Cross entropy of the looks and squared error of the places, for images drawn by lot."""
+        """`patch_loss` of images drawn by lot."""
         random = np.random.default_rng([2, step])
         scene = random.integers(len(self.images), size=batch)
         moment = random.integers(self.images.shape[1], size=batch)
-        wanted, offsets, centred = patch_labels(self.looks[scene], self.places[scene, :, moment], self.sizes)
-        logits, centres = probe(normalise(self.images[scene, moment]))
-        named = F.binary_cross_entropy_with_logits(logits.float(), wanted)
-        placed = ((centres.float() - offsets).square().sum(-1) * centred).sum() / centred.sum().clamp(min=1)
-        # most looks are absent from most patches, so the mean over all of them is small
-        total: Tensor = 20 * named + placed
-        return total
+        places = self.places[scene, :, moment]
+        looks = np.concatenate((self.looks[scene], ranks(self.looks[scene], places)), -1)
+        return patch_loss(
+            probe(normalise(self.images[scene, moment])), patch_labels(looks, places, self.sizes)
+        )
 
 
 def frame_patches(samples: Samples) -> PatchTask:
-    """Shapes, colours and places in single frames."""
-    looks = samples.looks[..., :2]
-    return PatchTask(samples.frames, looks, samples.places, (len(SHAPES), len(COLOURS)))
+    """Shapes, colours, sizes and places in single frames."""
+    return PatchTask(samples.frames, samples.looks[..., [0, 1, 3]], samples.places, FRAME_LOOKS)
 
 
 def event_patches(samples: Samples) -> PatchTask:
-    """Shapes, directions and places in single event images; what stands still is not there."""
-    direction = samples.looks[..., 2:]
-    looks = np.where(direction == len(DIRECTIONS), NO_OBJECT, samples.looks[..., ::2])
+    """Shapes, directions, sizes and places in single event images; what stands still is not there."""
+    still = samples.looks[..., 2:3] == len(DIRECTIONS)
+    looks = np.where(still, NO_OBJECT, samples.looks[..., [0, 2, 3]])
     last = np.repeat(samples.places[:, :, -1:], samples.event_images.shape[1], 2)  # 50 ms are short
-    return PatchTask(samples.event_images, looks, last, (len(SHAPES), len(DIRECTIONS)))
+    return PatchTask(samples.event_images, looks, last, EVENT_LOOKS)
+
+
+def ranks(looks: NDArray[np.int8], places: NDArray[np.float32]) -> NDArray[np.int8]:
+    """How many objects are left of each, int8 [N, 3, 1], from looks [N, 3, A] and centres [N, 3, 2]."""
+    there = looks[..., 0] != NO_OBJECT
+    x = np.where(there, places[..., 0], np.inf)
+    return np.where(there, (x[:, None] < x[:, :, None]).sum(-1), NO_OBJECT).astype(np.int8)[..., None]
 
 
 def teach(
-    stage: str, tower: ClipTower, task: PatchTask, run: Path, plan: TinyPlan, report: Report
-) -> PatchProbe:
-    """Train a tower on one task; the probe that it was trained through."""
-    first, second = task.sizes
-    probe = PatchProbe(tower, first + second + first * second)
-    fit(stage, probe, lambda step: task.loss(probe, step, plan.tower_batch), plan.tower, run, report)
-    return probe
+    stage: str, tower: ClipTower, task: PatchTask, run: Path, schedule: Schedule, batch: int, report: Report
+) -> None:
+    """Train a tower on one task; it is not trained any further."""
+    probe = PatchProbe(tower, task.sizes)
+    fit(stage, probe, lambda step: task.loss(probe, step, batch), schedule, run, report)
+    tower.requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def tower_features(tower: ClipTower, images: NDArray[np.uint8], report: Report) -> Tensor:
+    """What a tower makes of images [N, M, S, S, 3], float16 [N, M, tokens, hidden]; computed once, as it
+    stays as it is.
+    """
+    count, per_scene = images.shape[:2]
+    features = torch.empty(count, per_scene, tower.config.tokens, tower.config.hidden_size, dtype=torch.half)
+    for start in range(0, count, FEATURES_BATCH):
+        part = normalise(images[start : start + FEATURES_BATCH])
+        features[start : start + FEATURES_BATCH] = tower(part.flatten(0, 1)).unflatten(0, (-1, per_scene))
+        report("features", min(start + FEATURES_BATCH, count), count, 0.0)
+    return features
+
+
+# --- dense labels ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PatchLabels:
+    """Of the patches of N images: wanted [N, patches, columns], 1 for each attribute, and each pair of the
+    first two, of an object near the patch; vectors [N, patches, 2] of the object whose centre lies in it, and
+    centred [N, patches], 1 where there is one.
+    """
+
+    wanted: Tensor
+    vectors: Tensor
+    centred: Tensor
+
+
+def columns(sizes: tuple[int, ...]) -> int:
+    """Columns of the labels for attributes of so many values."""
+    return sum(sizes) + sizes[0] * sizes[1]
 
 
 def patch_labels(
-    looks: NDArray[np.int8], places: NDArray[np.float32], sizes: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels for the patches of N images from looks [N, 3, 2] and centres [N, 3, 2].
-
-    Wanted looks [N, patches, a + b + a b] of the objects near a patch (each attribute, then their pairs),
-    the offset [N, patches, 2] of the centre that lies in it, and [N, patches] 1 where one does.
+    looks: NDArray[np.int8],
+    places: NDArray[np.float32],
+    sizes: tuple[int, ...],
+    vectors: NDArray[np.float32] | None = None,
+) -> PatchLabels:
+    """Labels from looks [N, 3, A], centres [N, 3, 2] and one vector [N, 3, 2] of each object; None: from the
+    middle of the patch to the centre, in patches.
     """
-    first, second = sizes
     side = TINY_CLIP.image_size // TINY_CLIP.patch_size
     middle = (np.arange(side) + 0.5) / side
     grid = np.stack(np.meshgrid(middle, middle), -1).reshape(-1, 2)  # [patches, (x, y)], row by row
-    wanted = np.zeros((len(looks), side**2, first + second + first * second), np.float32)
-    offsets = np.zeros((len(looks), side**2, 2), np.float32)
+    starts = np.cumsum((0, *sizes))
+    wanted = np.zeros((len(looks), side**2, columns(sizes)), np.float32)
+    found = np.zeros((len(looks), side**2, 2), np.float32)
     centred = np.zeros((len(looks), side**2), np.float32)
     for k in range(MAX_OBJECTS):
-        a, b = looks[:, k, 0].astype(int), looks[:, k, 1].astype(int)
+        values = looks[:, k].astype(int)  # [N, A]
         away = (places[:, k, None] - grid) * side  # [N, patches, 2], in patches
-        near = (np.abs(away).max(-1) < 0.9) & (a != NO_OBJECT)[:, None]
-        inside = (np.abs(away).max(-1) <= 0.5) & (a != NO_OBJECT)[:, None]
-        image, patch = near.nonzero()
-        for column in (a, first + b, first + second + a * second + b):
-            wanted[image, patch, column[image]] = 1
-        offsets[inside], centred[inside] = away[inside], 1
-    return torch.from_numpy(wanted), torch.from_numpy(offsets), torch.from_numpy(centred)
+        there = (values[:, 0] != NO_OBJECT)[:, None]
+        image, patch = ((np.abs(away).max(-1) < NEAR) & there).nonzero()
+        for attribute in range(len(sizes)):
+            wanted[image, patch, starts[attribute] + values[image, attribute]] = 1
+        wanted[image, patch, starts[-1] + values[image, 0] * sizes[1] + values[image, 1]] = 1
+        inside = (np.abs(away).max(-1) <= 0.5) & there
+        own = away if vectors is None else np.broadcast_to(vectors[:, k, None], away.shape)
+        found[inside], centred[inside] = own[inside], 1
+    return PatchLabels(torch.from_numpy(wanted), torch.from_numpy(found), torch.from_numpy(centred))
+
+
+def patch_loss(out: Tensor, labels: PatchLabels) -> Tensor:
+    """Cross entropy of the columns plus squared error of the vectors, from out [N, patches, columns + 2]."""
+    named = F.binary_cross_entropy_with_logits(out[..., :-2].float(), labels.wanted)
+    apart = (out[..., -2:].float() - labels.vectors).square().sum(-1) * labels.centred
+    # most columns are 0 in most patches, so the mean over all of them is small
+    total: Tensor = 20 * named + apart.sum() / labels.centred.sum().clamp(min=1)
+    return total
 
 
 # --- language models ---------------------------------------------------------------------------------------
@@ -245,39 +298,40 @@ def patch_labels(
 class TargetTask:
     """Caption prediction from eight frames, in batches.
 
-    Beside it the decoder is asked how what lies under each patch of the last frame moves: captions alone
-    teach that slowly, for they mention it once an object.
+    Beside it the decoder is asked how what lies under each patch of each frame but the first moves: captions
+    alone teach that slowly, for they mention it once an object.
     """
 
-    def __init__(self, samples: Samples, tokenizer: FastTokenizer, batch: int) -> None:
-        self._samples = samples
+    def __init__(self, samples: Samples, features: Tensor, tokenizer: FastTokenizer, batch: int) -> None:
+        self._features = features
         self._answers = answer_ids(tokenizer, samples.captions)
         self._batch = batch
         self._before, self._after = (
             prompt_ids(tokenizer, part, bos)
             for part, bos in zip(target_prompt(DEFAULT_PROMPT).split(VIDEO_TOKEN), (True, False), strict=True)
         )
-        self._motions = motions(samples)
+        self._samples = samples
 
     def loss(self, model: VideoLlava, motion: nn.Linear, step: int) -> Tensor:
-        """Mean cross entropy of one batch's captions, plus that of what `motion` reads off the last frame."""
-        chosen = drawn(len(self._samples), self._batch, step)
-        pixels = normalise(self._samples.frames[chosen])  # [B, 8, 3, S, S]
-        video = model.encode_frames(pixels.flatten(0, 1))
-        video = video.view(self._batch, -1, video.shape[-1])
+        """Mean cross entropy of one batch's captions, plus `patch_loss` of what `motion` reads off the
+        frames.
+        """
+        chosen = drawn(len(self._answers), self._batch, step)
+        video = model.projector(self._features[chosen].float())  # [B, 8, tokens, D]
         answers = self._answers[chosen]
-        told, rows = caption_loss(model.decoder, model.lm_head, self._before, video, self._after, answers)
-        last_patches = rows[:, 1 - model.config.vision.tokens :]
-        wanted, _, _ = patch_labels(self._motions[chosen], self._samples.places[chosen, :, -1], MOTIONS)
-        moved = F.binary_cross_entropy_with_logits(motion(last_patches).float(), wanted)
-        return told + 20 * moved
+        told, rows = caption_loss(
+            model.decoder, model.lm_head, self._before, video.flatten(1, 2), self._after, answers
+        )
+        patches = rows.view_as(video)[:, 1:, 1:]
+        labels = motion_labels(self._samples.looks[chosen], self._samples.places[chosen])
+        return told + patch_loss(motion(patches.flatten(0, 1)), labels)
 
 
 class EventTask:
     """Caption prediction from five event images, in batches."""
 
-    def __init__(self, samples: Samples, tokenizer: FastTokenizer, batch: int) -> None:
-        self._samples = samples
+    def __init__(self, samples: Samples, features: Tensor, tokenizer: FastTokenizer, batch: int) -> None:
+        self._features = features
         self._answers = answer_ids(tokenizer, samples.captions)
         self._batch = batch
         before, after = event_prompt(DEFAULT_PROMPT)
@@ -285,23 +339,29 @@ class EventTask:
 
     def loss(self, model: EventGpt, step: int) -> Tensor:
         """Mean cross entropy of one batch's captions."""
-        chosen = drawn(len(self._samples), self._batch, step)
-        events = model.encode_events(normalise(self._samples.event_images[chosen]))
+        chosen = drawn(len(self._answers), self._batch, step)
+        events = model.pool(self._features[chosen].float())
         answers = self._answers[chosen]
         told, _ = caption_loss(model.decoder, model.lm_head, self._before, events, self._after, answers)
         return told
 
 
-def motions(samples: Samples) -> NDArray[np.int8]:
-    """(direction or, as the last one, none; 1 if quick) of each object [N, 3, 2], NO_OBJECT where there is
-    none.
+def motion_labels(looks: NDArray[np.int8], places: NDArray[np.float32]) -> PatchLabels:
+    """How the objects have moved since the frame before, for all frames but the first of looks [N, 3, A] and
+    centres [N, 3, 8, 2], one after another: direction or none, slow or quick, and the way in `WAY_UNIT`.
     """
-    direction = samples.looks[..., 2]
-    way = np.linalg.norm(
-        samples.places[:, :, -1] - samples.places[:, :, -2], axis=-1
-    )  # in a seventh of a second
-    between = (max(SPEEDS["slowly"]) + min(SPEEDS["quickly"])) / 2 * FRAMES_S / (FRAMES - 1)
-    return np.where(samples.looks[..., :1] == NO_OBJECT, NO_OBJECT, np.stack([direction, way > between], -1))
+    way = places[:, :, 1:] - places[:, :, :-1]  # [N, 3, 7, 2], widths of the image
+    distance = np.linalg.norm(way, axis=-1)
+    direction = np.round(np.arctan2(way[..., 1], way[..., 0]) / (np.pi / 4)).astype(int) % len(DIRECTIONS)
+    still = looks[:, :, None, 2] == len(DIRECTIONS)
+    quick = distance > (max(SPEEDS["slowly"]) + min(SPEEDS["quickly"])) / 2 * FRAMES_S / (FRAMES - 1)
+    there = looks[:, :, None, :1] != NO_OBJECT
+    moves = np.where(there, np.stack((np.where(still, len(DIRECTIONS), direction), quick), -1), NO_OBJECT)
+
+    def by_frame(per_object: NDArray[Any]) -> NDArray[Any]:  # [N, 3, 7, x] -> [7 N, 3, x]
+        return per_object.swapaxes(1, 2).reshape(-1, *per_object.shape[1:2], per_object.shape[-1])
+
+    return patch_labels(by_frame(moves), by_frame(places[:, :, 1:]), MOTIONS, by_frame(way / WAY_UNIT))
 
 
 def caption_loss(

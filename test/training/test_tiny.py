@@ -23,14 +23,19 @@ from evspec_ros.training import dataset
 from evspec_ros.training.dataset import NO_OBJECT
 from evspec_ros.training.loop import Schedule, fit
 from evspec_ros.training.rollout import greedy_answers
+from evspec_ros.training.scenes import DIRECTIONS
 from evspec_ros.training.tiny import (
     TARGET_TOKENS,
+    WAY_UNIT,
+    WAYS,
     TinyPlan,
     answer_ids,
     deepen,
     drawn,
+    motion_labels,
     normalise,
     patch_labels,
+    ranks,
     train_tiny,
 )
 from evspec_ros.training.tokenizer import train_tokenizer
@@ -75,17 +80,47 @@ def test_deepening_changes_nothing_at_first() -> None:
         assert (deep.lm_head.weight == shallow.lm_head.weight).all()
 
 
-def test_patch_labels_of_one_object() -> None:
-    """Looks (1, 2) of 3 x 4 at (0.45, 0.2) of a 4 x 4 grid lie in patch 1, right of and below its centre."""
-    looks = np.full((1, 3, 2), NO_OBJECT, np.int8)
-    looks[0, 0] = 1, 2
+def one_object(looks: tuple[int, ...], x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
+    """Looks [1, 3, A] and places [1, 3, 2] of a single object."""
+    all_looks = np.full((1, 3, len(looks)), NO_OBJECT, np.int8)
+    all_looks[0, 0] = looks
     places = np.zeros((1, 3, 2), np.float32)
-    places[0, 0] = 0.45, 0.2
-    wanted, offsets, centred = patch_labels(looks, places, (3, 4))
-    assert centred[0].nonzero().flatten().tolist() == [1]
-    torch.testing.assert_close(offsets[0, 1], torch.tensor([0.3, 0.3]))
-    assert wanted[0].sum(1).nonzero().flatten().tolist() == [1, 2, 5, 6]  # the four whose centres are near
-    assert wanted[0, 1].nonzero().flatten().tolist() == [1, 3 + 2, 3 + 4 + 1 * 4 + 2]
+    places[0, 0] = x, y
+    return all_looks, places
+
+
+def test_patch_labels_of_one_object() -> None:
+    """Looks (1, 2, 1) of 3 x 4 x 2 at (0.45, 0.2) of a 4 x 4 grid lie in patch 1, right of and below its
+    middle.
+    """
+    labels = patch_labels(*one_object((1, 2, 1), 0.45, 0.2), (3, 4, 2))
+    assert labels.centred[0].nonzero().flatten().tolist() == [1]
+    torch.testing.assert_close(labels.vectors[0, 1], torch.tensor([0.3, 0.3]))
+    assert labels.wanted[0].sum(1).nonzero().flatten().tolist() == [1, 2, 5, 6]  # whose middles are near
+    assert labels.wanted[0, 1].nonzero().flatten().tolist() == [1, 3 + 2, 3 + 4 + 1, 3 + 4 + 2 + 1 * 4 + 2]
+
+
+def test_ranks_count_the_objects_to_the_left() -> None:
+    """An object that is not there has none and counts for nobody."""
+    looks = np.array([[[0], [0], [NO_OBJECT]]], np.int8)
+    places = np.array([[[0.7, 0.1], [0.2, 0.9], [0.0, 0.0]]], np.float32)
+    assert ranks(looks, places)[0, :, 0].tolist() == [1, 0, NO_OBJECT]
+
+
+def test_motion_labels_follow_the_places() -> None:
+    """Quickly downwards, then (after the wall) upwards; the vector is the way since the frame before."""
+    looks, _ = one_object((0, 0, DIRECTIONS.index("downwards"), 0), 0, 0)
+    places = np.zeros((1, 3, 8, 2), np.float32)
+    places[0, 0] = [(0.4, y) for y in (0.55, 0.63, 0.71, 0.79, 0.87, 0.79, 0.71, 0.63)]
+    labels = motion_labels(looks, places)
+    seen = [frame.nonzero().flatten().tolist() for frame in labels.centred]
+    assert seen == [[9], [9], [13], [13], [13], [9], [9]]  # one frame after another, but the first
+    downwards, upwards, quick = DIRECTIONS.index("downwards"), DIRECTIONS.index("upwards"), WAYS + 1
+    ways = [downwards] * 4 + [upwards] * 3
+    for frame, (patch, way) in enumerate(zip((9, 9, 13, 13, 13, 9, 9), ways, strict=True)):
+        assert labels.wanted[frame, patch, [way, quick]].tolist() == [1, 1]
+        sign = 1 if way == downwards else -1
+        torch.testing.assert_close(labels.vectors[frame, patch], torch.tensor([0, sign * 0.08 / WAY_UNIT]))
 
 
 def test_every_sample_is_drawn_once_an_epoch() -> None:
@@ -195,6 +230,7 @@ def test_the_whole_training_writes_checkpoints_in_the_published_formats(
         batch=2,
         tower_batch=4,
         tower=short,
+        event_tower=short,
         shallow=short,
         deep=short,
         event=short,
@@ -205,6 +241,7 @@ def test_the_whole_training_writes_checkpoints_in_the_published_formats(
     assert set(stages) == {
         "scenes",
         "frame-tower",
+        "features",
         "target-shallow",
         "target-deep",
         "event-tower",
