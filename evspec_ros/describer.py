@@ -25,6 +25,7 @@ from evspec_ros.networks.checkpoints import (
 )
 from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
@@ -35,6 +36,7 @@ from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget
 
 FRAMES = 8  # Video-LLaVA reads this many
+KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
 FRAMES_SECONDS = 1.0  # spread over this long, as the tiny checkpoints were taught
 WINDOW_MS = 50.0  # EventGPT's task; it was made for at most 100
 
@@ -65,7 +67,8 @@ class Description:
 
     stamp_ns: ROS time of the window's end; window_ms: its length as asked for; tokens: emitted ids, the end
     token included. latency_ms: wall-clock milliseconds of each stage (draft and verify are parts of decode,
-    and total is everything). lossless: the text is what the target alone would have written.
+    and total is everything). reused_frames: of the window's frames, those that were not encoded for it, as an
+    earlier window had them. lossless: the text is what the target alone would have written.
     """
 
     stamp_ns: int
@@ -74,6 +77,7 @@ class Description:
     text: str
     tokens: tuple[int, ...]
     latency_ms: dict[str, float]
+    reused_frames: int
     statistics: DecodingStatistics
     drafter: str
     lossless: bool
@@ -87,6 +91,7 @@ class Description:
             "text": self.text,
             "tokens": len(self.tokens),
             "latency_ms": {stage: round(ms, 3) for stage, ms in self.latency_ms.items()},
+            "reused_frames": self.reused_frames,
             "mean_accepted_length": self.statistics.mean_accepted_length,
             "statistics": self.statistics.as_dict(),
             "drafter": self.drafter,
@@ -131,6 +136,7 @@ class SceneDescriber:
         self._decoder = DecoderTarget(target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode)
         self._drafter = make_drafter(drafter, self._decoder, draft_head)
         self._weight = target.lm_head.weight  # tells device and dtype
+        self._frame_features = FrameFeatures(KEPT_FRAMES)
 
     @classmethod
     def load(
@@ -168,8 +174,8 @@ class SceneDescriber:
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one."""
         size = self._frame_preprocessor.size
-        blank = Frame(0, np.zeros((size, size, 3), np.uint8))
-        self.describe(Events.empty(size, size), [blank] * FRAMES, stamp_ns=0)
+        blank = np.zeros((size, size, 3), np.uint8)
+        self.describe(Events.empty(size, size), [Frame(0, blank) for _ in range(FRAMES)], stamp_ns=0)
 
     def describe(
         self,
@@ -184,6 +190,8 @@ class SceneDescriber:
     ) -> Description:
         """Describe one window: its events (there may be none) and its frames (at least one, oldest first).
 
+        A frame that an earlier window had too is not encoded again, and a prompt that begins as the last one
+        did is read from where they part.
         on_text is called with the text so far whenever it grows. Raises GenerationError without frames, for a
         prompt that is too long and for impossible limits.
         """
@@ -192,9 +200,8 @@ class SceneDescriber:
         stages = _Stages(self._weight.device)
         with torch.inference_mode():
             seen = self._event_features(events, stages)
-            pixels = self._tensor(self._frame_preprocessor([frame.image for frame in frames]))
-            stages.lap("preprocess")
-            video = self._target.encode_frames(pixels)
+            new = self._frame_features.missing(frames)
+            video = self._frame_features.gather(frames, new, self._encode(new, stages))
             stages.lap("encode_frames")
             ids = torch.tensor(
                 self._tokenizer.encode(target_prompt(prompt), bos=True), device=self._weight.device
@@ -227,6 +234,7 @@ class SceneDescriber:
             text=generation.text,
             tokens=generation.tokens,
             latency_ms=_latencies(stages.laps, generation.statistics),
+            reused_frames=len(set(frames)) - len(new),
             statistics=generation.statistics,
             drafter=self._drafter.name,
             lossless=True,
@@ -243,6 +251,16 @@ class SceneDescriber:
         features = self._event_model.encode_events(pixels)
         stages.lap("event_features")
         return features
+
+    def _encode(self, frames: Sequence[Frame], stages: _Stages) -> Tensor:
+        """Embeddings [F, tokens, D] of frames, of which there may be none."""
+        images = [frame.image for frame in frames]
+        pixels = self._tensor(self._frame_preprocessor(images)) if images else None
+        stages.lap("preprocess")
+        tokens, size = self._target.config.vision.tokens, self._target.config.text.hidden_size
+        if pixels is None:
+            return self._weight.new_empty(0, tokens, size)
+        return self._target.encode_frames(pixels).view(-1, tokens, size)
 
     def _tensor(self, pixels: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:
         return torch.from_numpy(pixels).to(self._weight.device, self._weight.dtype)

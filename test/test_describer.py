@@ -17,6 +17,7 @@ from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
 from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.training.dataset import sample_scene
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -111,6 +112,25 @@ def test_the_target_never_sees_the_events(eagle: SceneDescriber) -> None:
     assert (
         eagle.describe(events, frames, stamp_ns=0).tokens == eagle.describe(others, frames, stamp_ns=0).tokens
     )
+
+
+def test_a_later_window_uses_what_was_computed_for_an_earlier_one() -> None:
+    """Frames that both have are encoded once, frames before the first new one are not even read again, and
+    the text is the one that a describer without a past writes.
+    """
+    past, fresh = (SceneDescriber.load(TARGET, EVENT_MODEL, HEAD) for _ in range(2))
+    events, frames = _window(8)
+    first = past.describe(events, [*frames[:6], frames[5], frames[5]], stamp_ns=0)
+    later = past.describe(events, frames, stamp_ns=0)
+    asked = past.describe(events, frames, stamp_ns=0, prompt="What moves?")
+    assert [d.reused_frames for d in (first, later, asked)] == [0, 6, 8]
+    tokens = TINY_CLIP.tokens
+    rows = later.statistics.prompt_rows - FRAMES * tokens  # of text
+    assert 6 * tokens < later.statistics.reused_rows < 6 * tokens + rows
+    assert FRAMES * tokens < asked.statistics.reused_rows < asked.statistics.prompt_rows
+    alone = fresh.describe(events, frames, stamp_ns=0)
+    assert (alone.reused_frames, alone.statistics.reused_rows) == (0, 0)
+    assert later.tokens == alone.tokens
 
 
 def test_no_frame_is_refused(describer: SceneDescriber) -> None:

@@ -210,7 +210,8 @@ class _Reader:
 
     @torch.inference_mode()
     def describe(self, drafter: Drafter, scene: SceneBatch) -> Generation:
-        """The events are read for drafters that use them alone."""
+        """The events are read for drafters that use them alone; nothing is left over from the text before."""
+        self.decoder.forget()
         video = self._target.encode_frames(scene.frames[0])
         embeddings = self._target.embed_prompt(self._prompt_ids, video)[None]
         events = None if drafter.name == BASELINE else self._event_model.encode_events(scene.events[0])

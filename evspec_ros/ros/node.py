@@ -288,6 +288,8 @@ class EvspecNode(LifecycleNode):
         values |= {
             "age_ms": round(age_ms, 3),
             "tokens": len(description.tokens),
+            "reused_frames": description.reused_frames,
+            "reused_rows": description.statistics.reused_rows,
             "mean_accepted_length": round(description.statistics.mean_accepted_length, 3),
         }
         health = Health("latency", DiagnosticStatus.OK, "one description", values)

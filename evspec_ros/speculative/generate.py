@@ -60,6 +60,7 @@ def generate(
         output = target.prefill(prompt.embeddings, capacity, drafter.layers)
         tokens = verify(NO_DRAFT, output.logits, sampling, generator).tokens
         tally.prefill_ms = watch.lap()
+        tally.prompt_rows, tally.reused_rows = prompt.embeddings.shape[1], output.reused
         if on_tokens is not None:
             on_tokens(list(tokens))
         watch.lap()
@@ -139,6 +140,8 @@ class _Stopwatch:
 class _Tally:
     """The running sums of one generation."""
 
+    prompt_rows: int = 0
+    reused_rows: int = 0
     target_passes: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -167,6 +170,8 @@ class _Tally:
         return DecodingStatistics(
             generations=1,
             tokens=tokens,
+            prompt_rows=self.prompt_rows,
+            reused_rows=self.reused_rows,
             target_passes=self.target_passes,
             drafted=self.drafted,
             accepted=self.accepted,

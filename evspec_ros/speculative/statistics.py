@@ -11,7 +11,8 @@ from typing import Any
 class DecodingStatistics:
     """Counts and times of one generation, or of several added up.
 
-    tokens: emitted, the one that the prefill yields included; target_passes: verifications and one-token
+    tokens: emitted, the one that the prefill yields included; prompt_rows: embedded tokens of the prompt, of
+    which reused_rows were still in the key/value cache; target_passes: verifications and one-token
     steps after the prefill; drafted, accepted: draft tokens proposed and emitted; drafted_by_position: passes
     whose draft reached depth 1, 2, ...; accepted_by_position: passes that emitted a draft token at that
     depth. Times in milliseconds of wall clock; decode_ms is everything after the prefill (draft_ms +
@@ -20,6 +21,8 @@ class DecodingStatistics:
 
     generations: int = 0
     tokens: int = 0
+    prompt_rows: int = 0
+    reused_rows: int = 0
     target_passes: int = 0
     drafted: int = 0
     accepted: int = 0

@@ -13,6 +13,8 @@ from evspec_ros.errors import GenerationError
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 from evspec_ros.speculative.tree import DraftTree
 
+CACHE_STEP = 128  # rows; a question some words longer than the last one still fits into the same cache
+
 
 @dataclass(frozen=True, eq=False)
 class TargetPass:
@@ -20,14 +22,16 @@ class TargetPass:
 
     logits: [n, V], one row per row of the pass (a prefill gives its last row alone).
     features: one [n, D] per layer asked for, one row per row of the pass (a prefill gives all of its rows).
+    reused: how many of the rows were not computed, as an earlier prompt began with the same.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...]
+    reused: int = 0
 
 
 class Target(Protocol):
-    """What the generate loop needs of a target. A new prefill discards what came before it."""
+    """What the generate loop needs of a target. A new prefill takes the place of the one before it."""
 
     @property
     def device(self) -> torch.device:
@@ -55,8 +59,28 @@ class Target(Protocol):
         """The text of generated tokens, without special tokens."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The prompt that the cache begins with: embeddings [P, D]; features [P, D] of each of these layers."""
+
+    embeddings: Tensor
+    layers: tuple[int, ...]
+    features: tuple[Tensor, ...]
+
+    def common_rows(self, embeddings: Tensor, layers: tuple[int, ...]) -> int:
+        """How many rows another prompt [Q, D] has in common with it from the first on, its last one never."""
+        if layers != self.layers:
+            return 0
+        rows = min(len(self.embeddings), len(embeddings) - 1)
+        same = (self.embeddings[:rows] == embeddings[:rows]).all(-1)
+        return int(same.cumprod(0).sum())
+
+
 class DecoderTarget:
     """A LLaMA decoder with its output head as a Target; one static KV cache serves every generation.
+
+    A prompt that begins as the last one did (the same frames and another question, say) is read from where
+    they part.
 
     end_tokens: tokens after which the text is complete; detokenize: tokens -> text without special tokens.
     """
@@ -76,6 +100,7 @@ class DecoderTarget:
         self.device, self.dtype = weight.device, weight.dtype
         self._layers: tuple[int, ...] = ()
         self._cache: KVCache | None = None
+        self._prompt: _Read | None = None
         self._read = 0  # rows in the cache that are not the last pass's
 
     def prefill(self, embeddings: Tensor, capacity: int, layers: tuple[int, ...]) -> TargetPass:
@@ -90,10 +115,21 @@ class DecoderTarget:
                 "shorten the prompt or lower max_new_tokens."
             )
         self._layers = layers
-        cache = self._empty_cache(rows + capacity)
-        output = self.decoder(embeddings, cache, layers=layers)
+        cache = self._cache_for(rows + capacity)
+        known, self._prompt = self._prompt, None  # forgotten for good if this pass fails
+        reused = known.common_rows(embeddings[0], layers) if known else 0
+        cache.truncate(reused)
+        output = self.decoder(embeddings[:, reused:], cache, layers=layers)
         features = tuple(feature[0] for feature in output.features)
-        return TargetPass(self.lm_head(output.hidden[0, -1:]), features)
+        if known and reused:
+            old = (feature[:reused] for feature in known.features)
+            features = tuple(torch.cat(pair) for pair in zip(old, features, strict=True))
+        self._prompt = _Read(embeddings[0], layers, features)
+        return TargetPass(self.lm_head(output.hidden[0, -1:]), features, reused)
+
+    def forget(self) -> None:
+        """Read the next prompt from its first row on, whatever came before it."""
+        self._prompt = None
 
     def extend(self, root: int, tree: DraftTree) -> TargetPass:
         """Read the root and the tree's nodes, each row at position prefix length + depth, seeing its
@@ -134,9 +170,12 @@ class DecoderTarget:
         logits: Tensor = self.lm_head(self.decoder.norm(features))
         return logits
 
-    def _empty_cache(self, capacity: int) -> KVCache:
-        """The cache, emptied; a larger one where it is too small."""
+    def _cache_for(self, capacity: int) -> KVCache:
+        """The cache as it is; a larger one, and no prompt read, where it is too small."""
         if self._cache is None or self._cache.capacity < capacity:
-            self._cache = KVCache(self.decoder.config, capacity, dtype=self.dtype, device=self.device)
-        self._cache.truncate(0)
+            steps = -(-capacity // CACHE_STEP)
+            self._cache = KVCache(
+                self.decoder.config, steps * CACHE_STEP, dtype=self.dtype, device=self.device
+            )
+            self._prompt = None
         return self._cache

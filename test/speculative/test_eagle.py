@@ -281,3 +281,42 @@ def test_drafters_go_by_name() -> None:
     other = EagleHead(EagleConfig.for_target(LlamaConfig(9, 16, 16, 1, 2, 2, 8), 4, 2))
     with pytest.raises(GenerationError, match="trained for this target"):
         make_drafter("eagle", target, other)
+
+
+def test_a_prompt_that_begins_as_the_last_one_is_read_from_where_they_part() -> None:
+    """Same logits and features as of a target that reads it all, whatever was generated in between."""
+    torch.manual_seed(3)
+    first = torch.randn(1, 12, CONFIG.hidden_size)
+    target, layers = _target(), (1, CONFIG.num_layers)
+    for rows in (12, 7, 1, 0):  # all of it, a part, one row, none
+        other = torch.cat((first[:, :rows], torch.randn(1, 12 - min(rows, 11), CONFIG.hidden_size)), 1)
+        with torch.inference_mode():
+            target.prefill(first, 20, layers)
+            target.extend(4, DraftTree.chain([1, 2, 3], [1.0] * 3))
+            target.keep([0, 1])
+            found, whole = target.prefill(other, 20, layers), _target().prefill(other, 20, layers)
+        assert found.reused == rows
+        assert whole.reused == 0
+        torch.testing.assert_close(found.logits, whole.logits, rtol=1e-4, atol=1e-4)
+        for ours, theirs in zip(found.features, whole.features, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_row_of_a_prompt_is_always_read() -> None:
+    """Its logits begin the text: the same prompt again costs one row, or all after `forget`."""
+    target, prompt = _target(), torch.randn(1, 12, CONFIG.hidden_size)
+    with torch.inference_mode():
+        once, again = (target.prefill(prompt, 20, ()) for _ in range(2))
+        target.forget()
+        anew = target.prefill(prompt, 20, ())
+    assert [once.reused, again.reused, anew.reused] == [0, 11, 0]
+    torch.testing.assert_close(once.logits, again.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_larger_cache_or_other_layers_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the rows of a smaller cache nor features that were not asked for are there to be reused."""
+    monkeypatch.setattr("evspec_ros.speculative.target.CACHE_STEP", 8)
+    target, prompt = _target(), torch.randn(1, 12, CONFIG.hidden_size)
+    with torch.inference_mode():
+        reused = [target.prefill(prompt, *ask).reused for ask in ((4, ()), (40, ()), (4, (1,)), (4, (1,)))]
+    assert reused == [0, 0, 0, 11]
