@@ -16,6 +16,7 @@ from evspec_ros.errors import EvspecError
 
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 _RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
+_DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
 
 _messages = Console(stderr=True, highlight=False)
 
@@ -82,9 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     tiny.add_argument("--models", type=Path, default=Path("models"), help="default: %(default)s")
     tiny.add_argument("--run", type=Path, default=Path("runs/tiny"), help=_RUN_HELP)
+    tiny.add_argument("--device", default="cpu", help=_DEVICE_HELP)
     eagle = _verb(trainings, "eagle", _train_eagle, "train a draft head for a target and an event model")
     _add_models(eagle)
     eagle.add_argument("--run", type=Path, default=Path("runs/eagle"), help=_RUN_HELP)
+    eagle.add_argument("--device", default="cpu", help=_DEVICE_HELP)
     return parser
 
 
@@ -208,18 +211,20 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _train_tiny(options: argparse.Namespace) -> None:
+    from evspec_ros.describer import compute_device
     from evspec_ros.training.progress import training_progress
     from evspec_ros.training.tiny import train_tiny
 
     with training_progress() as report:
-        train_tiny(options.run, options.models, report=report)
+        train_tiny(options.run, options.models, report=report, device=str(compute_device(options.device)))
     if options.json:
         _print_json({"models": str(options.models)})
 
 
 def _train_eagle(options: argparse.Namespace) -> None:
+    from evspec_ros.describer import compute_device
     from evspec_ros.training.eagle_run import train_eagle_visibly
 
-    figures = train_eagle_visibly(*_models(options), options.run)
+    figures = train_eagle_visibly(*_models(options), options.run, device=str(compute_device(options.device)))
     if options.json:
         _print_json(figures)

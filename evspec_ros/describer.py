@@ -154,7 +154,7 @@ class SceneDescriber:
         Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, and
         GenerationError for an unknown drafter or one whose head is missing.
         """
-        place, number = _device(device), _dtype(dtype)
+        place, number = compute_device(device), _dtype(dtype)
         model = load_video_llava(target, number, place)
         tokenizer = load_tokenizer(target)
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
@@ -281,7 +281,8 @@ def _latencies(laps: dict[str, float], statistics: DecodingStatistics) -> dict[s
     }
 
 
-def _device(name: str) -> torch.device:
+def compute_device(name: str) -> torch.device:
+    """cpu, cuda or cuda:N as torch knows it; CheckpointError where there is no such thing."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

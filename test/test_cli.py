@@ -110,6 +110,17 @@ def test_failure_is_one_sentence_on_stderr(tmp_path: Path) -> None:
     assert str(missing) in result.stderr
 
 
+@pytest.mark.parametrize("training", ["tiny", "eagle"])
+def test_training_on_a_device_that_is_not_there_fails_before_it_begins(
+    training: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence on stderr, status 1, and no run directory."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", training, "--device", "abacus"]) == 1
+    assert "no device 'abacus'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_json_is_all_there_is_on_stdout(shared_data: Path) -> None:
     """`info --json` prints one object, the known answer of a DAVIS346 recording, and nothing else."""
     result = evspec("info", shared_data / "event-vision-library" / "sample.aedat4", "--json")

@@ -72,38 +72,46 @@ class TinyPlan:
 TINY_PLAN = TinyPlan()
 
 
-def train_tiny(run: Path, models: Path, plan: TinyPlan = TINY_PLAN, report: Report = lambda *_: None) -> None:
+def train_tiny(
+    run: Path,
+    models: Path,
+    plan: TinyPlan = TINY_PLAN,
+    report: Report = lambda *_: None,
+    device: str = "cpu",
+) -> None:
     """Make models/tiny_video_llava and models/tiny_eventgpt; run keeps the data and every stage's state.
 
     Interrupt it at any time and call it again: it goes on where it was. Raises TrainingError.
     """
     dataset.prepare(run / "scenes", "train", plan.scenes, report)
     samples = dataset.load(run / "scenes", "train", plan.scenes)
-    target = train_target(samples, run, plan, report)
+    target = train_target(samples, run, plan, report, device)
     _write(models / "tiny_video_llava", target, save_video_llava, TARGET_TOKENS)
-    event_model = train_event_model(samples, run, plan, report)
+    event_model = train_event_model(samples, run, plan, report, device)
     _write(models / "tiny_eventgpt", event_model, save_eventgpt, EVENT_TOKENS)
 
 
-def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report) -> VideoLlava:
+def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report, device: str) -> VideoLlava:
     """The tiny Video-LLaVA."""
     tokenizer = train_tokenizer(TARGET_TOKENS)
     torch.manual_seed(0)
     config = tiny_video_llava(
         tokenizer.get_vocab_size(), token_id(tokenizer, IMAGE_TOKEN), token_id(tokenizer, VIDEO_TOKEN)
     )
-    shallow = VideoLlava(replace(config, text=replace(config.text, num_layers=plan.shallow_layers)))
+    shallow = VideoLlava(replace(config, text=replace(config.text, num_layers=plan.shallow_layers))).to(
+        device
+    )
     seen = frame_patches(samples)
     teach("frame-tower", shallow.video_tower, seen, run, plan.tower, plan.tower_batch, report)
     features = tower_features(shallow.video_tower, samples.frames, report)
     task = TargetTask(samples, features, tokenizer, plan.batch)
-    motion = nn.Linear(config.text.hidden_size, columns(MOTIONS) + 2)
+    motion = nn.Linear(config.text.hidden_size, columns(MOTIONS) + 2, device=device)
 
     def loss(step: int) -> Tensor:
         return task.loss(shallow, motion, step)
 
     fit("target-shallow", nn.ModuleList([shallow, motion]), loss, plan.shallow, run, report)
-    model = VideoLlava(config)
+    model = VideoLlava(config).to(device)
     deepen(shallow, model)
     model.video_tower.requires_grad_(requires_grad=False)
 
@@ -114,11 +122,11 @@ def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report) ->
     return model
 
 
-def train_event_model(samples: Samples, run: Path, plan: TinyPlan, report: Report) -> EventGpt:
+def train_event_model(samples: Samples, run: Path, plan: TinyPlan, report: Report, device: str) -> EventGpt:
     """The tiny EventGPT; it is taught the same captions, colours included, which events do not show."""
     tokenizer = train_tokenizer(EVENT_TOKENS)
     torch.manual_seed(1)
-    model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size()))
+    model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size())).to(device)
     seen = event_patches(samples)
     teach("event-tower", model.visual_tower, seen, run, plan.event_tower, plan.tower_batch, report)
     features = tower_features(model.visual_tower, samples.event_images, report)
@@ -185,9 +193,8 @@ class PatchTask:
         moment = random.integers(self.images.shape[1], size=batch)
         places = self.places[scene, :, moment]
         looks = np.concatenate((self.looks[scene], ranks(self.looks[scene], places)), -1)
-        return patch_loss(
-            probe(normalise(self.images[scene, moment])), patch_labels(looks, places, self.sizes)
-        )
+        pixels = normalise(self.images[scene, moment]).to(probe.head.weight.device)
+        return patch_loss(probe(pixels), patch_labels(looks, places, self.sizes))
 
 
 def frame_patches(samples: Samples) -> PatchTask:
@@ -214,7 +221,7 @@ def teach(
     stage: str, tower: ClipTower, task: PatchTask, run: Path, schedule: Schedule, batch: int, report: Report
 ) -> None:
     """Train a tower on one task; it is not trained any further."""
-    probe = PatchProbe(tower, task.sizes)
+    probe = PatchProbe(tower, task.sizes).to(next(tower.parameters()).device)
     fit(stage, probe, lambda step: task.loss(probe, step, batch), schedule, run, report)
     tower.requires_grad_(requires_grad=False)
 
@@ -227,7 +234,7 @@ def tower_features(tower: ClipTower, images: NDArray[np.uint8], report: Report) 
     count, per_scene = images.shape[:2]
     features = torch.empty(count, per_scene, tower.config.tokens, tower.config.hidden_size, dtype=torch.half)
     for start in range(0, count, FEATURES_BATCH):
-        part = normalise(images[start : start + FEATURES_BATCH])
+        part = normalise(images[start : start + FEATURES_BATCH]).to(next(tower.parameters()).device)
         features[start : start + FEATURES_BATCH] = tower(part.flatten(0, 1)).unflatten(0, (-1, per_scene))
         report("features", min(start + FEATURES_BATCH, count), count, 0.0)
     return features
@@ -285,10 +292,13 @@ def patch_labels(
 
 def patch_loss(out: Tensor, labels: PatchLabels) -> Tensor:
     """Cross entropy of the columns plus squared error of the vectors, from out [N, patches, columns + 2]."""
-    named = F.binary_cross_entropy_with_logits(out[..., :-2].float(), labels.wanted)
-    apart = (out[..., -2:].float() - labels.vectors).square().sum(-1) * labels.centred
+    wanted, vectors, centred = (
+        label.to(out.device) for label in (labels.wanted, labels.vectors, labels.centred)
+    )
+    named = F.binary_cross_entropy_with_logits(out[..., :-2].float(), wanted)
+    apart = (out[..., -2:].float() - vectors).square().sum(-1) * centred
     # most columns are 0 in most patches, so the mean over all of them is small
-    total: Tensor = 20 * named + apart.sum() / labels.centred.sum().clamp(min=1)
+    total: Tensor = 20 * named + apart.sum() / centred.sum().clamp(min=1)
     return total
 
 
@@ -317,7 +327,9 @@ class TargetTask:
         frames.
         """
         chosen = drawn(len(self._answers), self._batch, step)
-        video = model.projector(self._features[chosen].float())  # [B, 8, tokens, D]
+        video = model.projector(
+            self._features[chosen].to(model.lm_head.weight.device).float()
+        )  # [B, 8, tokens, D]
         answers = self._answers[chosen]
         told, rows = caption_loss(
             model.decoder, model.lm_head, self._before, video.flatten(1, 2), self._after, answers
@@ -340,7 +352,7 @@ class EventTask:
     def loss(self, model: EventGpt, step: int) -> Tensor:
         """Mean cross entropy of one batch's captions."""
         chosen = drawn(len(self._answers), self._batch, step)
-        events = model.pool(self._features[chosen].float())
+        events = model.pool(self._features[chosen].to(model.lm_head.weight.device).float())
         answers = self._answers[chosen]
         told, _ = caption_loss(model.decoder, model.lm_head, self._before, events, self._after, answers)
         return told
@@ -370,6 +382,7 @@ def caption_loss(
     """Cross entropy of answers [B, A] (IGNORED beyond their end) behind ids [b], features [B, V, D], ids
     [a]; and what the decoder makes of the features, [B, V, D].
     """
+    before, after, answers = (ids.to(seen.device) for ids in (before, after, answers))
     answers = answers[:, : int((answers != IGNORED).sum(1).max())]
     batch = len(answers)
     given = answers[:, :-1].clamp(min=0)
