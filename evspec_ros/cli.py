@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return 0, 1 (failed, one sentence on stderr), 2 (misused) or 130 (interrupted)."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        options.verb(options)
     except EvspecError as error:
         _messages.print(f"evspec: {error}", markup=False, soft_wrap=True)
         return FAILED
@@ -115,7 +115,7 @@ def _verb(
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(verb=run)
     return parser
 
 
