@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,7 @@ def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report, de
     )
     seen = frame_patches(samples)
     teach("frame-tower", shallow.video_tower, seen, run, plan.tower, plan.tower_batch, report)
-    features = tower_features(shallow.video_tower, samples.frames, report)
-    task = TargetTask(samples, features, tokenizer, plan.batch)
+    task = TargetTask(samples, shallow.video_tower, tokenizer, plan.batch, report)
     motion = nn.Linear(config.text.hidden_size, columns(MOTIONS) + 2, device=device)
 
     def loss(step: int) -> Tensor:
@@ -129,8 +129,7 @@ def train_event_model(samples: Samples, run: Path, plan: TinyPlan, report: Repor
     model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size())).to(device)
     seen = event_patches(samples)
     teach("event-tower", model.visual_tower, seen, run, plan.event_tower, plan.tower_batch, report)
-    features = tower_features(model.visual_tower, samples.event_images, report)
-    task = EventTask(samples, features, tokenizer, plan.batch)
+    task = EventTask(samples, model.visual_tower, tokenizer, plan.batch, report)
     fit("event-model", model, lambda step: task.loss(model, step), plan.event, run, report)
     return model
 
@@ -312,15 +311,23 @@ class TargetTask:
     alone teach that slowly, for they mention it once an object.
     """
 
-    def __init__(self, samples: Samples, features: Tensor, tokenizer: FastTokenizer, batch: int) -> None:
-        self._features = features
+    def __init__(
+        self, samples: Samples, tower: ClipTower, tokenizer: FastTokenizer, batch: int, report: Report
+    ) -> None:
+        self._samples = samples
+        self._tower = tower
+        self._report = report
         self._answers = answer_ids(tokenizer, samples.captions)
         self._batch = batch
         self._before, self._after = (
             prompt_ids(tokenizer, part, bos)
             for part, bos in zip(target_prompt(DEFAULT_PROMPT).split(VIDEO_TOKEN), (True, False), strict=True)
         )
-        self._samples = samples
+
+    @cached_property
+    def _features(self) -> Tensor:
+        """Of all frames; minutes, and not needed by a stage that is finished."""
+        return tower_features(self._tower, self._samples.frames, self._report)
 
     def loss(self, model: VideoLlava, motion: nn.Linear, step: int) -> Tensor:
         """Mean cross entropy of one batch's captions, plus `patch_loss` of what `motion` reads off the
@@ -342,12 +349,21 @@ class TargetTask:
 class EventTask:
     """Caption prediction from five event images, in batches."""
 
-    def __init__(self, samples: Samples, features: Tensor, tokenizer: FastTokenizer, batch: int) -> None:
-        self._features = features
+    def __init__(
+        self, samples: Samples, tower: ClipTower, tokenizer: FastTokenizer, batch: int, report: Report
+    ) -> None:
+        self._images = samples.event_images
+        self._tower = tower
+        self._report = report
         self._answers = answer_ids(tokenizer, samples.captions)
         self._batch = batch
         before, after = event_prompt(DEFAULT_PROMPT)
         self._before, self._after = prompt_ids(tokenizer, before, True), prompt_ids(tokenizer, after, False)
+
+    @cached_property
+    def _features(self) -> Tensor:
+        """Of all event images."""
+        return tower_features(self._tower, self._images, self._report)
 
     def loss(self, model: EventGpt, step: int) -> Tensor:
         """Mean cross entropy of one batch's captions."""
