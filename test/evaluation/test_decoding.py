@@ -52,7 +52,7 @@ def test_a_benchmark_of_nothing_is_refused() -> None:
 
 
 def test_the_shipped_head_is_accepted_as_often_as_when_it_was_trained() -> None:
-    """Greedy, eight held-out scenes, chains of eight: measured 5.2 tokens per pass, first draft 0.95.
+    """Greedy, eight held-out scenes, chains of eight: measured 7.27 tokens per pass, first draft 1.0.
 
     A fault in how features are handed over leaves every text right; it shows here alone.
     """
@@ -62,5 +62,5 @@ def test_the_shipped_head_is_accepted_as_often_as_when_it_was_trained() -> None:
     )
     assert eagle.identical
     assert eagle.tokens == none.tokens
-    assert eagle.mean_accepted_length > 4.9
-    assert eagle.acceptance_by_position[0] > 0.86
+    assert eagle.mean_accepted_length > 6.9
+    assert eagle.acceptance_by_position[0] > 0.95
