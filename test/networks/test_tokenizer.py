@@ -195,7 +195,7 @@ def test_another_id_of_a_special_token_is_refused(loaded: Tokenizer, tmp_path: P
     video = loaded.token_id("<video>")
     with pytest.raises(CheckpointError, match=f"has id {video} for '<video>' where .* id 5;"):
         require_fit(loaded, tmp_path, 1000, {"<video>": 5})
-    with pytest.raises(CheckpointError, match="has no id for '<depth>' where .* id 5;"):
+    with pytest.raises(CheckpointError, match=r"has no id for '<depth>' where .* id 5;"):
         require_fit(loaded, tmp_path, 1000, {"<depth>": 5})
 
 
