@@ -26,9 +26,9 @@ from evspec_ros.networks.checkpoints import (
 from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
-from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer
+from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer, require_fit
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
+from evspec_ros.prompts import DEFAULT_PROMPT, VIDEO_TOKEN, target_prompt
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.generate import generate
 from evspec_ros.speculative.registry import make_drafter
@@ -157,6 +157,9 @@ class SceneDescriber:
         place, number = compute_device(device), _dtype(dtype)
         model = load_video_llava(target, number, place)
         tokenizer = load_tokenizer(target)
+        require_fit(
+            tokenizer, target, model.config.text.vocab_size, {VIDEO_TOKEN: model.config.video_token_id}
+        )
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         if drafter == "none" or event_model is None or draft_head is None:
             return cls(model, tokenizer, frames, drafter=drafter)

@@ -1,8 +1,9 @@
 """Checkpoint directories in the layouts that their makers publish.
 
 Video-LLaVA: `LanguageBind/Video-LLaVA-7B-hf`, which transformers loads as well. EventGPT: model type
-`EventChat_llama`, its CLIP tower described by the directory that `mm_visual_tower` names. Draft heads:
-`config.json` and `model.safetensors`.
+`EventChat_llama`, its CLIP tower described by the directory that `mm_visual_tower` names, which holds the
+tower's weights as well where the checkpoint's own files do not. Draft heads: `config.json` and
+`model.safetensors`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.networks.weights import (
     CONFIG,
     Device,
+    Part,
     canonical,
     load_weights,
+    published_keys,
     read_json,
     saved_state,
     write_directory,
@@ -33,6 +36,9 @@ from evspec_ros.networks.weights import (
 
 PREPROCESSOR = "preprocessor_config.json"
 VISUAL_TOWER = "visual_tower"  # where a saved EventGPT describes its CLIP tower
+_TOWER_KEYS = "model.visual_tower.visual_tower."  # of EventGPT's tower in its own files
+# What CLIP has beside its image tower.
+_UNREAD_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
 def load_video_llava(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> VideoLlava:
@@ -51,7 +57,7 @@ def load_video_llava(path: Path, dtype: torch.dtype = torch.float32, device: Dev
     sizes = VideoLlavaConfig.from_hf(config)
     with torch.device("meta"):
         model = VideoLlava(sizes)
-    return load_weights(model, path, _video_llava_key, _unread_prefixes(sizes), dtype, device)
+    return load_weights(model, [Part(path, _video_llava_key, _unread_prefixes(sizes))], dtype, device)
 
 
 def save_video_llava(model: VideoLlava, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -85,12 +91,24 @@ def save_video_llava(model: VideoLlava, path: Path, dtype: torch.dtype = torch.f
 
 
 def load_eventgpt(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> EventGpt:
-    """The event model from an EventGPT directory, ready to evaluate; raises CheckpointError as above."""
+    """The event model from an EventGPT directory, ready to evaluate; raises CheckpointError as above.
+
+    Its CLIP tower's weights may lie in its own files or in the tower's directory, inside or beside it.
+    """
     config = _read_config(path)
     _require_architecture(path, config, "EventChat_llama", "EventGPT")
+    tower = _tower_directory(path, config)
     with torch.device("meta"):
-        model = EventGpt(EventGptConfig(LlamaConfig.from_hf(config), _visual_tower_config(path, config)))
-    return load_weights(model, path, _eventgpt_key, (), dtype, device)
+        model = EventGpt(EventGptConfig(LlamaConfig.from_hf(config), _tower_config(tower)))
+    parts = [Part(path, _eventgpt_key)]
+    if not any(key.startswith(_TOWER_KEYS) for key in published_keys(path)):
+        if tower is None:
+            raise CheckpointError(
+                f"The weights in {path} lack the visual tower, and {config['mm_visual_tower']!r} lies "
+                "neither inside nor beside the checkpoint; put the tower's directory there."
+            )
+        parts.append(Part(tower, _clip_key, _UNREAD_CLIP))
+    return load_weights(model, parts, dtype, device)
 
 
 def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -131,7 +149,7 @@ def load_draft_head(path: Path, dtype: torch.dtype = torch.float32, device: Devi
     config = EagleConfig.from_dict(_read_config(path))
     with torch.device("meta"):
         model = EagleHead(config)
-    return load_weights(model, path, str, (), dtype, device)
+    return load_weights(model, [Part(path)], dtype, device)
 
 
 def save_draft_head(model: EagleHead, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -140,7 +158,18 @@ def save_draft_head(model: EagleHead, path: Path, dtype: torch.dtype = torch.flo
 
 
 def load_preprocessor_config(path: Path) -> dict[str, Any]:
-    """`preprocessor_config.json` of a checkpoint: what `frames.clip.ClipPreprocessor.from_config` reads."""
+    """`preprocessor_config.json` of a checkpoint: what `frames.clip.ClipPreprocessor.from_config` reads.
+
+    That of its visual tower where an EventGPT checkpoint has none of its own. Raises CheckpointError where
+    there is none at all.
+    """
+    if not (path / PREPROCESSOR).is_file():
+        config = _read_config(path)
+        if "mm_visual_tower" in config:
+            tower = _tower_directory(path, config)
+            if tower is None:
+                return _preprocessor_config("CLIPImageProcessor", CLIP_L_14_336)
+            return read_json(tower / PREPROCESSOR)
     return read_json(path / PREPROCESSOR)
 
 
@@ -162,7 +191,7 @@ def _video_llava_key(key: str) -> str:
 def _eventgpt_key(key: str) -> str:
     """The parameter that a published EventGPT key belongs to."""
     for published, ours in (
-        ("model.visual_tower.visual_tower.", "visual_tower.clip."),
+        (_TOWER_KEYS, "visual_tower.clip."),
         ("model.visual_projector.", "visual_projector."),
         ("model.feature_adaptor.", "feature_adaptor."),
         ("model.", "decoder."),
@@ -170,6 +199,13 @@ def _eventgpt_key(key: str) -> str:
         if key.startswith(published):
             return canonical(ours + key.removeprefix(published))
     return key
+
+
+def _clip_key(key: str) -> str:
+    """The parameter of EventGPT that a key of CLIP belongs to; the keys of `_UNREAD_CLIP` stay."""
+    if key.startswith(_UNREAD_CLIP):
+        return key
+    return f"visual_tower.clip.{key.removeprefix('vision_model.')}"
 
 
 def _whole_tower(inner: str, tensor: Tensor, config: VideoLlavaConfig) -> dict[str, Tensor]:
@@ -200,19 +236,29 @@ def _require_architecture(path: Path, config: Mapping[str, Any], model_type: str
         )
 
 
-def _visual_tower_config(path: Path, config: Mapping[str, Any]) -> ClipConfig:
-    """The tower `mm_visual_tower` names: a directory inside or beside the checkpoint, or CLIP-L/14-336."""
+def _tower_directory(path: Path, config: Mapping[str, Any]) -> Path | None:
+    """The directory that `mm_visual_tower` names, inside or beside the checkpoint.
+
+    None for CLIP-L/14-336 that is not there; raises CheckpointError for another tower that is not.
+    """
     tower = Path(str(config.get("mm_visual_tower")))
     for directory in (path / tower, path / tower.name, path.parent / tower.name):
         if (directory / CONFIG).is_file():
-            found = read_json(directory / CONFIG)
-            return ClipConfig.from_hf(found.get("vision_config", found))
+            return directory
     if tower.name == "clip-vit-large-patch14-336":
-        return CLIP_L_14_336
+        return None
     raise CheckpointError(
         f"{path / CONFIG} names the visual tower {str(tower)!r}, which lies neither inside nor beside the "
         "checkpoint; put the tower's directory there."
     )
+
+
+def _tower_config(directory: Path | None) -> ClipConfig:
+    """The sizes of the tower in a directory of CLIP's or its image tower's; without one CLIP-L/14-336's."""
+    if directory is None:
+        return CLIP_L_14_336
+    found = read_json(directory / CONFIG)
+    return ClipConfig.from_hf(found.get("vision_config", found))
 
 
 def _generation_config(config: LlamaConfig) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
@@ -21,6 +22,8 @@ class Tokenizer:
     """Text to token ids and back. `bos` and `eos` are the ids that begin and end a sequence."""
 
     def __init__(self, backend: PreTrainedTokenizerBase) -> None:
+        if backend.bos_token_id is None or backend.eos_token_id is None:
+            raise ValueError("it names no token that begins and none that ends a sequence, as LLaMA's does")
         self.backend = backend
         self.bos = int(backend.bos_token_id)
         self.eos = int(backend.eos_token_id)
@@ -48,6 +51,75 @@ class Tokenizer:
             )
         return int(index)
 
+    def base_tokens(self) -> dict[int, str]:
+        """The tokens by id, without those that were added behind the vocabulary."""
+        size = self.backend.vocab_size
+        return {index: token for token, index in self.backend.get_vocab().items() if index < size}
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """Whether the event model's token ids mean to the target what they mean to the event model.
+
+    shared: how many ids of the base vocabulary are the same token in both. first_difference: the lowest id
+    that is not, with the target's and the event model's token (None: it has none); None where all are.
+    """
+
+    shared: int
+    first_difference: tuple[int, str | None, str | None] | None
+
+    @property
+    def same(self) -> bool:
+        """Whether the event model's tokens can be drafted as they are."""
+        return self.first_difference is None
+
+    @property
+    def report(self) -> str:
+        """What was found and what follows from it, in one sentence."""
+        if self.first_difference is None:
+            return (
+                f"Target and event model share the {self.shared} tokens of their vocabulary, so the event "
+                "model's tokens can be drafted as they are."
+            )
+        index, target, event = self.first_difference
+        return (
+            f"Target and event model differ in their vocabulary ({self.shared} tokens are shared; id {index} "
+            f"is {_quoted(target)} to the target and {_quoted(event)} to the event model), so token-level "
+            "drafting is impossible and the event model's features alone can be used."
+        )
+
+
+def compatibility(target: Tokenizer, event: Tokenizer) -> Compatibility:
+    """Compare the base vocabularies of a pair; the special tokens that each adds behind it may differ."""
+    ours, theirs = target.base_tokens(), event.base_tokens()
+    different = [index for index in sorted({*ours, *theirs}) if ours.get(index) != theirs.get(index)]
+    shared = len({*ours, *theirs}) - len(different)
+    if not different:
+        return Compatibility(shared, None)
+    return Compatibility(shared, (different[0], ours.get(different[0]), theirs.get(different[0])))
+
+
+def require_fit(
+    tokenizer: Tokenizer, path: Path, rows: int, special: Mapping[str, int] | None = None
+) -> None:
+    """Raise CheckpointError where the tokenizer of `path` is not that of its model.
+
+    rows: embeddings that the model has (there may be more than tokens); special: tokens that the model's
+    config knows by id.
+    """
+    vocabulary = tokenizer.backend.get_vocab()
+    if max(vocabulary.values()) >= rows:
+        raise CheckpointError(
+            f"The tokenizer in {path} has ids up to {max(vocabulary.values())} and the model there has "
+            f"embeddings for {rows} tokens; use the tokenizer that belongs to the checkpoint."
+        )
+    for token, index in (special or {}).items():
+        if vocabulary.get(token) != index:
+            raise CheckpointError(
+                f"The tokenizer in {path} has {_id(vocabulary.get(token))} for {token!r} where the model's "
+                f"config has id {index}; use the tokenizer that belongs to the checkpoint."
+            )
+
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a checkpoint directory; CheckpointError where it is missing or damaged."""
@@ -63,6 +135,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError(
             f"The tokenizer in {path} cannot be loaded ({error}); fetch its files again."
         ) from error
+
+
+def _quoted(token: str | None) -> str:
+    return "no token" if token is None else repr(token)
+
+
+def _id(index: int | None) -> str:
+    return "no id" if index is None else f"id {index}"
 
 
 def save_tokenizer(tokenizer: tokenizers.Tokenizer, path: Path, special: Sequence[str] = ()) -> None:

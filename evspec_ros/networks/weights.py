@@ -1,7 +1,8 @@
-"""The files of a checkpoint: JSON objects and safetensors, read whole or refused, written atomically.
+"""The files of a checkpoint: JSON objects and weights, read whole or refused, written atomically.
 
-Weights are read from safetensors alone, tensor by tensor onto the device, after every problem with their keys
-was found. Files are written beside their place and then renamed into it: a reader never meets half of one.
+Weights are read from safetensors, or from torch's pickles through its weights-only loader alone, after every
+problem with their keys was found: file by file, tensor by tensor, straight to the device. Files are written
+beside their place and then renamed into it: a reader never meets half of one.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,15 +27,40 @@ from evspec_ros.errors import CheckpointError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_PICKLE = "pytorch_model.bin"
+_INDEX = ".index.json"  # behind the name of a file that is split into shards
 _OLD_BUFFERS = (
     ".position_ids",
     ".rotary_emb.inv_freq",
 )  # saved by early versions of transformers, never read
-_PICKLES = {".bin", ".pt", ".pth", ".pkl"}
+_OTHER_PICKLES = {".bin", ".pt", ".pth", ".pkl"}
+_MEMINFO = Path("/proc/meminfo")
 
 Device: TypeAlias = torch.device | str
 Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A directory that holds a model's weights, or some of them.
+
+    `rename` maps a published key to a canonical parameter name; names that start with one of `unread` are
+    skipped.
+    """
+
+    path: Path
+    rename: Callable[[str], str] = str
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One published tensor: where it lies, under which key, and which parameter it is."""
+
+    file: Path
+    key: str
+    name: str
+    shape: tuple[int, ...]
 
 
 def canonical(name: str) -> str:
@@ -57,94 +86,159 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
+def published_keys(path: Path) -> set[str]:
+    """The keys of all weights in a checkpoint directory; raises CheckpointError as `load_weights`."""
+    return {key for file in _weight_files(path) for key in _mapped(file)}
+
+
+def load_weights(model: Network, parts: Sequence[Part], dtype: torch.dtype, device: Device) -> Network:
+    """Fill a model that was built on the meta device and set it to evaluate.
+
+    The host holds at most one file of weights beyond the model, and that in pages which it can drop. Raises
+    CheckpointError before a tensor is read: with every missing, unexpected, doubled and mis-shaped key, or
+    with the memory that the weights need and the device has not.
+    """
+    state = model.state_dict()
+    parameters = {canonical(name): name for name in state}
+    entries = [entry for part in parts for entry in _entries(part)]
+    _require_keys(
+        parts[0].path, entries, {canonical(name): tuple(value.shape) for name, value in state.items()}
+    )
+    _require_memory(parts[0].path, sum(value.numel() for value in state.values()), dtype, device)
+    for file, group in groupby(entries, key=lambda entry: entry.file):
+        mapped = _mapped(file)
+        for entry in group:  # copied even where nothing changes, so that no model hangs on its files
+            state[parameters[entry.name]] = mapped[entry.key].to(device).to(dtype, copy=True)
+    model.load_state_dict(state, assign=True)
+    return model.to(device).eval()
+
+
+def free_bytes(device: Device) -> int | None:
+    """How many bytes a device can still hold; None where the system does not say."""
+    place = torch.device(device)
+    # An integrated GPU (Jetson) shares the host's memory, and CUDA takes cached files there for occupied.
+    if place.type == "cuda" and not torch.cuda.get_device_properties(place).is_integrated:
+        unused = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)  # torch keeps it
+        return int(torch.cuda.mem_get_info(place)[0]) + unused
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * kibibytes[0] if kibibytes else None
+
+
 def _weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: one, or the shards of its index."""
-    if (path / WEIGHTS).is_file():
-        return [path / WEIGHTS]
-    if (path / INDEX).is_file():
-        shards = read_json(path / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{path / INDEX} lists no weights; fetch the checkpoint again.")
-        files = [path / str(name) for name in sorted(set(shards.values()))]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise CheckpointError(
-                f"The checkpoint {path} lacks {', '.join(missing)}, which {INDEX} lists; fetch it again."
-            )
-        return files
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+    """The files of a checkpoint's weights: one, or the shards of an index; safetensors before pickles."""
+    for name in (WEIGHTS, _PICKLE):
+        if (path / name).is_file():
+            return [path / name]
+        if (path / (name + _INDEX)).is_file():
+            return _shards(path / (name + _INDEX))
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _OTHER_PICKLES)
     if pickles:
         raise CheckpointError(
-            f"The checkpoint {path} holds its weights as pickles ({', '.join(pickles)}), which can run code "
-            "when read; convert them to safetensors."
+            f"The checkpoint {path} holds {', '.join(pickles)}, which may be pickles that run code when "
+            f"read, but neither {WEIGHTS} nor {_PICKLE}; convert them to safetensors."
         )
-    raise CheckpointError(f"The checkpoint {path} has no {WEIGHTS} and no {INDEX}; fetch it again.")
+    raise CheckpointError(
+        f"The checkpoint {path} has neither {WEIGHTS} nor {_PICKLE} nor the {_INDEX} of either; "
+        "fetch it again."
+    )
 
 
-@contextmanager
-def _opened(file: Path, device: Device) -> Iterator[Any]:
-    """An open safetensors file; CheckpointError where it is something else or cut off."""
-    with file.open("rb") as stream:
-        start = stream.read(9)  # of safetensors: the header's length as u64, then the header's brace
-    if start[8:] != b"{" and start.startswith((b"\x80", b"PK\x03\x04")):
+def _shards(index: Path) -> list[Path]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) for n in shards.values()):
+        raise CheckpointError(f"{index} lists no weights; fetch the checkpoint again.")
+    files = [index.parent / name for name in sorted(set(shards.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
         raise CheckpointError(
-            f"{file} is a pickle, which can run code when read, and not safetensors; convert the checkpoint."
+            f"The checkpoint {index.parent} lacks {', '.join(missing)}, which {index.name} lists; "
+            "fetch it again."
         )
+    return files
+
+
+def _mapped(file: Path) -> dict[str, Tensor]:
+    """A file's tensors, mapped into memory: their bytes are read where they are used, and not before.
+
+    CheckpointError where the file is something else or cut off.
+    """
     try:
-        with safe_open(file, "pt", device=str(device)) as opened:
-            yield opened
+        return _mapped_pickle(file) if file.suffix == ".bin" else _mapped_safetensors(file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is damaged or only half written ({error}); fetch or write the checkpoint again."
         ) from error
 
 
-def load_weights(
-    model: Network,
-    path: Path,
-    rename: Callable[[str], str],
-    unread: tuple[str, ...],
-    dtype: torch.dtype,
-    device: Device,
-) -> Network:
-    """Fill a model that was built on the meta device and set it to evaluate.
+def _mapped_safetensors(file: Path) -> dict[str, Tensor]:
+    with file.open("rb") as stream:
+        start = stream.read(9)  # of safetensors: the header's length as u64, then the header's brace
+    if start[8:] != b"{" and start.startswith((b"\x80", b"PK\x03\x04")):
+        raise CheckpointError(
+            f"{file} is a pickle, which can run code when read, and not safetensors; convert the checkpoint."
+        )
+    with safe_open(file, "pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
 
-    `rename` maps a published key to a canonical parameter name; names that start with one of `unread` are
-    skipped. Raises CheckpointError, with every missing, unexpected and mis-shaped key, before a tensor is
-    read.
-    """
-    parameters = {canonical(name): name for name in model.state_dict()}
-    shapes = {canonical(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    keys: dict[Path, dict[str, str]] = {}  # of each file: published key -> canonical name
-    problems: list[str] = []
-    for file in _weight_files(path):
-        with _opened(file, "cpu") as opened:
-            names = {key: rename(key) for key in opened.keys()}  # noqa: SIM118 - an open file is no mapping
-            keys[file] = {
-                key: name
-                for key, name in names.items()
-                if not name.startswith(unread) and not name.endswith(_OLD_BUFFERS)
-            }
-            for key, name in keys[file].items():
-                shape = tuple(opened.get_slice(key).get_shape())
-                if name not in shapes:
-                    problems.append(f"{key} is unexpected")
-                elif shape != shapes[name]:
-                    problems.append(f"{key} has shape {shape} instead of {shapes[name]}")
-    found = {name for names in keys.values() for name in names.values()}
+
+def _mapped_pickle(file: Path) -> dict[str, Tensor]:
+    if torch.__version__ < "2.6":  # compared as versions, not as text
+        raise CheckpointError(
+            f"{file} is a pickle, and torch {torch.__version__} can be made to run code by one "
+            "(CVE-2025-32434); install torch 2.6 or convert the checkpoint to safetensors."
+        )
+    try:
+        tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a broken pickle fails wherever its first wrong instruction leads
+        raise CheckpointError(
+            f"{file} is damaged, or a pickle of more than tensors, which can run code when read; "
+            "fetch the checkpoint again or convert it to safetensors."
+        ) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
+    ):
+        raise CheckpointError(f"{file} holds no tensors by name; use a checkpoint of the model's weights.")
+    return tensors
+
+
+def _entries(part: Part) -> Iterator[_Entry]:
+    """What of a directory belongs to the model, in the order of its files."""
+    for file in _weight_files(part.path):
+        for key, tensor in _mapped(file).items():
+            name = part.rename(key)
+            if not name.startswith(part.unread) and not name.endswith(_OLD_BUFFERS):
+                yield _Entry(file, key, name, tuple(tensor.shape))
+
+
+def _require_keys(path: Path, entries: Sequence[_Entry], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError that lists everything in which the entries differ from the model's shapes."""
+    problems = []
+    for entry in entries:
+        if entry.name not in shapes:
+            problems.append(f"{entry.key} is unexpected")
+        elif entry.shape != shapes[entry.name]:
+            problems.append(f"{entry.key} has shape {entry.shape} instead of {shapes[entry.name]}")
+    found = Counter(entry.name for entry in entries)
+    problems += [f"{name} is there {count} times" for name, count in found.items() if count > 1]
     problems += [f"{name} is missing" for name in shapes if name not in found]
     if problems:
         raise CheckpointError(
             f"The weights in {path} do not fit its {CONFIG}: {'; '.join(problems)}; "
             "use the files of one checkpoint."
         )
-    state: dict[str, Tensor] = {}
-    for file, names in keys.items():
-        with _opened(file, device) as opened:
-            for key, name in names.items():
-                state[parameters[name]] = opened.get_tensor(key).to(dtype)
-    model.load_state_dict(state, assign=True)
-    return model.to(device).eval()
+
+
+def _require_memory(path: Path, values: int, dtype: torch.dtype, device: Device) -> None:
+    needed, free = values * dtype.itemsize, free_bytes(device)
+    if free is not None and needed > free:
+        raise CheckpointError(
+            f"The weights in {path} take {needed / 1e9:.2f} GB as {str(dtype).removeprefix('torch.')} and "
+            f"{device} has {free / 1e9:.2f} GB free; choose a smaller precision or end what takes the memory."
+        )
 
 
 def saved_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

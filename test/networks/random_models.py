@@ -12,8 +12,8 @@ from evspec_ros.networks.llama import LlamaConfig
 SPECIAL = ("<image>", "<video>", "<ev_patch>", "<ev_start>", "<ev_end>")
 
 
-def llama_style_tokenizer() -> tokenizers.Tokenizer:
-    """Byte fallback; ids 0-2 are <unk> <s> </s>, then 256 bytes, letters, merges, SPECIAL."""
+def llama_style_tokenizer(special: tuple[str, ...] = SPECIAL) -> tokenizers.Tokenizer:
+    """Byte fallback; ids 0-2 are <unk> <s> </s>, then 256 bytes, letters, merges, `special`."""
     letters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?"
     tokens = [
         "<unk>",
@@ -38,7 +38,7 @@ def llama_style_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", *SPECIAL])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", *special])
     return tokenizer
 
 

@@ -7,13 +7,21 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from random_models import CLIP, lively
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import VideoLlavaForConditionalGeneration
+from torch.torch_version import TorchVersion
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    VideoLlavaForConditionalGeneration,
+)
 
 from evspec_ros.errors import CheckpointError
 from evspec_ros.frames.clip import ClipPreprocessor
@@ -30,9 +38,11 @@ from evspec_ros.networks.clip import CLIP_L_14_336
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.networks.weights import free_bytes
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +103,25 @@ def shard(path: Path, count: int = 3) -> None:
         save_file({key: tensors[key] for key in tensors if weight_map[key] == name}, path / name)
     (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (path / WEIGHTS).unlink()
+
+
+def pickled(path: Path, count: int = 1) -> None:
+    """The same weights as older versions of transformers saved them: one pickle, or shards and an index."""
+    tensors = load_file(path / WEIGHTS)
+    (path / WEIGHTS).unlink()
+    if count == 1:
+        torch.save(tensors, path / PICKLE)
+        return
+    names = [f"pytorch_model-{index + 1:05}-of-{count:05}.bin" for index in range(count)]
+    weight_map = {key: names[index % count] for index, key in enumerate(tensors)}
+    for name in names:
+        torch.save({key: tensors[key] for key in tensors if weight_map[key] == name}, path / name)
+    (path / f"{PICKLE}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def without_tower(path: Path) -> None:
+    """Take the visual tower out of an event model's own weights."""
+    rewrite(path, lambda tensors: {key: tensors[key] for key in tensors if "visual_tower" not in key})
 
 
 def edit_config(path: Path, **entries: object) -> None:
@@ -261,6 +290,32 @@ def test_shards_and_an_index_are_read(video_llava: VideoLlava, target: Path) -> 
     assert_same(load_video_llava(target), video_llava)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_pickled_weights_are_read(
+    video_llava: VideoLlava, eventgpt: EventGpt, target: Path, event_model: Path, count: int
+) -> None:
+    """pytorch_model.bin, whole or in shards, gives the same models."""
+    pickled(target, count)
+    pickled(event_model, count)
+    assert_same(load_video_llava(target), video_llava)
+    assert_same(load_eventgpt(event_model), eventgpt)
+
+
+def test_safetensors_are_preferred_to_pickles(video_llava: VideoLlava, target: Path) -> None:
+    """Where a directory holds both, the pickle stays closed."""
+    (target / PICKLE).write_bytes(b"anything")
+    assert_same(load_video_llava(target), video_llava)
+
+
+def test_a_model_does_not_hang_on_its_files(video_llava: VideoLlava, target: Path) -> None:
+    """Loaded weights stay what they are when the files are overwritten in place."""
+    loaded = load_video_llava(target)
+    size = (target / WEIGHTS).stat().st_size
+    with (target / WEIGHTS).open("r+b") as stream:
+        stream.write(b"\xff" * size)
+    assert_same(loaded, video_llava)
+
+
 def test_buffers_that_old_versions_saved_are_ignored(video_llava: VideoLlava, target: Path) -> None:
     """position_ids and inv_freq are no weights."""
     old = {
@@ -284,6 +339,58 @@ def test_the_published_tower_needs_no_directory(event_model: Path) -> None:
     edit_config(event_model, mm_visual_tower="openai/clip-vit-large-patch14-336")
     with pytest.raises(CheckpointError, match=str(CLIP_L_14_336.hidden_size)):
         load_eventgpt(event_model)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all of CLIP", "its image tower"])
+@pytest.mark.parametrize("pickle_it", [False, True], ids=["safetensors", "pickle"])
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_a_towers_weights_may_lie_in_its_own_directory(
+    eventgpt: EventGpt, event_model: Path, place: str, pickle_it: bool, whole: bool
+) -> None:
+    """A directory that transformers' CLIP wrote completes a checkpoint; its text is not read."""
+    state = eventgpt.visual_tower.clip.state_dict()
+    vision = {**CLIP.to_hf()}
+    if whole:
+        text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        clip = CLIPModel(
+            CLIPConfig(text_config=text, vision_config=vision, projection_dim=CLIP.projection_dim)
+        )
+        clip.vision_model.load_state_dict({name.removeprefix("vision_model."): state[name] for name in state})
+    else:
+        clip = CLIPVisionModel(CLIPVisionConfig(**vision))
+        clip.load_state_dict(state)
+    shutil.rmtree(event_model / "visual_tower")
+    tower = (event_model.parent if place == "beside" else event_model) / "clip-vit"
+    clip.save_pretrained(tower)
+    if pickle_it:
+        pickled(tower)
+    without_tower(event_model)
+    edit_config(event_model, mm_visual_tower="openai/clip-vit")
+    loaded = load_eventgpt(event_model)
+    assert loaded.config == eventgpt.config
+    assert_same(loaded, eventgpt)
+
+
+def test_a_towers_own_weights_come_first(eventgpt: EventGpt, event_model: Path) -> None:
+    """Where the checkpoint holds its tower, trained further perhaps, nothing is read from the tower's."""
+    (event_model / "visual_tower" / WEIGHTS).write_bytes(b"anything")
+    assert_same(load_eventgpt(event_model), eventgpt)
+
+
+def test_a_checkpoint_without_preprocessor_has_its_towers(event_model: Path) -> None:
+    """EventGPT's images go through the processor of its CLIP directory, or of CLIP-L/14-336 by its name."""
+    (event_model / "preprocessor_config.json").unlink()
+    assert ClipPreprocessor.from_config(load_preprocessor_config(event_model)).size == CLIP.image_size
+    shutil.rmtree(event_model / "visual_tower")
+    edit_config(event_model, mm_visual_tower="openai/clip-vit-large-patch14-336")
+    assert ClipPreprocessor.from_config(load_preprocessor_config(event_model)).size == 336
+
+
+def test_a_target_without_preprocessor_is_refused(target: Path) -> None:
+    """There is no tower's directory to look into."""
+    (target / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
+        load_preprocessor_config(target)
 
 
 # What is broken is refused in one sentence
@@ -378,11 +485,31 @@ def test_all_problems_with_keys_are_listed_at_once(target: Path) -> None:
     )
 
 
-def test_pickled_weights_are_refused(target: Path) -> None:
-    """pytorch_model.bin is named and never opened."""
+def test_pickles_under_other_names_are_refused(target: Path) -> None:
+    """A .pth is named and never opened."""
     (target / WEIGHTS).unlink()
-    (target / "pytorch_model.bin").write_bytes(b"anything")
-    assert_refused(load_video_llava, target, "pytorch_model.bin", "pickle")
+    (target / "weights.pth").write_bytes(b"anything")
+    assert_refused(load_video_llava, target, "weights.pth", "pickle")
+
+
+def test_a_doubled_key_is_refused(target: Path) -> None:
+    """Two published keys for one parameter leave open which is meant."""
+    rewrite(target, lambda t: {**t, "lm_head.weight": t["language_model.lm_head.weight"].clone()})
+    assert_refused(load_video_llava, target, "lm_head.weight is there 2 times")
+
+
+def test_missing_tower_weights_are_refused(event_model: Path) -> None:
+    """A tower that neither the checkpoint nor a directory holds is named; half a tower is listed."""
+    rewrite(
+        event_model,
+        lambda t: {key: t[key] for key in t if not key.endswith("vision_model.post_layernorm.bias")},
+    )
+    assert_refused(load_eventgpt, event_model, "visual_tower.clip.post_layernorm.bias is missing")
+    without_tower(event_model)
+    assert_refused(load_eventgpt, event_model, f"{event_model / 'visual_tower'} has neither {WEIGHTS}")
+    shutil.rmtree(event_model / "visual_tower")
+    edit_config(event_model, mm_visual_tower="openai/clip-vit-large-patch14-336")
+    assert_refused(load_eventgpt, event_model, "lack the visual tower", "openai/clip-vit-large-patch14-336")
 
 
 class _Bomb:
@@ -398,6 +525,74 @@ def test_a_pickle_in_disguise_is_refused_unread(target: Path, form: str) -> None
     else:
         torch.save({"bomb": _Bomb()}, target / WEIGHTS)
     assert_refused(load_video_llava, target, "is a pickle")
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch", "nested", "list", "half", "empty"])
+def test_a_pickle_of_more_than_tensors_is_refused(target: Path, form: str) -> None:
+    """torch's weights-only loader runs nothing: bombs, objects and halves give one sentence."""
+    pickled(target)
+    file = target / PICKLE
+    if form == "pickle":
+        file.write_bytes(pickle.dumps(_Bomb()))
+    elif form == "torch":
+        torch.save({"bomb": _Bomb()}, file)
+    elif form == "nested":
+        torch.save({"state_dict": {"weight": torch.ones(1)}}, file)
+    elif form == "list":
+        torch.save([torch.ones(1)], file)
+    else:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 if form == "half" else 0])
+    assert_refused(load_video_llava, target, PICKLE)
+
+
+def test_an_old_torch_reads_no_pickle(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 2.6 the weights-only loader could be made to run code."""
+    pickled(target)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.5.1"))
+    assert_refused(load_video_llava, target, "torch 2.5.1", "install torch 2.6")
+
+
+def test_too_little_memory_is_refused_before_a_tensor_is_read(
+    video_llava: VideoLlava, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names what the weights take in the precision asked for, and what is free."""
+    values = sum(parameter.numel() for parameter in video_llava.parameters())
+    monkeypatch.setattr("evspec_ros.networks.weights._MEMINFO", tmp_path / "meminfo")
+    kibibytes = 3 * values // 1024  # enough for two bytes a value, not for four
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemFree: 0 kB\nMemAvailable: {kibibytes} kB\n")
+    assert free_bytes("cpu") == kibibytes * 1024
+    assert_refused(
+        load_video_llava,
+        target,
+        f"take {4 * values / 1e9:.2f} GB as float32",
+        f"cpu has {kibibytes * 1024 / 1e9:.2f} GB free",
+    )
+    load_video_llava(target, torch.float16)
+
+
+@pytest.mark.parametrize("content", [None, "MemTotal: 1 kB\n"])
+def test_unknown_memory_refuses_nothing(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    """A system that does not say what is free is trusted."""
+    monkeypatch.setattr("evspec_ros.networks.weights._MEMINFO", tmp_path / "meminfo")
+    if content is not None:
+        (tmp_path / "meminfo").write_text(content)
+    assert free_bytes("cpu") is None
+    load_video_llava(target)
+
+
+@pytest.mark.parametrize("integrated", [0, 1])
+def test_free_memory_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, integrated: int) -> None:
+    """A card's own memory, with what torch holds unused; an integrated GPU has the host's."""
+    (tmp_path / "meminfo").write_text("MemAvailable: 5 kB\n")
+    monkeypatch.setattr("evspec_ros.networks.weights._MEMINFO", tmp_path / "meminfo")
+    properties = SimpleNamespace(is_integrated=integrated)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert free_bytes("cuda") == (5 * 1024 if integrated else 1200)
 
 
 def test_an_unknown_visual_tower_is_refused(event_model: Path) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import SPECIAL, llama_style_tokenizer
+from tokenizers import models, pre_tokenizers, trainers
 
 from evspec_ros.errors import CheckpointError
-from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from evspec_ros.networks.tokenizer import (
+    Tokenizer,
+    compatibility,
+    load_tokenizer,
+    require_fit,
+    save_tokenizer,
+)
+
+MODELS = Path(__file__).parents[2] / "models"
+TEXT = ["What moves in the scene? The red circle moves to the left.", "Nothing moves.", "A blue square."]
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +104,136 @@ def test_a_damaged_tokenizer_is_refused(directory: Path, tmp_path: Path, name: s
     (tmp_path / name).write_text(content)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         load_tokenizer(tmp_path)
+
+
+def byte_level(path: Path, special: tuple[str, ...]) -> None:
+    """Write a tokenizer of GPT-2's family, trained here."""
+    other = tokenizers.Tokenizer(models.BPE())
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    other.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    save_tokenizer(other, path, special)
+
+
+# The tokenizers of a pair
+
+
+def test_the_shipped_pair_shares_its_vocabulary() -> None:
+    """Target and event model agree on all 608 base tokens, though their special tokens differ."""
+    target, event = load_tokenizer(MODELS / "tiny_video_llava"), load_tokenizer(MODELS / "tiny_eventgpt")
+    assert target.token_id("<video>") == event.token_id("<ev_start>")
+    found = compatibility(target, event)
+    assert found.same
+    assert (found.shared, found.first_difference) == (608, None)
+    assert "608 tokens" in found.report
+
+
+def test_special_tokens_behind_the_vocabulary_are_put_aside(tmp_path: Path) -> None:
+    """<ev_patch>, <ev_start>, <ev_end> beside <image>, <video>, or none at all, make no difference."""
+    for name, special in (("target", SPECIAL[:2]), ("event", SPECIAL[2:]), ("plain", ())):
+        save_tokenizer(llama_style_tokenizer(special), tmp_path / name, special)
+    target, event, plain = (load_tokenizer(tmp_path / name) for name in ("target", "event", "plain"))
+    assert compatibility(target, event) == compatibility(plain, target) == compatibility(event, event)
+    assert compatibility(target, event).same
+
+
+def test_a_tokenizer_of_another_family_is_reported(loaded: Tokenizer, tmp_path: Path) -> None:
+    """A byte-level BPE differs from the first ids on: the report says where and what follows."""
+    byte_level(tmp_path, ("<unk>", "<s>", "</s>"))
+    found = compatibility(loaded, load_tokenizer(tmp_path))
+    assert not found.same
+    assert found.first_difference == (3, "<0x00>", "!")
+    assert found.shared == 3
+    assert "id 3 is '<0x00>' to the target and '!' to the event model" in found.report
+    assert "token-level drafting is impossible" in found.report
+    assert "\n" not in found.report
+
+
+@pytest.mark.parametrize("longer", ["target", "event"])
+def test_a_longer_vocabulary_is_another_one(loaded: Tokenizer, tmp_path: Path, longer: str) -> None:
+    """A token more in either base vocabulary is the first difference: its id means something else beside."""
+    content = json.loads(llama_style_tokenizer().to_str())
+    size = len(content["model"]["vocab"])
+    content["model"]["vocab"]["more"] = size
+    content["added_tokens"] = content["added_tokens"][:3]
+    save_tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), tmp_path)
+    pair = [load_tokenizer(tmp_path), loaded]
+    tokens = ["more", None]
+    if longer == "event":
+        pair.reverse()
+        tokens.reverse()
+    found = compatibility(*pair)
+    assert found.first_difference == (size, *tokens)
+    assert "no token" in found.report
+    assert found.shared == size
+
+
+# A tokenizer and its model
+
+
+def test_a_tokenizer_may_have_fewer_tokens_than_the_model_rows(loaded: Tokenizer) -> None:
+    """Embeddings padded to a round number fit, and so do exactly as many."""
+    video = loaded.token_id("<video>")
+    for rows in (len(loaded), len(loaded) + 61):
+        require_fit(loaded, Path("x"), rows, {"<video>": video})
+
+
+def test_more_tokens_than_rows_are_refused(loaded: Tokenizer, tmp_path: Path) -> None:
+    """Added tokens that the model has no embedding for: both numbers are named."""
+    rows = len(loaded) - 1
+    with pytest.raises(CheckpointError, match=f"{tmp_path} has ids up to {rows} .* for {rows} tokens"):
+        require_fit(loaded, tmp_path, rows)
+
+
+def test_another_id_of_a_special_token_is_refused(loaded: Tokenizer, tmp_path: Path) -> None:
+    """A token that the model's config knows by another id, or that the vocabulary lacks, is named."""
+    video = loaded.token_id("<video>")
+    with pytest.raises(CheckpointError, match=f"has id {video} for '<video>' where .* id 5;"):
+        require_fit(loaded, tmp_path, 1000, {"<video>": 5})
+    with pytest.raises(CheckpointError, match=r"has no id for '<depth>' where .* id 5;"):
+        require_fit(loaded, tmp_path, 1000, {"<depth>": 5})
+
+
+def test_a_tokenizer_without_first_and_last_token_is_refused(tmp_path: Path) -> None:
+    """A family that begins no sequence is no LLaMA's."""
+    byte_level(tmp_path, ("<unk>",))
+    content = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del content["bos_token"], content["eos_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    (tmp_path / "special_tokens_map.json").unlink()
+    with pytest.raises(CheckpointError, match="names no token that begins"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_model_with_added_tokens_is_read(tmp_path: Path) -> None:
+    """EventGPT's files, saved by a slow LlamaTokenizer: tokenizer.model, and its tokens in a file beside."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 20),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.vocab").unlink()
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    added = {"<ev_patch>": 300, "<ev_start>": 301, "<ev_end>": 302}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(roles))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**roles, "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True})
+    )
+    loaded = load_tokenizer(tmp_path)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    text = "What moves? The é circle."
+    assert loaded.encode(text) == reference.encode(text)
+    assert loaded.decode(loaded.encode(text)) == text
+    assert (loaded.bos, loaded.eos, len(loaded)) == (1, 2, 303)
+    assert loaded.encode("The <ev_start> circle").count(301) == 1
+    assert len(loaded.base_tokens()) == 300
