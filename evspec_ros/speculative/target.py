@@ -58,7 +58,8 @@ class Target(Protocol):
 class DecoderTarget:
     """A LLaMA decoder with its output head as a Target; one static KV cache serves every generation.
 
-    end_tokens: tokens after which the text is complete; detokenize: tokens -> text without special tokens.
+    end_tokens: tokens after which the text is complete; detokenize: tokens -> text without special tokens;
+    kv_dtype: what the cache is kept in (as `KVCache`), the decoder's own dtype where it is None.
     """
 
     def __init__(
@@ -67,13 +68,14 @@ class DecoderTarget:
         lm_head: nn.Module,
         end_tokens: Collection[int],
         detokenize: Callable[[Sequence[int]], str],
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.decoder = decoder
         self.lm_head = lm_head
         self.end_tokens = frozenset(end_tokens)
         self._detokenize = detokenize
         weight = decoder.embed_tokens.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.kv_dtype = weight.device, kv_dtype or weight.dtype
         self._layers: tuple[int, ...] = ()
         self._cache: KVCache | None = None
         self._read = 0  # rows in the cache that are not the last pass's
@@ -137,6 +139,6 @@ class DecoderTarget:
     def _empty_cache(self, capacity: int) -> KVCache:
         """The cache, emptied; a larger one where it is too small."""
         if self._cache is None or self._cache.capacity < capacity:
-            self._cache = KVCache(self.decoder.config, capacity, dtype=self.dtype, device=self.device)
+            self._cache = KVCache(self.decoder.config, capacity, dtype=self.kv_dtype, device=self.device)
         self._cache.truncate(0)
         return self._cache
