@@ -41,6 +41,14 @@ def load_video_llava(path: Path, dtype: torch.dtype = torch.float32, device: Dev
     Left out: the image tower and those layers of the video tower whose output nobody reads. Raises
     CheckpointError where the directory is missing, incomplete, damaged or of another architecture.
     """
+    sizes = read_video_llava_config(path)
+    with torch.device("meta"):
+        model = VideoLlava(sizes)
+    return load_weights(model, path, _video_llava_key, _unread_prefixes(sizes), dtype, device)
+
+
+def read_video_llava_config(path: Path) -> VideoLlavaConfig:
+    """The sizes of the target in a directory, no weight read; raises CheckpointError as above."""
     config = _read_config(path)
     if "mm_video_tower" in config:
         raise CheckpointError(
@@ -48,10 +56,7 @@ def load_video_llava(path: Path, dtype: torch.dtype = torch.float32, device: Dev
             "use the version published for transformers (LanguageBind/Video-LLaVA-7B-hf)."
         )
     _require_architecture(path, config, "video_llava", "Video-LLaVA")
-    sizes = VideoLlavaConfig.from_hf(config)
-    with torch.device("meta"):
-        model = VideoLlava(sizes)
-    return load_weights(model, path, _video_llava_key, _unread_prefixes(sizes), dtype, device)
+    return VideoLlavaConfig.from_hf(config)
 
 
 def save_video_llava(model: VideoLlava, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -86,11 +91,17 @@ def save_video_llava(model: VideoLlava, path: Path, dtype: torch.dtype = torch.f
 
 def load_eventgpt(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> EventGpt:
     """The event model from an EventGPT directory, ready to evaluate; raises CheckpointError as above."""
+    sizes = read_eventgpt_config(path)
+    with torch.device("meta"):
+        model = EventGpt(sizes)
+    return load_weights(model, path, _eventgpt_key, (), dtype, device)
+
+
+def read_eventgpt_config(path: Path) -> EventGptConfig:
+    """The sizes of the event model in a directory, no weight read; raises CheckpointError as above."""
     config = _read_config(path)
     _require_architecture(path, config, "EventChat_llama", "EventGPT")
-    with torch.device("meta"):
-        model = EventGpt(EventGptConfig(LlamaConfig.from_hf(config), _visual_tower_config(path, config)))
-    return load_weights(model, path, _eventgpt_key, (), dtype, device)
+    return EventGptConfig(LlamaConfig.from_hf(config), _visual_tower_config(path, config))
 
 
 def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -128,10 +139,14 @@ def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float1
 
 def load_draft_head(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> EagleHead:
     """A draft head from a directory that `save_draft_head` wrote; raises CheckpointError as above."""
-    config = EagleConfig.from_dict(_read_config(path))
     with torch.device("meta"):
-        model = EagleHead(config)
+        model = EagleHead(read_draft_head_config(path))
     return load_weights(model, path, str, (), dtype, device)
+
+
+def read_draft_head_config(path: Path) -> EagleConfig:
+    """The sizes of the draft head in a directory, no weight read; raises CheckpointError as above."""
+    return EagleConfig.from_dict(_read_config(path))
 
 
 def save_draft_head(model: EagleHead, path: Path, dtype: torch.dtype = torch.float16) -> None:
