@@ -53,6 +53,8 @@ setup(
         "transformers>=4.46",
     ],
     extras_require={
+        # The precisions int8 and int4.
+        "quantised": ["torchao>=0.17"],
         # ROS 2 Jazzy as wheels, for machines without a ROS installation; other platforms have none.
         "ros": [
             f"{name}; sys_platform == 'linux' and platform_machine == 'x86_64' and python_version >= '3.11'"

@@ -13,10 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from evspec_ros.errors import EvspecError
+from evspec_ros.precisions import KV_PRECISIONS, PRECISIONS
 
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 _RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 _DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
+
+_MACHINES = ("desktop", "orin_agx_64gb", "orin_nx_16gb", "this")
 
 _messages = Console(stderr=True, highlight=False)
 
@@ -63,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _verb(verbs, "eval", _eval, "score both models on simulated held-out scenes")
     _add_models(evaluate)
     evaluate.add_argument("--scenes", type=_count, default=200, help="default: %(default)s")
+    evaluate.add_argument(
+        "--dtype", choices=PRECISIONS, default="float32", help="precision of both; default: %(default)s"
+    )
 
     bench = verbs.add_parser("bench", help="measure", description="Measure.")
     benches = bench.add_subparsers(title="what", metavar="WHAT", required=True)
@@ -75,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument(
         "--p-min", type=_probability, default=0.0, help="confidence to draft on; default: %(default)s"
     )
+
+    doctor = _verb(verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where")
+    _add_models(doctor, "a directory; without any, the published 7B sizes")
+    doctor.add_argument("--machine", choices=_MACHINES, help="default: all of them but this one")
+    doctor.add_argument("--dtype", choices=PRECISIONS, help="default: float16, on a processor float32")
+    doctor.add_argument("--kv-dtype", choices=KV_PRECISIONS, help="default: float16")
 
     train = verbs.add_parser("train", help="train checkpoints", description="Train checkpoints.")
     trainings = train.add_subparsers(title="what", metavar="WHAT", required=True)
@@ -91,10 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
+def _add_models(
+    parser: argparse.ArgumentParser, default: str = "default: the package's models/tiny_{}"
+) -> None:
     """Options that name the three checkpoint directories."""
     for option, name in (("target", "video_llava"), ("event-model", "eventgpt"), ("draft-head", "eagle")):
-        parser.add_argument(f"--{option}", type=Path, help=f"default: the package's models/tiny_{name}")
+        parser.add_argument(f"--{option}", type=Path, help=default.format(name))
 
 
 class _PrintVersion(argparse.Action):
@@ -203,11 +217,33 @@ def _eval(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.accuracy import evaluate_visibly, print_accuracies
 
     target, event_model, _ = _models(options)
-    rows = evaluate_visibly(target, event_model, options.scenes)
+    rows = evaluate_visibly(target, event_model, options.scenes, options.dtype)
     if options.json:
         _print_json({"rows": [row.as_dict() for row in rows]})
     else:
         print_accuracies(rows)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from evspec_ros.doctor import (
+        MACHINES,
+        THIS,
+        judge,
+        print_report,
+        read_sizes,
+        report_as_dict,
+        software,
+        this_machine,
+    )
+
+    sizes = read_sizes(options.target, options.event_model, options.draft_head)
+    names = [options.machine] if options.machine else list(MACHINES)
+    machines = [this_machine() if name == THIS else MACHINES[name] for name in names]
+    verdicts = [judge(sizes, machine, options.dtype, options.kv_dtype) for machine in machines]
+    if options.json:
+        _print_json(report_as_dict(software(), verdicts))
+    else:
+        print_report(software(), verdicts)
 
 
 def _train_tiny(options: argparse.Namespace) -> None:

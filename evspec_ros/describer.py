@@ -22,10 +22,15 @@ from evspec_ros.networks.checkpoints import (
     load_eventgpt,
     load_preprocessor_config,
     load_video_llava,
+    read_draft_head_config,
+    read_eventgpt_config,
+    read_video_llava_config,
 )
 from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
+from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
+from evspec_ros.networks.quantisation import compute_dtype, kv_dtype, load_in
 from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer, require_fit
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, VIDEO_TOKEN, target_prompt
@@ -39,8 +44,6 @@ FRAMES = 8  # Video-LLaVA reads this many
 KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
 FRAMES_SECONDS = 1.0  # spread over this long, as the tiny checkpoints were taught
 WINDOW_MS = 50.0  # EventGPT's task; it was made for at most 100
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,16 @@ class SceneDescriber:
         event_preprocessor: ClipPreprocessor | None = None,
         draft_head: EagleHead | None = None,
         drafter: str = "eagle",
+        kv_precision: str = "auto",
     ) -> None:
         self._target = target
         self._tokenizer = tokenizer
         self._frame_preprocessor = frame_preprocessor
         self._event_model = event_model
         self._event_preprocessor = event_preprocessor
-        self._decoder = DecoderTarget(target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode)
+        self._decoder = DecoderTarget(
+            target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, kv_dtype(kv_precision)
+        )
         self._drafter = make_drafter(drafter, self._decoder, draft_head)
         self._weight = target.lm_head.weight  # tells device and dtype
         self._frame_features = FrameFeatures(KEPT_FRAMES)
@@ -148,22 +154,33 @@ class SceneDescriber:
         drafter: str = "eagle",
         device: str = "cpu",
         dtype: str = "float32",
+        kv_dtype: str = "auto",
     ) -> SceneDescriber:
         """From checkpoint directories; `none` drafts nothing and reads the target alone.
 
-        Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, and
-        GenerationError for an unknown drafter or one whose head is missing.
+        dtype: one of `quantisation.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache.
+        Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, for an unknown
+        precision and, before weights are read, where the memory does not suffice; GenerationError for an
+        unknown drafter or one whose head is missing.
         """
-        place, number = compute_device(device), _dtype(dtype)
-        model = load_video_llava(target, number, place)
+        place = compute_device(device)
+        number = compute_dtype(dtype, place)
+        alone = drafter == "none" or event_model is None or draft_head is None
+        sizes = Checkpoints(
+            read_video_llava_config(target),
+            None if event_model is None or alone else read_eventgpt_config(event_model),
+            None if draft_head is None or alone else read_draft_head_config(draft_head),
+        )
+        require_memory(memory_map(sizes, dtype, kv_dtype, place), place)
+        model = load_in(dtype, load_video_llava, target, place)
         tokenizer = load_tokenizer(target)
         require_fit(
             tokenizer, target, model.config.text.vocab_size, {VIDEO_TOKEN: model.config.video_token_id}
         )
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         if drafter == "none" or event_model is None or draft_head is None:
-            return cls(model, tokenizer, frames, drafter=drafter)
-        events = load_eventgpt(event_model, number, place)
+            return cls(model, tokenizer, frames, drafter=drafter, kv_precision=kv_dtype)
+        events = load_in(dtype, load_eventgpt, event_model, place)
         head = load_draft_head(draft_head, number, place)
         if head.config.event_size != events.config.text.hidden_size:
             raise CheckpointError(
@@ -172,7 +189,7 @@ class SceneDescriber:
                 "trained for this event model."
             )
         event_frames = ClipPreprocessor.from_config(load_preprocessor_config(event_model))
-        return cls(model, tokenizer, frames, events, event_frames, head, drafter)
+        return cls(model, tokenizer, frames, events, event_frames, head, drafter, kv_dtype)
 
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one."""
@@ -295,9 +312,3 @@ def compute_device(name: str) -> torch.device:
             "The device cuda was asked for and torch sees no GPU; choose cpu or install torch for CUDA."
         )
     return device
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise CheckpointError(f"There is no precision {name!r}; choose one of {', '.join(_DTYPES)}.")
-    return _DTYPES[name]

@@ -16,8 +16,8 @@ from evspec_ros import cli
 from evspec_ros.errors import EvspecError, RecordingError
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("demo", "info", "convert", "eval", "bench", "train")
-COMMANDS = ("demo", "info", "convert", "eval", "bench decode", "train tiny", "train eagle")
+VERBS = ("demo", "info", "convert", "eval", "bench", "doctor", "train")
+COMMANDS = ("demo", "info", "convert", "eval", "bench decode", "doctor", "train tiny", "train eagle")
 
 
 def evspec(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -61,6 +61,9 @@ def test_every_verb_has_help_and_json(command: str, capsys: pytest.CaptureFixtur
         "demo --seconds nan",
         "demo --seconds soon",
         "eval --scenes 0",
+        "eval --dtype float12",
+        "doctor --machine abacus",
+        "doctor --kv-dtype int4",
         "bench",
         "bench decode --p-min 2",
     ],

@@ -15,6 +15,7 @@ from evspec_ros.describer import FRAMES, Limits, SceneDescriber
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.networks import memory
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
 from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.networks.tiny import TINY_CLIP
@@ -174,6 +175,7 @@ def test_warming_up_describes_a_blank_window(describer: SceneDescriber) -> None:
         ({"event_model": TARGET}, "not a EventGPT"),
         ({"device": "abacus"}, "no device 'abacus'"),
         ({"dtype": "float12"}, "no precision 'float12'"),
+        ({"kv_dtype": "int4"}, "no precision 'int4' of the key/value cache"),
     ],
 )
 def test_checkpoints_that_cannot_be_used_are_refused(changes: dict[str, object], sentence: str) -> None:
@@ -197,6 +199,32 @@ def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
     save_draft_head(EagleHead(config), tmp_path / "head")
     with pytest.raises(CheckpointError, match="event features of 7 values"):
         SceneDescriber.load(TARGET, EVENT_MODEL, tmp_path / "head")
+
+
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "int8"), ("int8", "auto"), ("int4", "float16")])
+def test_drafting_is_lossless_in_every_precision(dtype: str, kv_dtype: str) -> None:
+    """The text is that of the same target alone: the same weights, the same cache."""
+    if dtype != "float32":
+        pytest.importorskip("torchao", reason="int8 and int4 need torchao")
+    drafted, alone = (
+        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter=drafter, dtype=dtype, kv_dtype=kv_dtype)
+        for drafter in ("eagle", "none")
+    )
+    for index in range(3):
+        events, frames = _window(index)
+        found = drafted.describe(events, frames, stamp_ns=0)
+        assert found.tokens == alone.describe(events, frames, stamp_ns=0).tokens
+        assert found.lossless
+
+
+def test_too_little_memory_is_refused_before_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In one sentence; the directory here has a config and no weights."""
+    (tmp_path / "config.json").write_bytes((TARGET / "config.json").read_bytes())
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    with pytest.raises(CheckpointError, match=r"^The networks need about .* fits\.$"):
+        SceneDescriber.load(tmp_path, None, None, drafter="none")
 
 
 def test_an_unknown_drafter_is_refused() -> None:

@@ -143,11 +143,12 @@ def test_the_installed_command_runs(workspace: Path) -> None:
 
 
 def required() -> list[Any]:
-    """The requirements of setup.py's install_requires."""
+    """The requirements of setup.py's install_requires and of its extras but ROS."""
     packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
-    texts = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)
-    assert texts
-    return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', texts[1])]
+    setup = (ROOT / "setup.py").read_text()
+    texts = re.findall(r"(?:install_requires=|\"quantised\": )\[(.*?)\]", setup, re.DOTALL)
+    assert len(texts) == 2
+    return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', "".join(texts))]
 
 
 def test_pins_lie_within_the_ranges_that_the_package_accepts() -> None:
@@ -160,7 +161,7 @@ def test_pins_lie_within_the_ranges_that_the_package_accepts() -> None:
 
 
 def test_every_package_that_the_code_imports_is_required() -> None:
-    """What evspec_ros imports is in setup.py's install_requires, or comes with Python or ROS."""
+    """What evspec_ros imports is in setup.py's install_requires or extras, or comes with Python or ROS."""
     distributions = {"backports": "backports.zstd", "cv2": "opencv-python-headless"}
     names = {requirement.name for requirement in required()}
     for path in (ROOT / "evspec_ros").rglob("*.py"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.quantisation import load_in
 from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
@@ -72,14 +73,21 @@ def score(
 
 
 def evaluate(
-    target: Path, event_model: Path, scenes: int, report: Callable[[int], None] = lambda *_: None
+    target: Path,
+    event_model: Path,
+    scenes: int,
+    dtype: str = "float32",
+    report: Callable[[int], None] = lambda *_: None,
 ) -> tuple[Accuracy, ...]:
-    """Both models' accuracy on the first held-out scenes; report counts finished scenes. Raises
-    CheckpointError.
+    """Both models' accuracy on the first held-out scenes, in one of `quantisation.PRECISIONS` on the CPU;
+    report counts finished scenes. Raises CheckpointError.
     """
+    cpu = torch.device("cpu")
     describers = {
-        "Video-LLaVA": _target_writer(load_video_llava(target), load_tokenizer(target)),
-        "EventGPT": _event_writer(load_eventgpt(event_model), load_tokenizer(event_model)),
+        "Video-LLaVA": _target_writer(load_in(dtype, load_video_llava, target, cpu), load_tokenizer(target)),
+        "EventGPT": _event_writer(
+            load_in(dtype, load_eventgpt, event_model, cpu), load_tokenizer(event_model)
+        ),
     }
     texts: dict[str, list[str]] = {name: [] for name in describers}
     captions: list[str] = []
@@ -93,11 +101,15 @@ def evaluate(
     return tuple(score(name, written, truths, captions) for name, written in texts.items())
 
 
-def evaluate_visibly(target: Path, event_model: Path, scenes: int) -> tuple[Accuracy, ...]:
+def evaluate_visibly(
+    target: Path, event_model: Path, scenes: int, dtype: str = "float32"
+) -> tuple[Accuracy, ...]:
     """`evaluate` with progress on stderr."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("describing held-out scenes", total=scenes)
-        return evaluate(target, event_model, scenes, lambda done: progress.update(task, completed=done))
+        return evaluate(
+            target, event_model, scenes, dtype, lambda done: progress.update(task, completed=done)
+        )
 
 
 def print_accuracies(rows: Iterable[Accuracy]) -> None:
@@ -117,7 +129,7 @@ def _target_writer(model: VideoLlava, tokenizer: Tokenizer) -> Callable[[Samples
     ids = torch.tensor(tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True))
 
     def prompt(frames: Tensor) -> Tensor:
-        return model.embed_prompt(ids, model.encode_frames(frames))
+        return model.embed_prompt(ids, model.encode_frames(frames.to(model.lm_head.weight.dtype)))
 
     @torch.inference_mode()
     def write(samples: Samples) -> list[str]:
@@ -133,12 +145,13 @@ def _event_writer(model: EventGpt, tokenizer: Tokenizer) -> Callable[[Samples], 
         torch.tensor(tokenizer.encode(before, bos=True)),
         torch.tensor(tokenizer.encode(after)),
     )
+    dtype = model.lm_head.weight.dtype
 
     @torch.inference_mode()
     def write(samples: Samples) -> list[str]:
         prompts = torch.stack(
             [
-                model.embed_prompt(before_ids, model.encode_events(normalise(images)), after_ids)
+                model.embed_prompt(before_ids, model.encode_events(normalise(images).to(dtype)), after_ids)
                 for images in samples.event_images
             ]
         )

@@ -47,6 +47,14 @@ def load_video_llava(path: Path, dtype: torch.dtype = torch.float32, device: Dev
     Left out: the image tower and those layers of the video tower whose output nobody reads. Raises
     CheckpointError where the directory is missing, incomplete, damaged or of another architecture.
     """
+    sizes = read_video_llava_config(path)
+    with torch.device("meta"):
+        model = VideoLlava(sizes)
+    return load_weights(model, [Part(path, _video_llava_key, _unread_prefixes(sizes))], dtype, device)
+
+
+def read_video_llava_config(path: Path) -> VideoLlavaConfig:
+    """The sizes of the target in a directory, no weight read; raises CheckpointError as above."""
     config = _read_config(path)
     if "mm_video_tower" in config:
         raise CheckpointError(
@@ -54,10 +62,7 @@ def load_video_llava(path: Path, dtype: torch.dtype = torch.float32, device: Dev
             "use the version published for transformers (LanguageBind/Video-LLaVA-7B-hf)."
         )
     _require_architecture(path, config, "video_llava", "Video-LLaVA")
-    sizes = VideoLlavaConfig.from_hf(config)
-    with torch.device("meta"):
-        model = VideoLlava(sizes)
-    return load_weights(model, [Part(path, _video_llava_key, _unread_prefixes(sizes))], dtype, device)
+    return VideoLlavaConfig.from_hf(config)
 
 
 def save_video_llava(model: VideoLlava, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -95,13 +100,13 @@ def load_eventgpt(path: Path, dtype: torch.dtype = torch.float32, device: Device
 
     Its CLIP tower's weights may lie in its own files or in the tower's directory, inside or beside it.
     """
-    config = _read_config(path)
-    _require_architecture(path, config, "EventChat_llama", "EventGPT")
-    tower = _tower_directory(path, config)
+    sizes = read_eventgpt_config(path)
     with torch.device("meta"):
-        model = EventGpt(EventGptConfig(LlamaConfig.from_hf(config), _tower_config(tower)))
+        model = EventGpt(sizes)
     parts = [Part(path, _eventgpt_key)]
     if not any(key.startswith(_TOWER_KEYS) for key in published_keys(path)):
+        config = _read_config(path)
+        tower = _tower_directory(path, config)
         if tower is None:
             raise CheckpointError(
                 f"The weights in {path} lack the visual tower, and {config['mm_visual_tower']!r} lies "
@@ -109,6 +114,13 @@ def load_eventgpt(path: Path, dtype: torch.dtype = torch.float32, device: Device
             )
         parts.append(Part(tower, _clip_key, _UNREAD_CLIP))
     return load_weights(model, parts, dtype, device)
+
+
+def read_eventgpt_config(path: Path) -> EventGptConfig:
+    """The sizes of the event model in a directory, no weight read; raises CheckpointError as above."""
+    config = _read_config(path)
+    _require_architecture(path, config, "EventChat_llama", "EventGPT")
+    return EventGptConfig(LlamaConfig.from_hf(config), _tower_config(_tower_directory(path, config)))
 
 
 def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -146,10 +158,14 @@ def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float1
 
 def load_draft_head(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> EagleHead:
     """A draft head from a directory that `save_draft_head` wrote; raises CheckpointError as above."""
-    config = EagleConfig.from_dict(_read_config(path))
     with torch.device("meta"):
-        model = EagleHead(config)
+        model = EagleHead(read_draft_head_config(path))
     return load_weights(model, [Part(path)], dtype, device)
+
+
+def read_draft_head_config(path: Path) -> EagleConfig:
+    """The sizes of the draft head in a directory, no weight read; raises CheckpointError as above."""
+    return EagleConfig.from_dict(_read_config(path))
 
 
 def save_draft_head(model: EagleHead, path: Path, dtype: torch.dtype = torch.float16) -> None:

@@ -95,10 +95,15 @@ class LlamaConfig:
 
 
 class KVCache:
-    """Keys and values of every layer in two preallocated tensors `k`, `v` [L, B, K, capacity, d].
+    """Keys and values of every layer in one preallocated tensor [2 (k, v), L, B, K, capacity, d].
 
     Rows `0 .. length-1` are valid. A pass of the decoder appends its rows in place; rolling back is a smaller
     `length`, and nothing is copied except by `keep`.
+
+    `dtype` is what the rows are kept in; they are read in the dtype in which they are written. With
+    torch.int8 each row of each head keeps a float32 scale beside it (`quantise_rows`). A pass then sees its
+    own rows rounded, too: what a row sees does not depend on how many rows were read at once, so that drafts
+    are verified as plain decoding would decide (where a value does not lie on the edge between two steps).
     """
 
     def __init__(
@@ -109,9 +114,10 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (2, config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-        self._kv = torch.zeros(shape, dtype=dtype, device=device)
-        self.k, self.v = self._kv[0], self._kv[1]
+        shape = (2, config.num_layers, batch, config.num_kv_heads, capacity)
+        self._kv = torch.zeros(*shape, config.head_dim, dtype=dtype, device=device)
+        scales = 1 if dtype == torch.int8 else 0  # per row and head
+        self._scales = torch.zeros(*shape, scales, dtype=torch.float32, device=device)
         self.capacity = capacity
         self.length = 0
         self._pass_start = 0  # the length before the last pass
@@ -127,22 +133,47 @@ class KVCache:
         self.length += rows
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the announced rows of one layer [B, K, T, d]; all visible rows [B, K, S, d] as views."""
-        start, stop = self._pass_start, self.length
-        self.k[layer, :, :, start:stop] = k
-        self.v[layer, :, :, start:stop] = v
-        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop]
+        """Store the announced rows of one layer [B, K, T, d]; all visible rows [B, K, S, d], as views where
+        the cache's dtype is theirs.
+        """
+        return self._store(0, layer, k), self._store(1, layer, v)
 
     def keep(self, rows: Tensor) -> None:
         """Of the rows that the last pass appended keep only `rows` [n] (indices into them, in this order)."""
         start, count = self._pass_start, rows.numel()
-        self._kv[:, :, :, :, start : start + count] = self._kv.index_select(4, rows + start)
+        for stored in (self._kv, self._scales):
+            stored[:, :, :, :, start : start + count] = stored.index_select(4, rows + start)
         self.length = start + count
 
     def truncate(self, length: int) -> None:
         """Forget every row from `length` on."""
         assert 0 <= length <= self.length, "a cache cannot be rolled back to rows that it never held"
         self.length = length
+
+    def _store(self, which: int, layer: int, new: Tensor) -> Tensor:
+        """Append one layer's keys (0) or values (1); all visible ones."""
+        start, stop = self._pass_start, self.length
+        rows, scales = self._kv[which, layer, :, :, :stop], self._scales[which, layer, :, :, :stop]
+        if rows.dtype == torch.int8:
+            rows[:, :, start:], scales[:, :, start:] = quantise_rows(new)
+            return dequantise_rows(rows, scales, new.dtype)
+        rows[:, :, start:] = new
+        return rows.to(new.dtype)
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., d] as int8 [..., d] and float32 scales [..., 1]: the row's largest magnitude / 127.
+
+    Each value times its scale is within half a scale of x.
+    """
+    exact = x.float()
+    scale = (exact.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return (exact / scale).round().to(torch.int8), scale
+
+
+def dequantise_rows(rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of `quantise_rows`, up to its rounding: [..., d] in `dtype`."""
+    return (rows * scales).to(dtype)
 
 
 class Rotary(nn.Module):

@@ -305,7 +305,13 @@ def plain_ms_per_token(recording: Recording, settings: Settings) -> float:
     torch.set_num_threads(THREADS)
     target, _, _ = settings.checkpoints
     describer = SceneDescriber.load(
-        target, None, None, drafter="none", device=settings.device, dtype=settings.dtype
+        target,
+        None,
+        None,
+        drafter="none",
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_dtype=settings.kv_dtype,
     )
     describer.warm_up()
     span = recording.stop_ns - recording.start_ns

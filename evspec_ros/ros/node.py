@@ -142,6 +142,7 @@ class EvspecNode(LifecycleNode):
         describer = SceneDescriber.load(
             target, event_model, draft_head,
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
+            kv_dtype=settings.kv_dtype,
         )  # fmt: skip
         describer.warm_up()
         warm_up()

@@ -14,6 +14,7 @@ from rclpy.parameter import Parameter
 
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
 from evspec_ros.errors import RosError
+from evspec_ros.precisions import KV_PRECISIONS, PRECISIONS
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.ros.files import share_directory
 from evspec_ros.speculative.registry import DRAFTERS
@@ -55,7 +56,16 @@ class Settings:
     )
     draft_head: str = _checkpoint("tiny_eagle", "directory of the draft head's checkpoint; may be empty")
     device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
-    dtype: str = _row("float32", "the networks' precision", choices=("float32", "float16", "bfloat16"))
+    dtype: str = _row(
+        "float32",
+        "the networks' precision; int8 and int4 are the decoders' weights alone and need torchao",
+        choices=PRECISIONS,
+    )
+    kv_dtype: str = _row(
+        "auto",
+        "precision of the target's key/value cache, auto for what dtype computes in",
+        choices=KV_PRECISIONS,
+    )
     threads: int = _row(
         0, "threads of the networks on the CPU, 0 for one per core; leave cores to the rest", low=0, high=256
     )

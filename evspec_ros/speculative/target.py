@@ -82,7 +82,8 @@ class DecoderTarget:
     A prompt that begins as the last one did (the same frames and another question, say) is read from where
     they part.
 
-    end_tokens: tokens after which the text is complete; detokenize: tokens -> text without special tokens.
+    end_tokens: tokens after which the text is complete; detokenize: tokens -> text without special tokens;
+    kv_dtype: what the cache is kept in (as `KVCache`), the decoder's own dtype where it is None.
     """
 
     def __init__(
@@ -91,13 +92,14 @@ class DecoderTarget:
         lm_head: nn.Module,
         end_tokens: Collection[int],
         detokenize: Callable[[Sequence[int]], str],
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.decoder = decoder
         self.lm_head = lm_head
         self.end_tokens = frozenset(end_tokens)
         self._detokenize = detokenize
         weight = decoder.embed_tokens.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.kv_dtype = weight.device, kv_dtype or weight.dtype
         self._layers: tuple[int, ...] = ()
         self._cache: KVCache | None = None
         self._prompt: _Read | None = None
@@ -175,7 +177,7 @@ class DecoderTarget:
         if self._cache is None or self._cache.capacity < capacity:
             steps = -(-capacity // CACHE_STEP)
             self._cache = KVCache(
-                self.decoder.config, steps * CACHE_STEP, dtype=self.dtype, device=self.device
+                self.decoder.config, steps * CACHE_STEP, dtype=self.kv_dtype, device=self.device
             )
             self._prompt = None
         return self._cache

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_models import lively, llama_config
 from torch import Tensor
 from transformers import LlamaConfig as HfLlamaConfig
 from transformers import LlamaModel
 
 from evspec_ros.errors import CheckpointError, GenerationError
-from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder
+from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder, dequantise_rows, quantise_rows
 
 TOLERANCE = 1e-4
 # A tree behind a prefix, row by row its parent's row (-1: the prefix's last token):
@@ -212,6 +214,56 @@ def test_a_half_precision_decoder_and_cache_stay_near_float32() -> None:
     cache = KVCache(config, 16, dtype=torch.bfloat16)
     found = half(nodes.bfloat16(), cache, tree_positions(0), tree_mask()).hidden
     assert (found.float() - expected).abs().mean() < 0.05
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    exponent=st.floats(-20, 4),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+)
+def test_an_int8_row_is_within_half_a_scale(seed: int, exponent: float, dtype: torch.dtype) -> None:
+    """Whatever its magnitude and dtype, zeros included, and the scale is the largest magnitude / 127."""
+    x = (torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(seed)) * 10**exponent).to(dtype)
+    x[0, 0] = 0
+    rows, scales = quantise_rows(x)
+    assert rows.dtype == torch.int8
+    assert rows.shape == x.shape
+    torch.testing.assert_close(scales, (x.float().abs().amax(-1, True) / 127).clamp(min=1.2e-38))
+    assert ((x.float() - dequantise_rows(rows, scales, torch.float32)).abs() <= scales * 0.5001).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.int8, 0.04)], ids=["float16", "int8"]
+)
+def test_a_smaller_cache_stays_near_float32(
+    dtype: torch.dtype, tolerance: float, pair: tuple[LlamaDecoder, LlamaModel]
+) -> None:
+    """A prefill, a tree, its accepted path and a step: mean |difference| of hidden states of magnitude 1,
+    float16 within 2e-3 and int8 within 0.04; `keep` moves the scales with their rows.
+    """
+    ours, _ = pair
+    prefix, nodes, last = embeddings(9), embeddings(len(PARENTS) + 9)[:, 9:] * 3, embeddings(1) * 0.5
+    nodes[:, 0] *= 100  # a wrong scale would show
+    results = []
+    for cache in (KVCache(ours.config, 32), KVCache(ours.config, 32, dtype=dtype)):
+        rows = [ours(prefix, cache).hidden, ours(nodes, cache, tree_positions(9), tree_mask()).hidden]
+        cache.keep(torch.tensor(path_to(6)[1:]))
+        results.append(torch.cat((*rows, ours(last, cache).hidden), 1))
+    exact, found = results
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).abs().mean() <= tolerance
+    assert (found - exact)[:, -1].abs().mean() <= tolerance
+
+
+def test_an_int8_cache_reads_alike_in_blocks_and_in_steps(pair: tuple[LlamaDecoder, LlamaModel]) -> None:
+    """Rows read at once see each other as rounded as rows read one by one do."""
+    ours, _ = pair
+    inputs = embeddings(20)
+    whole = ours(inputs, KVCache(ours.config, 20, dtype=torch.int8)).hidden
+    cache = KVCache(ours.config, 20, dtype=torch.int8)
+    steps = [ours(inputs[:, index : index + 1], cache).hidden for index in range(20)]
+    assert_equal(torch.cat(steps, 1), whole)
 
 
 def test_a_full_cache_is_refused(pair: tuple[LlamaDecoder, LlamaModel]) -> None:

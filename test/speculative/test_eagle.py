@@ -30,7 +30,7 @@ CONFIG = LlamaConfig(
 )  # fmt: skip
 
 
-def _target(seed: int = 0) -> DecoderTarget:
+def _target(seed: int = 0, kv_dtype: torch.dtype | None = None) -> DecoderTarget:
     """Weights large enough that texts vary and no two tokens are nearly tied."""
     torch.manual_seed(seed)
     decoder = LlamaDecoder(CONFIG).eval()
@@ -42,7 +42,7 @@ def _target(seed: int = 0) -> DecoderTarget:
             else:
                 parameter.uniform_(0.5, 1.5)  # a norm that changes something when it is applied twice
     return DecoderTarget(
-        decoder, lm_head, end_tokens=(), detokenize=lambda tokens: " ".join(map(str, tokens))
+        decoder, lm_head, (), detokenize=lambda tokens: " ".join(map(str, tokens)), kv_dtype=kv_dtype
     )
 
 
@@ -116,6 +116,19 @@ def test_greedy_text_is_the_target_s_own_whatever_the_drafter(kind: str) -> None
             for limits in (DraftLimits(1, 1), DraftLimits(4, 12), DraftLimits(6, 18, p_min=0.05)):
                 found = generate(target, drafter, prompt, max_new_tokens=LENGTH, limits=limits)
                 assert list(found.tokens) == text
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8])
+def test_a_smaller_cache_keeps_every_drafter_lossless(kv_dtype: torch.dtype) -> None:
+    """Greedy text is that of plain decoding with the same cache, whatever drafts."""
+    for seed in range(2):
+        target = _target(seed, kv_dtype)
+        for prompt in _prompts(4):
+            plain = generate(target, NoDrafter(), prompt, max_new_tokens=LENGTH).tokens
+            for drafter in _drafters(target, list(plain)).values():
+                limits = DraftLimits(4, 12)
+                found = generate(target, drafter, prompt, max_new_tokens=LENGTH, limits=limits)
+                assert found.tokens == plain
 
 
 def test_a_right_branch_after_wrong_ones_is_committed() -> None:

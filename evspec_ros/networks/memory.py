@@ -1,0 +1,159 @@
+"""How much memory a target, an event model and a draft head take, from their configs alone.
+
+Weights: the models are built without data and their parameters counted. KV cache: every row of the prompt
+and of the answer, 2 (keys, values) x layers x key/value heads x head size; in int8 one byte each and a
+float32 scale per row and head. Activations: the most that one moment of the prefill holds, which is a layer's
+MLP over the P rows of the prompt,
+
+    P x (3 D + 3 I)  values in the compute dtype
+
+(the embeddings, the residual and its norm of width D; gate, up and their product of width I) and, where
+weights are whole numbers, the largest projection as the product reads it, in the compute dtype (an int4
+product on a GPU reads the packed weights themselves).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.clip import CLIP_L_14_336, ClipConfig
+from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
+from evspec_ros.networks.llama import LlamaConfig
+from evspec_ros.networks.quantisation import bits, compute_dtype, kv_dtype, weight_bytes
+from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
+from evspec_ros.networks.weights import free_bytes
+
+GIB = 2**30
+FRAMES = 8
+TEXT_TOKENS = 64  # of the prompt around the video
+NEW_TOKENS = 80
+TREE_NODES = 24
+EVENT_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The sizes of what runs together; without an event model or a head where nobody drafts from them."""
+
+    target: VideoLlavaConfig
+    event_model: EventGptConfig | None = None
+    draft_head: EagleConfig | None = None
+
+    @property
+    def prompt_rows(self) -> int:
+        """Rows that the target reads before it writes: every token of eight frames and the text."""
+        return FRAMES * self.target.vision.tokens + TEXT_TOKENS
+
+    @property
+    def rows(self) -> int:
+        """Rows of the target's cache."""
+        return self.prompt_rows + NEW_TOKENS + TREE_NODES
+
+
+def published() -> Checkpoints:
+    """Video-LLaVA-7B, EventGPT-7B and a head for them."""
+    target = LlamaConfig(vocab_size=32064, max_positions=4096, rms_norm_eps=1e-5)
+    event = LlamaConfig(vocab_size=32003, rms_norm_eps=1e-5)
+    events = EVENT_IMAGES + CLIP_L_14_336.tokens
+    vision = ClipConfig(**{**CLIP_L_14_336.__dict__, "image_size": 224})
+    return Checkpoints(
+        VideoLlavaConfig(target, vision),
+        EventGptConfig(event, CLIP_L_14_336),
+        EagleConfig.for_target(target, event.hidden_size, events),
+    )
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """Bytes by what they are for; step: bytes that the target reads to write one token."""
+
+    dtype: str
+    kv_dtype: str
+    parts: dict[str, int]
+    step: int
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.device) -> MemoryMap:
+    """What the checkpoints take in a precision on a device; raises CheckpointError for an unknown one."""
+    compute = compute_dtype(dtype, device)
+    target, event_model, head = _without_data(checkpoints)
+    parts = _model_bytes("target", target, dtype, device)
+    if event_model is not None:
+        parts |= _model_bytes("event model", event_model, dtype, device)
+    if head is not None:
+        parts["draft head"] = _bytes(head, compute)
+    cache = _cache_bytes(checkpoints.target.text, checkpoints.rows, kv_dtype(kv) or compute)
+    parts["KV cache"] = cache
+    if checkpoints.draft_head is not None:
+        events = EVENT_IMAGES + (checkpoints.event_model.vision.tokens if checkpoints.event_model else 0)
+        parts["KV cache"] += _cache_bytes(checkpoints.draft_head.layer, checkpoints.rows + events, compute)
+    parts["activations"] = _activation_bytes(checkpoints, dtype, device)
+    step = parts["target: decoder layers"] + _bytes(target.lm_head, compute) + cache
+    return MemoryMap(dtype, kv, parts, step)
+
+
+@lru_cache(maxsize=1)  # each precision of the same checkpoints asks for them again
+def _without_data(checkpoints: Checkpoints) -> tuple[VideoLlava, EventGpt | None, EagleHead | None]:
+    with torch.device("meta"):
+        return (
+            VideoLlava(checkpoints.target),
+            None if checkpoints.event_model is None else EventGpt(checkpoints.event_model),
+            None if checkpoints.draft_head is None else EagleHead(checkpoints.draft_head),
+        )
+
+
+def require_memory(needed: MemoryMap, device: torch.device) -> None:
+    """Raise CheckpointError, before anything is loaded, where less memory is free than is needed."""
+    free = free_bytes(device)
+    if free is not None and needed.total > free:
+        raise CheckpointError(
+            f"The networks need about {needed.total / GIB:.1f} GiB in {needed.dtype} (KV cache "
+            f"{needed.kv_dtype}) and {device} has {free / GIB:.1f} GiB free; `evspec doctor` says which "
+            "precision fits."
+        )
+
+
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    return sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize
+
+
+def _model_bytes(name: str, model: VideoLlava | EventGpt, dtype: str, device: torch.device) -> dict[str, int]:
+    compute, layers = compute_dtype(dtype, device), model.decoder.layers
+    return {
+        f"{name}: decoder layers": _layer_bytes(layers, dtype, device),
+        f"{name}: the rest": _bytes(model, compute) - _bytes(layers, compute),
+    }
+
+
+def _layer_bytes(layers: nn.Module, dtype: str, device: torch.device) -> int:
+    """A decoder's layers: their projections in the precision, their norms in the compute dtype."""
+    linears = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    compute = compute_dtype(dtype, device)
+    norms = _bytes(layers, compute) - sum(_bytes(linear, compute) for linear in linears)
+    return norms + sum(
+        weight_bytes(linear.out_features, linear.in_features, dtype, device) for linear in linears
+    )
+
+
+def _cache_bytes(config: LlamaConfig, rows: int, dtype: torch.dtype) -> int:
+    row = config.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)
+    return 2 * config.num_layers * config.num_kv_heads * rows * row
+
+
+def _activation_bytes(checkpoints: Checkpoints, dtype: str, device: torch.device) -> int:
+    text = checkpoints.target.text
+    values = checkpoints.prompt_rows * 3 * (text.hidden_size + text.intermediate_size)
+    if dtype == "int8" or (dtype == "int4" and (device.type == "cpu" or bits(dtype, text.hidden_size) == 8)):
+        values += text.hidden_size * text.intermediate_size
+    return values * compute_dtype(dtype, device).itemsize
