@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
@@ -122,13 +123,18 @@ class SceneDescriber:
         event_preprocessor: ClipPreprocessor | None = None,
         draft_head: EagleHead | None = None,
         drafter: str = "eagle",
+        backend: str = "auto",
     ) -> None:
+        chosen = choose_engine(target.decoder, target.lm_head, backend)
+        self.execution = str(chosen)  # what computes the target's passes, and why
         self._target = target
         self._tokenizer = tokenizer
         self._frame_preprocessor = frame_preprocessor
         self._event_model = event_model
         self._event_preprocessor = event_preprocessor
-        self._decoder = DecoderTarget(target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode)
+        self._decoder = DecoderTarget(
+            target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, chosen.engine
+        )
         self._drafter = make_drafter(drafter, self._decoder, draft_head)
         self._weight = target.lm_head.weight  # tells device and dtype
 
@@ -142,18 +148,20 @@ class SceneDescriber:
         drafter: str = "eagle",
         device: str = "cpu",
         dtype: str = "float32",
+        backend: str = "auto",
     ) -> SceneDescriber:
         """From checkpoint directories; `none` drafts nothing and reads the target alone.
 
-        Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, and
-        GenerationError for an unknown drafter or one whose head is missing.
+        Raises CheckpointError for a checkpoint that cannot be used or does not fit the others,
+        GenerationError for an unknown drafter or one whose head is missing, and EngineError for a backend
+        that cannot run the target.
         """
         place, number = _device(device), _dtype(dtype)
         model = load_video_llava(target, number, place)
         tokenizer = load_tokenizer(target)
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         if drafter == "none" or event_model is None or draft_head is None:
-            return cls(model, tokenizer, frames, drafter=drafter)
+            return cls(model, tokenizer, frames, drafter=drafter, backend=backend)
         events = load_eventgpt(event_model, number, place)
         head = load_draft_head(draft_head, number, place)
         if head.config.event_size != events.config.text.hidden_size:
@@ -163,7 +171,7 @@ class SceneDescriber:
                 "trained for this event model."
             )
         event_frames = ClipPreprocessor.from_config(load_preprocessor_config(event_model))
-        return cls(model, tokenizer, frames, events, event_frames, head, drafter)
+        return cls(model, tokenizer, frames, events, event_frames, head, drafter, backend)
 
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one."""

@@ -141,8 +141,9 @@ class EvspecNode(LifecycleNode):
         target, event_model, draft_head = settings.checkpoints
         describer = SceneDescriber.load(
             target, event_model, draft_head,
-            drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
+            drafter=settings.drafter, device=settings.device, dtype=settings.dtype, backend=settings.backend,
         )  # fmt: skip
+        self.get_logger().info(f"The target runs on {describer.execution}.")
         describer.warm_up()
         warm_up()
         return describer

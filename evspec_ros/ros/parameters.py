@@ -13,6 +13,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
+from evspec_ros.engines.selection import BACKENDS
 from evspec_ros.errors import RosError
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.ros.files import share_directory
@@ -56,6 +57,9 @@ class Settings:
     draft_head: str = _checkpoint("tiny_eagle", "directory of the draft head's checkpoint; may be empty")
     device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
     dtype: str = _row("float32", "the networks' precision", choices=("float32", "float16", "bfloat16"))
+    backend: str = _row(
+        "auto", "what computes the target's passes; auto picks what suits the device", choices=BACKENDS
+    )
     threads: int = _row(
         0, "threads of the networks on the CPU, 0 for one per core; leave cores to the rest", low=0, high=256
     )
