@@ -17,7 +17,7 @@ from evspec_ros.errors import EvspecError, RecordingError
 
 ROOT = Path(__file__).parents[1]
 VERBS = ("demo", "info", "convert", "eval", "bench", "train")
-COMMANDS = ("demo", "info", "convert", "eval", "bench decode", "train tiny", "train eagle")
+COMMANDS = ("demo", "info", "convert", "eval", "bench decode", "bench decoder", "train tiny", "train eagle")
 
 
 def evspec(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -63,6 +63,8 @@ def test_every_verb_has_help_and_json(command: str, capsys: pytest.CaptureFixtur
         "eval --scenes 0",
         "bench",
         "bench decode --p-min 2",
+        "bench decoder --shape 13b",
+        "bench decoder --threads 0",
     ],
 )
 def test_misuse_exits_with_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
