@@ -44,6 +44,8 @@ setup(
         "matplotlib>=3.5",
         "numba>=0.57",
         "numpy>=1.22",
+        "onnx>=1.16",
+        "onnxruntime>=1.22",
         "opencv-python-headless>=4.5",
         "rich>=12",
         "rosbags>=0.11.7",

@@ -82,6 +82,35 @@ def _parser() -> argparse.ArgumentParser:
         "--p-min", type=_probability, default=0.0, help="confidence to draft on; default: %(default)s"
     )
 
+    decoder = _verb(
+        benches, "decoder", _bench_decoder, "compare the target's decoder with transformers' on its weights"
+    )
+    decoder.add_argument(
+        "--target", type=Path, help="a Video-LLaVA checkpoint; default: the package's models/tiny_video_llava"
+    )
+    decoder.add_argument(
+        "--shape",
+        choices=("tiny", "7b"),
+        default="tiny",
+        help="sizes and prompt length; default: %(default)s",
+    )
+    decoder.add_argument(
+        "--random-weights", action="store_true", help="of the shape, no checkpoint; --shape 7b needs a GPU"
+    )
+    decoder.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: %(default)s")
+    decoder.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float32 on the CPU, float16 on a GPU",
+    )
+    decoder.add_argument(
+        "--backend",
+        choices=("auto", "torch", "onnxruntime", "cuda_graphs"),
+        help="default: cuda_graphs on a GPU, else auto",
+    )
+    decoder.add_argument("--threads", type=_count, help="of both decoders; default: torch's")
+    decoder.add_argument("--repetitions", type=_count, default=50, help="default: %(default)s")
+
     doctor = _verb(verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where")
     _add_models(doctor, "a directory; without any, the published 7B sizes")
     doctor.add_argument("--machine", choices=_MACHINES, help="default: all of them but this one")
@@ -211,6 +240,31 @@ def _bench_decode(options: argparse.Namespace) -> None:
         _print_json({"rows": [row.as_dict() for row in rows]})
     else:
         print_rows(rows)
+
+
+def _bench_decoder(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.decoder_speed import DecoderBench, bench_visibly, print_speed
+    from evspec_ros.ros.files import share_directory
+
+    if options.shape != "tiny" and options.target is None and not options.random_weights:
+        raise EvspecError("The package ships the tiny shape alone; add --target DIR or --random-weights.")
+    own = share_directory() / "models" / "tiny_video_llava"
+    gpu = options.device != "cpu"
+    speed = bench_visibly(
+        DecoderBench(
+            shape=options.shape,
+            target=None if options.random_weights else options.target or own,
+            device=options.device,
+            dtype=options.dtype or ("float16" if gpu else "float32"),
+            backend=options.backend or ("cuda_graphs" if gpu else "auto"),
+            threads=options.threads,
+            repetitions=options.repetitions,
+        )
+    )
+    if options.json:
+        _print_json(speed.as_dict())
+    else:
+        print_speed(speed)
 
 
 def _eval(options: argparse.Namespace) -> None:

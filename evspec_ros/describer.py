@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
@@ -131,14 +132,18 @@ class SceneDescriber:
         draft_head: EagleHead | None = None,
         drafter: str = "eagle",
         kv_precision: str = "auto",
+        backend: str = "auto",
     ) -> None:
+        cache_dtype = kv_dtype(kv_precision)
+        chosen = choose_engine(target.decoder, target.lm_head, backend, cache_dtype)
+        self.execution = str(chosen)  # what computes the target's passes, and why
         self._target = target
         self._tokenizer = tokenizer
         self._frame_preprocessor = frame_preprocessor
         self._event_model = event_model
         self._event_preprocessor = event_preprocessor
         self._decoder = DecoderTarget(
-            target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, kv_dtype(kv_precision)
+            target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, cache_dtype, chosen.engine
         )
         self._drafter = make_drafter(drafter, self._decoder, draft_head)
         self._weight = target.lm_head.weight  # tells device and dtype
@@ -155,13 +160,15 @@ class SceneDescriber:
         device: str = "cpu",
         dtype: str = "float32",
         kv_dtype: str = "auto",
+        backend: str = "auto",
     ) -> SceneDescriber:
         """From checkpoint directories; `none` drafts nothing and reads the target alone.
 
-        dtype: one of `quantisation.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache.
-        Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, for an unknown
-        precision and, before weights are read, where the memory does not suffice; GenerationError for an
-        unknown drafter or one whose head is missing.
+        dtype: one of `quantisation.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache;
+        backend: one of BACKENDS. Raises CheckpointError for a checkpoint that cannot be used or does not fit
+        the others, for an unknown precision and, before weights are read, where the memory does not suffice;
+        GenerationError for an unknown drafter or one whose head is missing; EngineError for a backend that
+        cannot run the target.
         """
         place = compute_device(device)
         number = compute_dtype(dtype, place)
@@ -179,7 +186,7 @@ class SceneDescriber:
         )
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         if drafter == "none" or event_model is None or draft_head is None:
-            return cls(model, tokenizer, frames, drafter=drafter, kv_precision=kv_dtype)
+            return cls(model, tokenizer, frames, drafter=drafter, kv_precision=kv_dtype, backend=backend)
         events = load_in(dtype, load_eventgpt, event_model, place)
         head = load_draft_head(draft_head, number, place)
         if head.config.event_size != events.config.text.hidden_size:
@@ -189,7 +196,7 @@ class SceneDescriber:
                 "trained for this event model."
             )
         event_frames = ClipPreprocessor.from_config(load_preprocessor_config(event_model))
-        return cls(model, tokenizer, frames, events, event_frames, head, drafter, kv_dtype)
+        return cls(model, tokenizer, frames, events, event_frames, head, drafter, kv_dtype, backend)
 
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one."""

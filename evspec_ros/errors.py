@@ -25,6 +25,10 @@ class GenerationError(EvspecError):
     """A request to generate text cannot be met (prompt too long, impossible sampling parameter)."""
 
 
+class EngineError(EvspecError):
+    """A network cannot be executed in the way, on the device or in the size that was asked for."""
+
+
 class TrainingError(EvspecError):
     """Training or evaluation cannot start or go on (bad settings, foreign run directory)."""
 

@@ -17,7 +17,9 @@ from evspec_ros.errors import EvspecError, RecordingError
 
 ROOT = Path(__file__).parents[1]
 VERBS = ("demo", "info", "convert", "eval", "bench", "doctor", "train")
-COMMANDS = ("demo", "info", "convert", "eval", "bench decode", "doctor", "train tiny", "train eagle")
+COMMANDS = (
+    "demo", "info", "convert", "eval", "bench decode", "bench decoder", "doctor", "train tiny", "train eagle"
+)  # fmt: skip
 
 
 def evspec(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -66,6 +68,8 @@ def test_every_verb_has_help_and_json(command: str, capsys: pytest.CaptureFixtur
         "doctor --kv-dtype int4",
         "bench",
         "bench decode --p-min 2",
+        "bench decoder --shape 13b",
+        "bench decoder --threads 0",
     ],
 )
 def test_misuse_exits_with_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import load_draft_head
 from evspec_ros.networks.draft_head import EagleHead
@@ -206,7 +207,13 @@ class _Reader:
         self._max_new_tokens = max_new_tokens
         self._limits = limits
         end = target.config.text.eos_token_id
-        self.decoder = DecoderTarget(target.decoder, target.lm_head, {end}, lambda tokens: str(list(tokens)))
+        self.decoder = DecoderTarget(
+            target.decoder,
+            target.lm_head,
+            {end},
+            lambda tokens: str(list(tokens)),
+            engine=choose_engine(target.decoder, target.lm_head).engine,
+        )
 
     @torch.inference_mode()
     def describe(self, drafter: Drafter, scene: SceneBatch) -> Generation:

@@ -95,7 +95,7 @@ class LlamaConfig:
 
 
 class KVCache:
-    """Keys and values of every layer in one preallocated tensor [2 (k, v), L, B, K, capacity, d].
+    """Keys and values of every layer, `k` and `v` [L, B, K, capacity, d], preallocated.
 
     Rows `0 .. length-1` are valid. A pass of the decoder appends its rows in place; rolling back is a smaller
     `length`, and nothing is copied except by `keep`.
@@ -116,6 +116,7 @@ class KVCache:
     ) -> None:
         shape = (2, config.num_layers, batch, config.num_kv_heads, capacity)
         self._kv = torch.zeros(*shape, config.head_dim, dtype=dtype, device=device)
+        self.k, self.v = self._kv[0], self._kv[1]
         scales = 1 if dtype == torch.int8 else 0  # per row and head
         self._scales = torch.zeros(*shape, scales, dtype=torch.float32, device=device)
         self.capacity = capacity

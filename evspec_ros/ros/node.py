@@ -142,8 +142,9 @@ class EvspecNode(LifecycleNode):
         describer = SceneDescriber.load(
             target, event_model, draft_head,
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
-            kv_dtype=settings.kv_dtype,
+            kv_dtype=settings.kv_dtype, backend=settings.backend,
         )  # fmt: skip
+        self.get_logger().info(f"The target runs on {describer.execution}.")
         describer.warm_up()
         warm_up()
         return describer

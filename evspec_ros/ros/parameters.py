@@ -13,6 +13,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
+from evspec_ros.engines.selection import BACKENDS
 from evspec_ros.errors import RosError
 from evspec_ros.precisions import KV_PRECISIONS, PRECISIONS
 from evspec_ros.prompts import DEFAULT_PROMPT
@@ -65,6 +66,9 @@ class Settings:
         "auto",
         "precision of the target's key/value cache, auto for what dtype computes in",
         choices=KV_PRECISIONS,
+    )
+    backend: str = _row(
+        "auto", "what computes the target's passes; auto picks what suits the device", choices=BACKENDS
     )
     threads: int = _row(
         0, "threads of the networks on the CPU, 0 for one per core; leave cores to the rest", low=0, high=256

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from evspec_ros.engines.decoder import DecoderEngine, Rows, TorchDecoder
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 from evspec_ros.speculative.tree import DraftTree
@@ -23,6 +24,7 @@ class TargetPass:
     logits: [n, V], one row per row of the pass (a prefill gives its last row alone).
     features: one [n, D] per layer asked for, one row per row of the pass (a prefill gives all of its rows).
     reused: how many of the rows were not computed, as an earlier prompt began with the same.
+    Both may be overwritten by the next `extend`; copy what is to be kept for longer.
     """
 
     logits: Tensor
@@ -83,7 +85,8 @@ class DecoderTarget:
     they part.
 
     end_tokens: tokens after which the text is complete; detokenize: tokens -> text without special tokens;
-    kv_dtype: what the cache is kept in (as `KVCache`), the decoder's own dtype where it is None.
+    kv_dtype: what the cache is kept in (as `KVCache`), the decoder's own dtype where it is None; engine: what
+    computes all passes but the prefill, by default the modules themselves.
     """
 
     def __init__(
@@ -93,11 +96,13 @@ class DecoderTarget:
         end_tokens: Collection[int],
         detokenize: Callable[[Sequence[int]], str],
         kv_dtype: torch.dtype | None = None,
+        engine: DecoderEngine | None = None,
     ) -> None:
         self.decoder = decoder
         self.lm_head = lm_head
         self.end_tokens = frozenset(end_tokens)
         self._detokenize = detokenize
+        self._engine = engine or TorchDecoder(decoder, lm_head)
         weight = decoder.embed_tokens.weight
         self.device, self.kv_dtype = weight.device, kv_dtype or weight.dtype
         self._layers: tuple[int, ...] = ()
@@ -139,15 +144,12 @@ class DecoderTarget:
         """
         assert self._cache is not None, "Cannot extend before a prefill"
         self._read = self._cache.length
-        ids = torch.tensor([[root, *tree.tokens.tolist()]], device=self.device)
+        ids = torch.tensor([root, *tree.tokens.tolist()])
         if tree.is_chain:
-            positions = mask = None  # the decoder's own: one after another, causal
+            rows = Rows(ids)
         else:
-            positions = self._read + torch.from_numpy(tree.row_depths()).to(self.device)
-            mask = torch.from_numpy(tree.ancestors()).to(self.device)
-        output = self.decoder(self.decoder.embed(ids), self._cache, positions, mask, self._layers)
-        features = tuple(feature[0] for feature in output.features)
-        return TargetPass(self.lm_head(output.hidden[0]), features)
+            rows = Rows(ids, torch.from_numpy(tree.row_depths()), torch.from_numpy(tree.ancestors()))
+        return TargetPass(*self._engine.run(rows, self._cache, self._layers))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Gather these rows of the last `extend` in the cache and forget the others."""

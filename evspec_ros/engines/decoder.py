@@ -1,0 +1,72 @@
+"""The seam between what is asked of a decoder's steps and verifications and what computes them.
+
+The key/value cache belongs to the caller: a prefill fills it (one pass in torch, whatever the engine), and
+every engine reads and extends the same memory, so that `KVCache.keep` and `truncate` serve all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from evspec_ros.networks.llama import KVCache, LlamaDecoder
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """T new rows behind the cached prefix, all on the CPU.
+
+    ids: int64 [T], token ids. depths: int64 [T], position - prefix length; visible: bool [T, T], True where a
+    row may see another, itself and earlier rows alone. Both None: one after another, causal.
+    """
+
+    ids: Tensor
+    depths: Tensor | None = None
+    visible: Tensor | None = None
+
+
+class DecoderPass(NamedTuple):
+    """`logits` [T, V]; `features` one [T, D] per requested layer. An engine may overwrite them in its next
+    pass.
+    """
+
+    logits: Tensor
+    features: tuple[Tensor, ...]
+
+
+class DecoderEngine(Protocol):
+    """Computes steps (one row) and verifications (a tree's rows) of one decoder with its output head."""
+
+    def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """One pass over `rows`, which are appended to the cache; `layers` as in `LlamaDecoder.forward`.
+
+        Raises GenerationError where the cache is full.
+        """
+
+    def describe(self) -> str:
+        """What computes, in a few words."""
+
+
+class TorchDecoder:
+    """The modules themselves: any device, any precision. The other engines have to agree with it."""
+
+    def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
+        self._decoder = decoder
+        self._lm_head = lm_head
+
+    def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """See DecoderEngine."""
+        device = self._decoder.embed_tokens.weight.device
+        positions = None if rows.depths is None else cache.length + rows.depths.to(device)
+        visible = None if rows.visible is None else rows.visible.to(device)
+        embeddings = self._decoder.embed(rows.ids.to(device))[None]
+        output = self._decoder(embeddings, cache, positions, visible, layers)
+        features = tuple(feature[0] for feature in output.features)
+        return DecoderPass(self._lm_head(output.hidden[0]), features)
+
+    def describe(self) -> str:
+        """Torch and the device."""
+        return f"torch {torch.__version__} on {self._decoder.embed_tokens.weight.device}"

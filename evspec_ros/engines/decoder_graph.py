@@ -1,0 +1,153 @@
+"""A LLaMA decoder with its output head as an ONNX graph for ONNX Runtime's CPU kernels.
+
+Built node by node, as no exporter makes these: one product for q, k and v, one for gate and up, residual sum
+and norm in one, and attention straight on the cache's memory (`com.microsoft.GroupQueryAttention`, whose
+present keys and values are its past ones with the new rows written in place). Weights are initialisers, which
+ONNX Runtime packs for its matrix kernels when it loads the graph.
+
+Tensors by name; T rows, S visible rows, C the cache's capacity, as in `networks.llama`:
+
+    embeddings float32 [1, T, D]       what the rows' tokens are embedded as
+    positions  int64 [1, T]            their positions
+    bias       float32 [1, 1, T, S]    added to the scores; attention is causal besides
+    last       int32 [1]               S - 1
+    total      int32 []                S
+    past_k.l, past_v.l, present_k.l, present_v.l  float32 [1, K, C, d] of layer l; bind both to one memory
+    logits     float32 [1, T, V]
+    entering.l float32 [1, T, D]       what enters layer l = 1 .. L, L: the last layer's output before norm
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from evspec_ros.networks.llama import DecoderLayer, LlamaConfig, LlamaDecoder
+
+_OPSET, _IR = 20, 10  # what ONNX Runtime 1.22, the oldest with `attention_bias` on the CPU, understands
+_MICROSOFT = "com.microsoft"
+
+
+def decoder_graph(decoder: LlamaDecoder, lm_head: nn.Linear) -> onnx.ModelProto:
+    """The graph of a float32 decoder; its weights are copied into it (protobuf holds at most 2 GiB)."""
+    graph = _Graph(decoder.config)
+    graph.constant("cos", decoder.rotary.cos[:, : decoder.config.head_dim // 2])
+    graph.constant("sin", decoder.rotary.sin[:, decoder.config.head_dim // 2 :])
+    layers = [cast("DecoderLayer", layer) for layer in decoder.layers]
+    entering_norms = [layer.input_layernorm.weight for layer in layers[1:]] + [decoder.norm.weight]
+
+    residual = "embeddings"
+    normed = graph.norm(residual, layers[0].input_layernorm.weight)
+    for index, (layer, following) in enumerate(zip(layers, entering_norms, strict=True)):
+        attended = graph.attention(normed, layer, index)
+        residual, normed = graph.add_norm(
+            attended, residual, layer.post_attention_layernorm.weight, f"middle.{index}"
+        )
+        changed = graph.mlp(normed, layer, index)
+        residual, normed = graph.add_norm(changed, residual, following, f"entering.{index + 1}")
+    graph.linear(normed, lm_head.weight, "logits")
+    return graph.model()
+
+
+class _Graph:
+    """Nodes, weights, inputs and outputs as they come; every method returns the names of what it computes."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        self._config = config
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: Tensor) -> str:
+        """A weight."""
+        array = value.detach().numpy().astype(np.float32)
+        self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def node(self, operator: str, inputs: list[str], outputs: list[str], **attributes: object) -> str:
+        """One operator, ONNX's own where no domain is given; its first output."""
+        self._nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
+        return outputs[0]
+
+    def linear(self, x: str, weight: Tensor, name: str) -> str:
+        """X [1, T, in] times a torch weight [out, in] -> [1, T, out]."""
+        return self.node("MatMul", [x, self.constant(f"weight.{name}", weight.T)], [name])
+
+    def norm(self, x: str, weight: Tensor) -> str:
+        """The first RMS norm."""
+        return self.node(
+            "SimplifiedLayerNormalization",
+            [x, self.constant("weight.norm", weight)],
+            ["normed"],
+            axis=-1,
+            epsilon=self._config.rms_norm_eps,
+        )
+
+    def add_norm(self, x: str, residual: str, weight: Tensor, total: str) -> tuple[str, str]:
+        """Their sum, called `total`, and its RMS norm."""
+        normed = f"normed.{total}"
+        self.node(
+            "SkipSimplifiedLayerNormalization",
+            [x, residual, self.constant(f"weight.{normed}", weight)],
+            [normed, "", "", total],
+            domain=_MICROSOFT,
+            epsilon=self._config.rms_norm_eps,
+        )
+        return total, normed
+
+    def attention(self, x: str, layer: DecoderLayer, index: int) -> str:
+        """Rotation, cache and attention in one operator between two products."""
+        heads = layer.self_attn
+        weight = torch.cat((heads.q_proj.weight, heads.k_proj.weight, heads.v_proj.weight))
+        packed = self.linear(x, weight, f"qkv.{index}")
+        past = [f"past_{part}.{index}" for part in "kv"]
+        mixed = self.node(
+            "GroupQueryAttention",
+            [packed, "", "", *past, "last", "total", "cos", "sin", "positions", "bias"],
+            [f"mixed.{index}", *(f"present_{part}.{index}" for part in "kv")],
+            domain=_MICROSOFT,
+            num_heads=self._config.num_heads,
+            kv_num_heads=self._config.num_kv_heads,
+            do_rotary=1,
+        )
+        return self.linear(mixed, heads.o_proj.weight, f"attended.{index}")
+
+    def mlp(self, x: str, layer: DecoderLayer, index: int) -> str:
+        """SwiGLU; QuickGelu with alpha 1 is SiLU."""
+        weight = torch.cat((layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight))
+        gate, up = f"gate.{index}", f"up.{index}"
+        self.node("Split", [self.linear(x, weight, f"gate_up.{index}")], [gate, up], axis=-1, num_outputs=2)
+        active = self.node("QuickGelu", [gate], [f"active.{index}"], domain=_MICROSOFT, alpha=1.0)
+        inner = self.node("Mul", [active, up], [f"inner.{index}"])
+        return self.linear(inner, layer.mlp.down_proj.weight, f"changed.{index}")
+
+    def model(self) -> onnx.ModelProto:
+        """All of it."""
+        sizes = self._config
+        rows: list[int | str] = [1, "T", sizes.hidden_size]
+        cache: list[int | str] = [1, sizes.num_kv_heads, "C", sizes.head_dim]
+        layers = range(sizes.num_layers)
+        inputs = [
+            _tensor("embeddings", rows),
+            _tensor("positions", [1, "T"], TensorProto.INT64),
+            _tensor("bias", [1, 1, "T", "S"]),
+            _tensor("last", [1], TensorProto.INT32),
+            _tensor("total", [], TensorProto.INT32),
+            *(_tensor(f"past_{part}.{index}", cache) for index in layers for part in "kv"),
+        ]
+        outputs = [
+            _tensor("logits", [1, "T", sizes.vocab_size]),
+            *(_tensor(f"entering.{index + 1}", rows) for index in layers),
+            *(_tensor(f"present_{part}.{index}", cache) for index in layers for part in "kv"),
+        ]
+        graph = helper.make_graph(self._nodes, "decoder", inputs, outputs, self._weights)
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR)
+
+
+def _tensor(name: str, shape: list[int | str], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)

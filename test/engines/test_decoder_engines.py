@@ -1,0 +1,282 @@
+"""Every engine against transformers' whole model on the same weights, and texts written through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig as HfLlamaConfig
+from transformers import LlamaForCausalLM
+
+from evspec_ros.engines.cuda_graphs import GraphedDecoder, StaticRows, static_pass
+from evspec_ros.engines.decoder import DecoderEngine, DecoderPass, Rows, TorchDecoder
+from evspec_ros.engines.onnx_decoder import OnnxDecoder
+from evspec_ros.engines.selection import choose_engine
+from evspec_ros.errors import EngineError, GenerationError
+from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder
+from evspec_ros.speculative import DecoderTarget, DraftLimits, DraftTree, NoDrafter, Prompt, generate
+from evspec_ros.speculative.sampling import Sampling
+
+TOLERANCE = 1e-4
+VOCABULARY, PREFIX = 60, 11
+# The parent's row of each row of a tree, -1: the prefix's last row.
+PARENTS = (-1, 0, 0, 1, 1, 2, 4)
+
+
+class StaticDecoder:
+    """The function that CUDA graphs capture, run as it stands."""
+
+    def __init__(self, decoder: LlamaDecoder, lm_head: nn.Linear) -> None:
+        self._networks = decoder, lm_head
+        self._rows: dict[int, StaticRows] = {}
+
+    def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """Through buffers that are used again."""
+        count, prefix = rows.ids.numel(), cache.length
+        cache.begin(count)
+        static = self._rows.setdefault(count, StaticRows.empty(count, torch.device("cpu")))
+        static.fill(rows, prefix)
+        return static_pass(*self._networks, cache, static, layers)
+
+    def describe(self) -> str:
+        """For tests."""
+        return "static"
+
+
+ENGINES = {"torch": TorchDecoder, "onnxruntime": OnnxDecoder, "static": StaticDecoder}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """Networks this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+def _networks(num_kv_heads: int = 4, head_dim: int = 16) -> tuple[LlamaDecoder, nn.Linear]:
+    """Weights so large that every part shows in the logits, norms that change something."""
+    config = LlamaConfig(
+        VOCABULARY, 64, 96, 3, 4, num_kv_heads, head_dim, max_positions=128, rms_norm_eps=1e-5
+    )  # fmt: skip
+    torch.manual_seed(5)
+    decoder, lm_head = LlamaDecoder(config).eval(), nn.Linear(64, VOCABULARY, bias=False)
+    for parameter in (*decoder.parameters(), lm_head.weight):
+        with torch.no_grad():
+            if parameter.dim() == 2:
+                parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
+            else:
+                parameter.uniform_(0.5, 1.5)
+    return decoder, lm_head
+
+
+class Pair:
+    """A decoder behind an engine, and transformers with its weights; the prefix is read already."""
+
+    def __init__(self, engine: str, num_kv_heads: int, head_dim: int, capacity: int = 40) -> None:
+        self.decoder, self.lm_head = _networks(num_kv_heads, head_dim)
+        self.engine: DecoderEngine = ENGINES[engine](self.decoder, self.lm_head)
+        self.theirs = LlamaForCausalLM(HfLlamaConfig(**self.decoder.config.to_hf())).eval()
+        self.theirs.model.load_state_dict(self.decoder.state_dict())
+        self.theirs.lm_head.load_state_dict(self.lm_head.state_dict())
+        self.cache = KVCache(self.decoder.config, capacity)
+        self.prefix = torch.arange(PREFIX) * 7 % VOCABULARY
+        self.decoder(self.decoder.embed(self.prefix)[None], self.cache)
+
+    def expected(self, ids: Tensor) -> Tensor:
+        """Their logits [T, V] of a whole sequence, without a cache."""
+        return self.theirs(input_ids=ids[None], use_cache=False).logits[0]
+
+    def run(self, rows: Rows, layers: tuple[int, ...] = ()) -> DecoderPass:
+        """A pass, its output kept."""
+        found = self.engine.run(rows, self.cache, layers)
+        return DecoderPass(found.logits.clone(), tuple(feature.clone() for feature in found.features))
+
+
+@pytest.fixture(
+    params=[(engine, *sizes) for engine in ENGINES for sizes in ((4, 16), (2, 16), (4, 32))],
+    ids=lambda values: "-".join(map(str, values)),
+)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """Each engine with as many key/value heads as heads, with fewer, and with heads wider than the rest."""
+    return Pair(*request.param)
+
+
+def _assert_equal(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= TOLERANCE
+
+
+def _path(row: int) -> list[int]:
+    return [*_path(PARENTS[row]), row] if row >= 0 else []
+
+
+def _tree_rows(ids: Tensor) -> Rows:
+    depths = torch.tensor([len(_path(row)) - 1 for row in range(len(PARENTS))])
+    visible = torch.zeros(len(PARENTS), len(PARENTS), dtype=torch.bool)
+    for row in range(len(PARENTS)):
+        visible[row, _path(row)] = True
+    return Rows(ids, depths, visible)
+
+
+def test_steps_and_blocks_equal_transformers(pair: Pair) -> None:
+    """Behind a prefix: one row, five rows, one row, and a second time five give the whole sequence's
+    logits.
+    """
+    ids = torch.arange(12) * 11 % VOCABULARY
+    found = [pair.run(Rows(part)).logits for part in ids.split([1, 5, 1, 5])]
+    _assert_equal(torch.cat(found), pair.expected(torch.cat((pair.prefix, ids)))[PREFIX:])
+
+
+def test_every_row_of_a_tree_equals_transformers_on_its_path(pair: Pair) -> None:
+    """A node's logits are those at the end of its own path; another pass before it leaves no trace."""
+    ids = torch.tensor([3, 14, 15, 9, 26, 5, 35])
+    pair.run(Rows(ids.flip(0)))  # other rows in the same memory
+    pair.cache.truncate(PREFIX)
+    found = pair.run(_tree_rows(ids)).logits
+    for row in range(len(PARENTS)):
+        expected = pair.expected(torch.cat((pair.prefix, ids[_path(row)])))[-1]
+        _assert_equal(found[row], expected)
+
+
+def test_kept_rows_are_the_prefix_of_what_follows(pair: Pair) -> None:
+    """After a tree only the path 0, 2, 5 is kept; the next block sees it and nothing else."""
+    ids, following = torch.tensor([3, 14, 15, 9, 26, 5, 35]), torch.tensor([8, 9, 7])
+    pair.run(_tree_rows(ids))
+    pair.cache.keep(torch.tensor([0, 2, 5]))
+    found = pair.run(Rows(following)).logits
+    _assert_equal(found, pair.expected(torch.cat((pair.prefix, ids[[0, 2, 5]], following)))[-3:])
+
+
+def test_features_are_what_enters_the_layers(pair: Pair) -> None:
+    """Of any layers in any order, as the modules give them, the last layer's output before the norm too."""
+    rows, layers = Rows(torch.tensor([4, 8, 2])), (3, 0, 2)
+    found = pair.run(rows, layers).features
+    pair.cache.truncate(PREFIX)
+    expected = TorchDecoder(pair.decoder, pair.lm_head).run(rows, pair.cache, layers).features
+    for ours, theirs in zip(found, expected, strict=True):
+        _assert_equal(ours, theirs)
+    pair.cache.truncate(PREFIX)
+    assert len(pair.run(rows).features) == 0
+
+
+def test_another_cache_can_take_the_place_of_the_first(pair: Pair) -> None:
+    """An engine follows the cache that it is given, also to a larger one."""
+    ids = torch.tensor([5, 6])
+    expected = pair.run(Rows(ids)).logits
+    pair.cache = KVCache(pair.decoder.config, 90)
+    pair.decoder(pair.decoder.embed(pair.prefix)[None], pair.cache)
+    _assert_equal(pair.run(Rows(ids)).logits, expected)
+
+
+def test_a_full_cache_is_refused(pair: Pair) -> None:
+    """Rows that do not fit leave the cache as it was."""
+    with pytest.raises(GenerationError, match="holds 40 positions, 11 are taken and 30 more"):
+        pair.run(Rows(torch.zeros(30, dtype=torch.int64)))
+    assert pair.cache.length == PREFIX
+
+
+class TreesAroundTheText:
+    """Drafts trees in which the right token has wrong siblings with children of their own."""
+
+    name = "around"
+    layers = (3,)
+
+    def __init__(self, text: list[int], right_in_a_row: int) -> None:
+        self._text, self._right, self._read = text, right_in_a_row, 0
+
+    def start(self, *_: object) -> None:
+        """The first token is there."""
+        self._read = 1
+
+    def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
+        """Right tokens, the last of them wrong, each after a wrong sibling that has a child."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        right = -1
+        for place, token in enumerate(self._text[self._read :][: limits.n_max]):
+            wrong = (token + 1) % VOCABULARY
+            tokens += [wrong, wrong, token if place < self._right else (token + 2) % VOCABULARY]
+            parents += [right, len(tokens) - 3, right]
+            right = len(tokens) - 1
+        return DraftTree.from_parents(tokens, parents, [0.5] * len(tokens))
+
+    def accept(self, tokens: list[int], features: tuple[Tensor, ...]) -> None:
+        """A feature per token."""
+        assert features[0].shape == (len(tokens), 64)
+        self._read += len(tokens)
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "torch"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_texts_are_those_of_plain_decoding_with_the_modules(engine: str, temperature: float) -> None:
+    """Greedy: token for token, with no drafter and with trees of changing sizes. Sampled: with no drafter
+    and one seed.
+    """
+    networks = _networks()
+    plain = DecoderTarget(*networks, (), str)
+    other = DecoderTarget(*networks, (), str, engine=ENGINES[engine](*networks))
+    random = torch.Generator().manual_seed(1)
+    for rows in (9, 12, 30):  # a longer prompt needs a larger cache
+        prompt = Prompt(torch.randn(1, rows, 64, generator=random))
+        settings = {"max_new_tokens": 30, "temperature": temperature, "seed": 3}
+        text = generate(plain, NoDrafter(), prompt, **settings).tokens
+        assert generate(other, NoDrafter(), prompt, **settings).tokens == text
+        for right in (0, 2, 4) if temperature == 0.0 else ():
+            drafted = generate(
+                other,
+                TreesAroundTheText(list(text), right),
+                prompt,
+                limits=DraftLimits(4, 12),
+                **settings,
+            )
+            assert drafted.tokens == text
+            assert drafted.statistics.mean_accepted_length > (0.9 if right == 0 else 2.0)
+
+
+def test_sampling_through_an_engine_keeps_the_target_s_distribution() -> None:
+    """Logits of one tree lead to the same probabilities whichever engine made them."""
+    pairs = [Pair(engine, 4, 16) for engine in ENGINES]
+    rows = _tree_rows(torch.tensor([3, 14, 15, 9, 26, 5, 35]))
+    sampling = Sampling(0.8, 0.95, 20)
+    first, *others = (sampling.probabilities(pair.run(rows).logits).numpy() for pair in pairs)
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-5)
+
+
+def test_auto_takes_onnx_runtime_for_float32_on_the_cpu_and_says_why() -> None:
+    """Half precision stays with the modules, and so do weights that somebody else packed."""
+    decoder, lm_head = _networks()
+    assert str(choose_engine(decoder, lm_head)).startswith("ONNX Runtime")
+    assert "asked for" in str(choose_engine(decoder, lm_head, "torch"))
+    packed = nn.Sequential(lm_head)
+    assert "packed in another way" in str(choose_engine(decoder, packed))
+    assert "heads of 16" in str(choose_engine(*_networks(head_dim=8)))
+    half = choose_engine(decoder.bfloat16(), lm_head.bfloat16())
+    assert str(half) == f"torch {torch.__version__} on cpu (its precision is bfloat16, not float32)"
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("onnxruntime", "cannot run this decoder: its precision is float16"),
+        ("cuda_graphs", "CUDA graphs need a GPU"),
+        ("abacus", "no backend 'abacus'; choose one of auto, torch"),
+    ],
+)
+def test_an_engine_that_cannot_run_the_decoder_is_refused(backend: str, message: str) -> None:
+    """One sentence says what to do."""
+    decoder, lm_head = _networks()
+    with pytest.raises(EngineError, match=message):
+        choose_engine(decoder.half(), lm_head.half(), backend)
+
+
+def test_cuda_graphs_refuse_a_decoder_on_the_cpu() -> None:
+    """Before anything is captured."""
+    with pytest.raises(EngineError, match="set device to cuda"):
+        GraphedDecoder(*_networks())
