@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +178,14 @@ def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
     save_draft_head(EagleHead(config), tmp_path / "head")
     with pytest.raises(CheckpointError, match="event features of 7 values"):
         SceneDescriber.load(TARGET, EVENT_MODEL, tmp_path / "head")
+
+
+def test_a_target_with_the_tokenizer_of_another_is_refused(tmp_path: Path) -> None:
+    """The event model's tokenizer knows no <video>: found when loading, not in the first prompt."""
+    shutil.copytree(TARGET, tmp_path / "target")
+    shutil.copy(EVENT_MODEL / "tokenizer.json", tmp_path / "target")
+    with pytest.raises(CheckpointError, match="has no id for '<video>'"):
+        SceneDescriber.load(tmp_path / "target", None, None, drafter="none")
 
 
 def test_an_unknown_drafter_is_refused() -> None:
