@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,6 +226,15 @@ def test_too_little_memory_is_refused_before_weights_are_read(
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
     with pytest.raises(CheckpointError, match=r"^The networks need about .* fits\.$"):
         SceneDescriber.load(tmp_path, None, None, drafter="none")
+
+
+def test_a_target_with_the_tokenizer_of_another_is_refused(tmp_path: Path) -> None:
+    """The event model's tokenizer knows no <video>: found when loading, not in the first prompt."""
+    shutil.copytree(TARGET, tmp_path / "target")
+    for file in EVENT_MODEL.glob("*token*.json"):
+        shutil.copy(file, tmp_path / "target")
+    with pytest.raises(CheckpointError, match="has no id for '<video>'"):
+        SceneDescriber.load(tmp_path / "target", None, None, drafter="none")
 
 
 def test_an_unknown_drafter_is_refused() -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -88,7 +88,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def published_keys(path: Path) -> set[str]:
     """The keys of all weights in a checkpoint directory; raises CheckpointError as `load_weights`."""
-    return {key for file in _weight_files(path) for key in _mapped(file)}
+    return {key for file in _weight_files(path) for key in _shapes(file)}
 
 
 def load_weights(model: Network, parts: Sequence[Part], dtype: torch.dtype, device: Device) -> Network:
@@ -105,8 +105,9 @@ def load_weights(model: Network, parts: Sequence[Part], dtype: torch.dtype, devi
         parts[0].path, entries, {canonical(name): tuple(value.shape) for name, value in state.items()}
     )
     _require_memory(parts[0].path, sum(value.numel() for value in state.values()), dtype, device)
-    for file, group in groupby(entries, key=lambda entry: entry.file):
-        mapped = _mapped(file)
+    for file, grouped in groupby(entries, key=lambda entry: entry.file):
+        group = list(grouped)
+        mapped = _mapped(file, [entry.key for entry in group])
         for entry in group:  # copied even where nothing changes, so that no model hangs on its files
             state[parameters[entry.name]] = mapped[entry.key].to(device).to(dtype, copy=True)
     model.load_state_dict(state, assign=True)
@@ -161,28 +162,43 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _mapped(file: Path) -> dict[str, Tensor]:
-    """A file's tensors, mapped into memory: their bytes are read where they are used, and not before.
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors; CheckpointError where it is something else or cut off."""
+    with _naming_damage(file):
+        if file.suffix == ".bin":
+            return {key: tuple(tensor.shape) for key, tensor in _mapped_pickle(file).items()}
+        with _safetensors(file) as opened:
+            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
 
-    CheckpointError where the file is something else or cut off.
-    """
+
+def _mapped(file: Path, keys: Iterable[str]) -> dict[str, Tensor]:
+    """A file's tensors, mapped into memory: their bytes are read where they are used, and not before."""
+    with _naming_damage(file):
+        if file.suffix == ".bin":
+            return _mapped_pickle(file)
+        with _safetensors(file) as opened:
+            return {key: opened.get_tensor(key) for key in keys}
+
+
+@contextmanager
+def _naming_damage(file: Path) -> Iterator[None]:
     try:
-        return _mapped_pickle(file) if file.suffix == ".bin" else _mapped_safetensors(file)
+        yield
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is damaged or only half written ({error}); fetch or write the checkpoint again."
         ) from error
 
 
-def _mapped_safetensors(file: Path) -> dict[str, Tensor]:
+def _safetensors(file: Path) -> Any:
+    """An open safetensors file, for `with`."""
     with file.open("rb") as stream:
         start = stream.read(9)  # of safetensors: the header's length as u64, then the header's brace
     if start[8:] != b"{" and start.startswith((b"\x80", b"PK\x03\x04")):
         raise CheckpointError(
             f"{file} is a pickle, which can run code when read, and not safetensors; convert the checkpoint."
         )
-    with safe_open(file, "pt") as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
+    return safe_open(file, "pt")
 
 
 def _mapped_pickle(file: Path) -> dict[str, Tensor]:
@@ -208,10 +224,10 @@ def _mapped_pickle(file: Path) -> dict[str, Tensor]:
 def _entries(part: Part) -> Iterator[_Entry]:
     """What of a directory belongs to the model, in the order of its files."""
     for file in _weight_files(part.path):
-        for key, tensor in _mapped(file).items():
+        for key, shape in _shapes(file).items():
             name = part.rename(key)
             if not name.startswith(part.unread) and not name.endswith(_OLD_BUFFERS):
-                yield _Entry(file, key, name, tuple(tensor.shape))
+                yield _Entry(file, key, name, shape)
 
 
 def _require_keys(path: Path, entries: Sequence[_Entry], shapes: Mapping[str, tuple[int, ...]]) -> None:

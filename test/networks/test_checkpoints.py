@@ -492,6 +492,17 @@ def test_pickles_under_other_names_are_refused(target: Path) -> None:
     assert_refused(load_video_llava, target, "weights.pth", "pickle")
 
 
+def test_a_vocabulary_of_another_size_is_refused(event_model: Path) -> None:
+    """Embeddings without the rows that config.json counts, for added tokens perhaps, are mis-shaped."""
+    edit_config(event_model, vocab_size=336)
+    assert_refused(
+        load_eventgpt,
+        event_model,
+        "model.embed_tokens.weight has shape (333, 64) instead of (336, 64)",
+        "lm_head.weight has shape (333, 64) instead of (336, 64)",
+    )
+
+
 def test_a_doubled_key_is_refused(target: Path) -> None:
     """Two published keys for one parameter leave open which is meant."""
     rewrite(target, lambda t: {**t, "lm_head.weight": t["language_model.lm_head.weight"].clone()})
