@@ -76,6 +76,7 @@ def test_projections_alone_are_quantised(precision: str) -> None:
             else:
                 assert torch.equal(weight, original), name
         assert torch.equal(found.decoder.rotary.cos, exact.decoder.rotary.cos)
+        assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
 
 
 @needs_torchao
