@@ -21,7 +21,7 @@ MODELS = Path(__file__).parents[2] / "models"
 TARGET, EVENT_MODEL = MODELS / "tiny_video_llava", MODELS / "tiny_eventgpt"
 CPU = torch.device("cpu")
 # Relative error of the hidden states (root mean square) of the tiny target on random rows.
-TOLERANCE = {"float16": 5e-3, "bfloat16": 4e-2, "int8": 3e-2, "int4": 0.5}
+TOLERANCE = {"float16": 3e-3, "bfloat16": 3e-2, "int8": 4e-2, "int4": 0.3}
 
 needs_torchao = pytest.mark.skipif(
     find_spec("torchao") is None,
@@ -47,7 +47,7 @@ def hidden(model: VideoLlava) -> Tensor:
 @needs_torchao
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_a_smaller_precision_stays_near_float32(precision: str) -> None:
-    """Within the stated tolerance, and not equal; fewer bits are further away."""
+    """Within the stated tolerance, and not equal: it was applied."""
     exact = hidden(target("float32"))
     error = float((hidden(target(precision)) - exact).norm() / exact.norm())
     assert 0 < error <= TOLERANCE[precision]
@@ -76,6 +76,7 @@ def test_projections_alone_are_quantised(precision: str) -> None:
             else:
                 assert torch.equal(weight, original), name
         assert torch.equal(found.decoder.rotary.cos, exact.decoder.rotary.cos)
+        assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
 
 
 @needs_torchao

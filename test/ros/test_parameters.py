@@ -52,7 +52,8 @@ def test_the_parameter_file_of_the_package_states_the_defaults() -> None:
         ("prompt", 3, "has to be a str"),
         ("trigger", "sometimes", "one of continuous, period, on_request"),
         ("drafter", "crystal_ball", "one of none, eagle"),
-        ("dtype", "int4", "one of float32, float16, bfloat16"),
+        ("dtype", "int3", "one of float32, float16, bfloat16, int8, int4"),
+        ("kv_dtype", "int4", "one of auto, float16, int8"),
     ],
 )
 def test_a_bad_value_is_refused_in_a_sentence_that_names_it(name: str, value: Any, reason: str) -> None:
