@@ -283,6 +283,7 @@ def _doctor(options: argparse.Namespace) -> None:
         MACHINES,
         THIS,
         judge,
+        pair_report,
         print_report,
         read_sizes,
         report_as_dict,
@@ -294,10 +295,11 @@ def _doctor(options: argparse.Namespace) -> None:
     names = [options.machine] if options.machine else list(MACHINES)
     machines = [this_machine() if name == THIS else MACHINES[name] for name in names]
     verdicts = [judge(sizes, machine, options.dtype, options.kv_dtype) for machine in machines]
+    pair = pair_report(options.target, options.event_model)
     if options.json:
-        _print_json(report_as_dict(software(), verdicts))
+        _print_json(report_as_dict(software(), verdicts, pair))
     else:
-        print_report(software(), verdicts)
+        print_report(software(), verdicts, pair)
 
 
 def _train_tiny(options: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from evspec_ros.networks.memory import (
     memory_map,
     published,
 )
+from evspec_ros.networks.tokenizer import compatibility, load_tokenizer
 from evspec_ros.networks.weights import free_bytes
 from evspec_ros.ros.requirements import CLIENT_LIBRARY
 
@@ -176,17 +177,29 @@ def judge(checkpoints: Checkpoints, machine: Machine, dtype: str | None, kv: str
     return Verdict(machine, asked, next(fitting, None))
 
 
-def print_report(found: Sequence[Found], verdicts: Sequence[Verdict]) -> None:
-    """Tables of the software, of the memory that was asked for and of what is recommended where."""
+def pair_report(target: Path | None, event_model: Path | None) -> str | None:
+    """Whether the tokens of two checkpoints mean the same, in one sentence; None where one is not given."""
+    if target is None or event_model is None:
+        return None
+    return compatibility(load_tokenizer(target), load_tokenizer(event_model)).report
+
+
+def print_report(found: Sequence[Found], verdicts: Sequence[Verdict], pair: str | None) -> None:
+    """Tables of the software, of the memory that was asked for and of what is recommended where; what was
+    found out about a pair.
+    """
     console = Console(highlight=False)
     console.print(_software_table(found))
     console.print(_memory_table(verdicts))
     console.print(_machine_table(verdicts))
+    if pair is not None:
+        console.print(pair)
 
 
-def report_as_dict(found: Sequence[Found], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def report_as_dict(found: Sequence[Found], verdicts: Sequence[Verdict], pair: str | None) -> dict[str, Any]:
     """The same, ready for JSON; memory in bytes."""
     return {
+        "pair": pair,
         "software": [asdict(item) for item in found],
         "machines": [verdict.as_dict() for verdict in verdicts],
     }

@@ -120,3 +120,12 @@ def test_tables_name_every_machine(
     printed = capsys.readouterr().out
     for name in (*MACHINES, "torch", "KV cache", "activations", "in all"):
         assert name in printed
+
+
+def test_a_pair_is_told_whether_its_tokens_mean_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped pair's do; without both directories nothing is said."""
+    pair = ["--target", str(TARGET), "--event-model", str(EVENT_MODEL)]
+    assert cli.main(["doctor", "--json", *pair]) == 0
+    assert "can be drafted as they are" in json.loads(capsys.readouterr().out)["pair"]
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pair"] is None
