@@ -27,19 +27,21 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from evspec_ros.networks.llama import DecoderLayer, LlamaConfig, LlamaDecoder
+from evspec_ros.networks.llama import DecoderLayer, LlamaConfig, RMSNorm, Rotary
 
 _OPSET, _IR = 20, 10  # what ONNX Runtime 1.22, the oldest with `attention_bias` on the CPU, understands
 _MICROSOFT = "com.microsoft"
 
 
-def decoder_graph(decoder: LlamaDecoder, lm_head: nn.Linear) -> onnx.ModelProto:
-    """The graph of a float32 decoder; its weights are copied into it (protobuf holds at most 2 GiB)."""
-    graph = _Graph(decoder.config)
-    graph.constant("cos", decoder.rotary.cos[:, : decoder.config.head_dim // 2])
-    graph.constant("sin", decoder.rotary.sin[:, decoder.config.head_dim // 2 :])
-    layers = [cast("DecoderLayer", layer) for layer in decoder.layers]
-    entering_norms = [layer.input_layernorm.weight for layer in layers[1:]] + [decoder.norm.weight]
+def decoder_graph(
+    config: LlamaConfig, blocks: nn.ModuleList, rotary: Rotary, norm: RMSNorm, lm_head: nn.Linear
+) -> onnx.ModelProto:
+    """The graph of float32 decoder layers; weights are copied into it (protobuf holds at most 2 GiB)."""
+    graph = _Graph(config, lm_head.out_features)
+    graph.constant("cos", rotary.cos[:, : config.head_dim // 2])
+    graph.constant("sin", rotary.sin[:, config.head_dim // 2 :])
+    layers = [cast("DecoderLayer", layer) for layer in blocks]
+    entering_norms = [layer.input_layernorm.weight for layer in layers[1:]] + [norm.weight]
 
     residual = "embeddings"
     normed = graph.norm(residual, layers[0].input_layernorm.weight)
@@ -57,8 +59,9 @@ def decoder_graph(decoder: LlamaDecoder, lm_head: nn.Linear) -> onnx.ModelProto:
 class _Graph:
     """Nodes, weights, inputs and outputs as they come; every method returns the names of what it computes."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, vocabulary: int) -> None:
         self._config = config
+        self._vocabulary = vocabulary
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
 
@@ -140,7 +143,7 @@ class _Graph:
             *(_tensor(f"past_{part}.{index}", cache) for index in layers for part in "kv"),
         ]
         outputs = [
-            _tensor("logits", [1, "T", sizes.vocab_size]),
+            _tensor("logits", [1, "T", self._vocabulary]),
             *(_tensor(f"entering.{index + 1}", rows) for index in layers),
             *(_tensor(f"present_{part}.{index}", cache) for index in layers for part in "kv"),
         ]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from evspec_ros.engines.decoder import DecoderPass, Rows
 from evspec_ros.engines.decoder_graph import decoder_graph
 from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
-from evspec_ros.networks.llama import KVCache, LlamaDecoder
+from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder, RMSNorm, Rotary
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,34 +34,75 @@ class OnnxDecoder:
     """
 
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Linear) -> None:
-        self._config = decoder.config
         self._embedding = decoder.embed_tokens.weight.detach()
-        self._engine = OnnxEngine(decoder_graph(decoder, lm_head), torch.get_num_threads())
-        self._cache: KVCache | None = None  # what the passes are bound to
-        self._passes: dict[tuple[int, tuple[int, ...]], _Pass] = {}
+        self._layers = _OnnxLayers(decoder.config, decoder.layers, decoder.rotary, decoder.norm, lm_head)
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
-        count, prefix = rows.ids.numel(), cache.length
-        cache.begin(count)
-        tensors = self._pass(count, cache, layers)
+        tensors = self._layers.begin(rows.ids.numel(), cache, layers)
         torch.index_select(self._embedding, 0, rows.ids, out=tensors.embeddings[0])
-        if rows.depths is None:
-            torch.arange(prefix, cache.length, out=tensors.positions[0])
-        else:
-            torch.add(rows.depths, prefix, out=tensors.positions[0])
-        tensors.last.fill_(cache.length - 1)
-        tensors.total.fill_(cache.length)
-        bias = tensors.bias[: count * cache.length].view(1, 1, count, cache.length).zero_()
-        if rows.visible is not None:
-            bias[0, 0, :, prefix:].masked_fill_(~rows.visible, float("-inf"))
-        tensors.bound.put("bias", bias)
-        tensors.bound.run()
-        return tensors.output
+        return self._layers.run(tensors, cache, rows.depths, rows.visible)
 
     def describe(self) -> str:
         """ONNX Runtime's version and threads."""
-        return self._engine.describe()
+        return self._layers.engine.describe()
+
+
+class OnnxDraftHead:
+    """An EagleHead's layer with the target's norm and output head behind it, in one graph.
+
+    What a pass gives is overwritten by the next pass over as many rows.
+    """
+
+    def __init__(self, head: EagleHead, target: LlamaDecoder, lm_head: nn.Linear) -> None:
+        self._head = head
+        self._layers = _OnnxLayers(head.config.layer, head.layers, head.rotary, target.norm, lm_head)
+
+    def __call__(self, embeddings: Tensor, features: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """See `HeadStep`."""
+        tensors = self._layers.begin(embeddings.shape[1], cache, (1,))
+        tensors.embeddings.copy_(self._head.fc(torch.cat((embeddings, features), -1)))
+        logits, (predicted,) = self._layers.run(tensors, cache, None, None)
+        return predicted[None, -1:], logits[-1]
+
+
+class _OnnxLayers:
+    """Decoder layers, a norm and an output head as a graph, bound to one cache's memory at a time."""
+
+    def __init__(
+        self, config: LlamaConfig, blocks: nn.ModuleList, rotary: Rotary, norm: RMSNorm, lm_head: nn.Linear
+    ) -> None:
+        self._config = config
+        self._vocabulary = lm_head.out_features
+        self.engine = OnnxEngine(
+            decoder_graph(config, blocks, rotary, norm, lm_head), torch.get_num_threads()
+        )
+        self._cache: KVCache | None = None  # what the passes are bound to
+        self._passes: dict[tuple[int, tuple[int, ...]], _Pass] = {}
+
+    def begin(self, rows: int, cache: KVCache, layers: tuple[int, ...]) -> _Pass:
+        """Announce a pass of so many rows to the cache; the tensors whose `embeddings` are to be filled."""
+        cache.begin(rows)
+        return self._pass(rows, cache, layers)
+
+    def run(
+        self, tensors: _Pass, cache: KVCache, depths: Tensor | None, visible: Tensor | None
+    ) -> DecoderPass:
+        """The pass; depths and visible as in `Rows`."""
+        count = tensors.embeddings.shape[1]
+        prefix = cache.length - count
+        if depths is None:
+            torch.arange(prefix, cache.length, out=tensors.positions[0])
+        else:
+            torch.add(depths, prefix, out=tensors.positions[0])
+        tensors.last.fill_(cache.length - 1)
+        tensors.total.fill_(cache.length)
+        bias = tensors.bias[: count * cache.length].view(1, 1, count, cache.length).zero_()
+        if visible is not None:
+            bias[0, 0, :, prefix:].masked_fill_(~visible, float("-inf"))
+        tensors.bound.put("bias", bias)
+        tensors.bound.run()
+        return tensors.output
 
     def _pass(self, rows: int, cache: KVCache, layers: tuple[int, ...]) -> _Pass:
         if cache is not self._cache:
@@ -82,14 +124,14 @@ class OnnxDecoder:
             "last": torch.empty(1, dtype=torch.int32),
             "total": torch.empty((), dtype=torch.int32),
         }
-        outputs = {"logits": torch.empty(1, rows, sizes.vocab_size)}
+        outputs = {"logits": torch.empty(1, rows, self._vocabulary)}
         outputs |= {f"entering.{index}": tensor for index, tensor in entering.items()}
         for index in range(sizes.num_layers):
             for part, memory in (("k", cache.k[index]), ("v", cache.v[index])):
                 inputs[f"past_{part}.{index}"] = outputs[f"present_{part}.{index}"] = memory
         features = tuple(embeddings[0] if index == 0 else entering[index][0] for index in layers)
         return _Pass(
-            bound=self._engine.bind(inputs, outputs),
+            bound=self.engine.bind(inputs, outputs),
             output=DecoderPass(outputs["logits"][0], features),
             **{name: inputs[name] for name in ("embeddings", "positions", "last", "total", "bias")},
         )

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evspec_ros.engines.onnx_decoder import OnnxDecoder, OnnxDraftHead
 from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import DraftTree
+
+HeadStep: TypeAlias = Callable[[Tensor, Tensor, KVCache], tuple[Tensor, Tensor]]
+"""Embeddings and features [1, T, D] as `EagleHead.forward` reads them, and its cache -> the last row's
+predicted feature [1, 1, D] and what the target's head makes of it, logits [V]; the next call may overwrite
+both.
+"""
+
+
+def head_step(target: DecoderTarget, head: EagleHead) -> HeadStep:
+    """How a head drafts: by ONNX Runtime where the target's own steps run there, else by the modules."""
+    lm_head = target.lm_head
+    if isinstance(target.engine, OnnxDecoder) and isinstance(lm_head, nn.Linear):
+        return OnnxDraftHead(head, target.decoder, lm_head)
+
+    def by_modules(embeddings: Tensor, features: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        feature = head(embeddings, features, None, cache)[:, -1:]
+        return feature, target.head(feature)[0, 0]
+
+    return by_modules
 
 
 class EagleDrafter:
@@ -28,6 +49,7 @@ class EagleDrafter:
         self.layers = (target.decoder.config.num_layers,)  # the last layer's output before the final norm
         self._target = target
         self._head = head
+        self._step = head_step(target, head)
         self._cache: KVCache | None = None
         self._known = 0  # cache rows that stem from the target's own features
         self._embeddings = self._features = torch.empty(0)  # rows not yet in the cache, [1, n, D] each
@@ -47,10 +69,10 @@ class EagleDrafter:
         """Extend the chain token by token while the product of its steps' largest probabilities is at least
         p_min.
         """
-        cache, target = self._cache, self._target
+        cache = self._cache
         assert cache is not None, "Cannot propose before start"
         cache.truncate(self._known)
-        feature = self._head(self._embeddings, self._features, None, cache)[:, -1:]
+        feature, logits = self._step(self._embeddings, self._features, cache)
         self._known = cache.length
         self._embeddings, self._features = self._embeddings[:, :0], self._features[:, :0]
 
@@ -60,8 +82,7 @@ class EagleDrafter:
         confidence = 1.0
         for _ in range(min(limits.n_max, limits.tree_size)):
             if tokens:
-                feature = self._head(self._embed(tokens[-1:]), feature, None, cache)
-            logits = target.head(feature)[0, 0]
+                feature, logits = self._step(self._embed(tokens[-1:]), feature, cache)
             likely, choice = torch.softmax(logits, dim=-1, dtype=torch.float32).max(dim=-1)
             probability, token = float(likely), int(choice)
             confidence *= probability

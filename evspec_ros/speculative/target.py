@@ -102,7 +102,7 @@ class DecoderTarget:
         self.lm_head = lm_head
         self.end_tokens = frozenset(end_tokens)
         self._detokenize = detokenize
-        self._engine = engine or TorchDecoder(decoder, lm_head)
+        self.engine = engine or TorchDecoder(decoder, lm_head)
         weight = decoder.embed_tokens.weight
         self.device, self.kv_dtype = weight.device, kv_dtype or weight.dtype
         self._layers: tuple[int, ...] = ()
@@ -149,7 +149,7 @@ class DecoderTarget:
             rows = Rows(ids)
         else:
             rows = Rows(ids, torch.from_numpy(tree.row_depths()), torch.from_numpy(tree.ancestors()))
-        return TargetPass(*self._engine.run(rows, self._cache, self._layers))
+        return TargetPass(*self.engine.run(rows, self._cache, self._layers))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Gather these rows of the last `extend` in the cache and forget the others."""
