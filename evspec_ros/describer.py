@@ -164,7 +164,7 @@ class SceneDescriber:
     ) -> SceneDescriber:
         """From checkpoint directories; `none` drafts nothing and reads the target alone.
 
-        dtype: one of `quantisation.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache;
+        dtype: one of `precisions.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache;
         backend: one of BACKENDS. Raises CheckpointError for a checkpoint that cannot be used or does not fit
         the others, for an unknown precision and, before weights are read, where the memory does not suffice;
         GenerationError for an unknown drafter or one whose head is missing; EngineError for a backend that

@@ -79,7 +79,7 @@ def evaluate(
     dtype: str = "float32",
     report: Callable[[int], None] = lambda *_: None,
 ) -> tuple[Accuracy, ...]:
-    """Both models' accuracy on the first held-out scenes, in one of `quantisation.PRECISIONS` on the CPU;
+    """Both models' accuracy on the first held-out scenes, in one of `precisions.PRECISIONS` on the CPU;
     report counts finished scenes. Raises CheckpointError.
     """
     cpu = torch.device("cpu")

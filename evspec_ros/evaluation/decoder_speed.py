@@ -23,12 +23,12 @@ from evspec_ros.engines.decoder import Rows
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.checkpoints import load_video_llava
-from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder, attention_mask
+from evspec_ros.networks.llama import KVCache, LlamaDecoder, attention_mask
+from evspec_ros.networks.memory import published
+from evspec_ros.networks.quantisation import compute_dtype
 from evspec_ros.networks.tiny import tiny_video_llava
 
 NODES = (4, 8, 16, 24, 32, 60)
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_VICUNA_7B = LlamaConfig(vocab_size=32064, max_positions=4096, rms_norm_eps=1e-5)  # Video-LLaVA-7B's decoder
 _PROMPT = {"tiny": 150, "7b": 2100}  # rows of a usual prompt, its eight frames among them
 _WRITTEN = 40  # rows between prompt and pass: half of a description
 _WARM_UPS, _COPY_BYTES = 3, 2**28
@@ -142,7 +142,7 @@ class _Bench:
     def __init__(self, settings: DecoderBench, most_nodes: int) -> None:
         self._settings = settings
         self._device = torch.device(settings.device)
-        _require_device(self._device, settings.shape, DTYPES[settings.dtype])
+        _require_device(self._device, settings.shape, compute_dtype(settings.dtype, self._device))
         decoder, lm_head = _networks(settings, self._device)
         self._decoder, self._lm_head, self._sizes = decoder, lm_head, decoder.config
         self._chosen = choose_engine(decoder, lm_head, settings.backend)
@@ -243,11 +243,11 @@ class _Bench:
 
 def _networks(settings: DecoderBench, device: torch.device) -> tuple[LlamaDecoder, nn.Linear]:
     """Our decoder with its head, from a checkpoint or at random."""
-    dtype = DTYPES[settings.dtype]
+    dtype = compute_dtype(settings.dtype, device)
     if settings.target is not None:
         model = load_video_llava(settings.target, dtype, device)
         return model.decoder, model.lm_head
-    sizes = _VICUNA_7B if settings.shape == "7b" else tiny_video_llava(611, 608, 609).text
+    sizes = published().target.text if settings.shape == "7b" else tiny_video_llava(611, 608, 609).text
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

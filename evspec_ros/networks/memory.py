@@ -14,14 +14,14 @@ product on a GPU reads the packed weights themselves).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import nn
 
 from evspec_ros.errors import CheckpointError
-from evspec_ros.networks.clip import CLIP_L_14_336, ClipConfig
+from evspec_ros.networks.clip import CLIP_L_14_336
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig
@@ -61,7 +61,7 @@ def published() -> Checkpoints:
     target = LlamaConfig(vocab_size=32064, max_positions=4096, rms_norm_eps=1e-5)
     event = LlamaConfig(vocab_size=32003, rms_norm_eps=1e-5)
     events = EVENT_IMAGES + CLIP_L_14_336.tokens
-    vision = ClipConfig(**{**CLIP_L_14_336.__dict__, "image_size": 224})
+    vision = replace(CLIP_L_14_336, image_size=224)
     return Checkpoints(
         VideoLlavaConfig(target, vision),
         EventGptConfig(event, CLIP_L_14_336),
