@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--dtype", choices=PRECISIONS, default="float32", help="precision of both; default: %(default)s"
     )
+    evaluate.add_argument(
+        "--kv-dtype",
+        choices=KV_PRECISIONS,
+        default="auto",
+        help="precision of the target's key/value cache; default: %(default)s",
+    )
 
     bench = verbs.add_parser("bench", help="measure", description="Measure.")
     benches = bench.add_subparsers(title="what", metavar="WHAT", required=True)
@@ -271,7 +277,7 @@ def _eval(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.accuracy import evaluate_visibly, print_accuracies
 
     target, event_model, _ = _models(options)
-    rows = evaluate_visibly(target, event_model, options.scenes, options.dtype)
+    rows = evaluate_visibly(target, event_model, options.scenes, options.dtype, options.kv_dtype)
     if options.json:
         _print_json({"rows": [row.as_dict() for row in rows]})
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.quantisation import kv_dtype as cache_dtype
 from evspec_ros.networks.quantisation import load_in
 from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
@@ -77,14 +78,18 @@ def evaluate(
     event_model: Path,
     scenes: int,
     dtype: str = "float32",
+    kv_dtype: str = "auto",
     report: Callable[[int], None] = lambda *_: None,
 ) -> tuple[Accuracy, ...]:
-    """Both models' accuracy on the first held-out scenes, in one of `precisions.PRECISIONS` on the CPU;
-    report counts finished scenes. Raises CheckpointError.
+    """Both models' accuracy on the first held-out scenes, in one of `precisions.PRECISIONS` on the CPU, the
+    target's cache in one of KV_PRECISIONS; report counts finished scenes. Raises CheckpointError.
     """
     cpu = torch.device("cpu")
+    cache = cache_dtype(kv_dtype)
     describers = {
-        "Video-LLaVA": _target_writer(load_in(dtype, load_video_llava, target, cpu), load_tokenizer(target)),
+        "Video-LLaVA": _target_writer(
+            load_in(dtype, load_video_llava, target, cpu), load_tokenizer(target), cache
+        ),
         "EventGPT": _event_writer(
             load_in(dtype, load_eventgpt, event_model, cpu), load_tokenizer(event_model)
         ),
@@ -102,13 +107,18 @@ def evaluate(
 
 
 def evaluate_visibly(
-    target: Path, event_model: Path, scenes: int, dtype: str = "float32"
+    target: Path, event_model: Path, scenes: int, dtype: str = "float32", kv_dtype: str = "auto"
 ) -> tuple[Accuracy, ...]:
     """`evaluate` with progress on stderr."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("describing held-out scenes", total=scenes)
         return evaluate(
-            target, event_model, scenes, dtype, lambda done: progress.update(task, completed=done)
+            target,
+            event_model,
+            scenes,
+            dtype,
+            kv_dtype,
+            lambda done: progress.update(task, completed=done),
         )
 
 
@@ -125,7 +135,9 @@ def print_accuracies(rows: Iterable[Accuracy]) -> None:
     Console(highlight=False).print(table)
 
 
-def _target_writer(model: VideoLlava, tokenizer: Tokenizer) -> Callable[[Samples], list[str]]:
+def _target_writer(
+    model: VideoLlava, tokenizer: Tokenizer, kv_dtype: torch.dtype | None
+) -> Callable[[Samples], list[str]]:
     ids = torch.tensor(tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True))
 
     def prompt(frames: Tensor) -> Tensor:
@@ -134,7 +146,8 @@ def _target_writer(model: VideoLlava, tokenizer: Tokenizer) -> Callable[[Samples
     @torch.inference_mode()
     def write(samples: Samples) -> list[str]:
         prompts = torch.stack([prompt(normalise(frames)) for frames in samples.frames])
-        return _texts(tokenizer, greedy_answers(model.decoder, model.lm_head, prompts, MAX_NEW_TOKENS).tokens)
+        answers = greedy_answers(model.decoder, model.lm_head, prompts, MAX_NEW_TOKENS, kv_dtype)
+        return _texts(tokenizer, answers.tokens)
 
     return write
 

@@ -21,18 +21,25 @@ class Rollout(NamedTuple):
 
 @torch.inference_mode()
 def greedy_answers(
-    decoder: LlamaDecoder, lm_head: nn.Module, prompts: Tensor, max_new_tokens: int
+    decoder: LlamaDecoder,
+    lm_head: nn.Module,
+    prompts: Tensor,
+    max_new_tokens: int,
+    kv_dtype: torch.dtype | None = None,
 ) -> Rollout:
-    """Continue B prompts [B, P, D] of one length until each has ended, or for max_new_tokens."""
+    """Continue B prompts [B, P, D] of one length until each has ended, or for max_new_tokens.
+
+    kv_dtype: what the cache is kept in, as `KVCache`; None keeps what the decoder computes.
+    """
     config, end = decoder.config, decoder.config.eos_token_id
     batch, rows, _ = prompts.shape
     # under autocast the decoder's keys come out in the lower precision
-    dtype = (
+    computed = (
         torch.get_autocast_dtype(prompts.device.type)
         if torch.is_autocast_enabled(prompts.device.type)
         else prompts.dtype
     )
-    cache = KVCache(config, rows + max_new_tokens, batch, dtype=dtype, device=prompts.device)
+    cache = KVCache(config, rows + max_new_tokens, batch, dtype=kv_dtype or computed, device=prompts.device)
     tokens: list[Tensor] = []
     features: list[Tensor] = []
     embeddings = prompts

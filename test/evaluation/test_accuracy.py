@@ -39,14 +39,19 @@ def test_inventing_an_object_earns_nothing() -> None:
     assert (row.objects, row.colour, row.counted) == (1, 1.0, 0.0)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
-def test_the_loss_of_a_precision_is_a_command(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """`evspec eval --dtype` scores both models in it."""
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"), [("bfloat16", "auto"), ("int8", "auto"), ("int4", "auto"), ("float32", "int8")]
+)
+def test_the_loss_of_a_precision_is_a_command(
+    dtype: str, kv_dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`evspec eval --dtype --kv-dtype` scores both models in it."""
     if dtype.startswith("int"):
         pytest.importorskip("torchao", reason="int8 and int4 need torchao")
     models = Path(__file__).parents[2] / "models"
     named = ["--target", f"{models}/tiny_video_llava", "--event-model", f"{models}/tiny_eventgpt"]
-    assert cli.main(["eval", "--scenes", "2", "--dtype", dtype, "--json", *named]) == 0
+    precision = ["--dtype", dtype, "--kv-dtype", kv_dtype]
+    assert cli.main(["eval", "--scenes", "2", *precision, "--json", *named]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["model"] for row in rows] == ["Video-LLaVA", "EventGPT"]
     assert all(row["scenes"] == 2 and row["objects"] >= 2 for row in rows)
