@@ -32,7 +32,7 @@ from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
 from evspec_ros.networks.quantisation import compute_dtype, kv_dtype, load_in
-from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer, require_fit
+from evspec_ros.networks.tokenizer import Tokenizer, load_fitting_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, VIDEO_TOKEN, target_prompt
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
@@ -180,9 +180,8 @@ class SceneDescriber:
         )
         require_memory(memory_map(sizes, dtype, kv_dtype, place), place)
         model = load_in(dtype, load_video_llava, target, place)
-        tokenizer = load_tokenizer(target)
-        require_fit(
-            tokenizer, target, model.config.text.vocab_size, {VIDEO_TOKEN: model.config.video_token_id}
+        tokenizer = load_fitting_tokenizer(
+            target, model.config.text.vocab_size, {VIDEO_TOKEN: model.config.video_token_id}
         )
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         if drafter == "none" or event_model is None or draft_head is None:

@@ -16,9 +16,9 @@ from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.quantisation import kv_dtype as cache_dtype
 from evspec_ros.networks.quantisation import load_in
-from evspec_ros.networks.tokenizer import Tokenizer, load_tokenizer
+from evspec_ros.networks.tokenizer import Tokenizer, load_fitting_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
+from evspec_ros.prompts import DEFAULT_PROMPT, VIDEO_TOKEN, event_prompt, target_prompt
 from evspec_ros.training.captions import Claim, claims, parse
 from evspec_ros.training.dataset import Samples, make_samples, sample_scene
 from evspec_ros.training.rollout import greedy_answers
@@ -87,12 +87,8 @@ def evaluate(
     cpu = torch.device("cpu")
     cache = cache_dtype(kv_dtype)
     describers = {
-        "Video-LLaVA": _target_writer(
-            load_in(dtype, load_video_llava, target, cpu), load_tokenizer(target), cache
-        ),
-        "EventGPT": _event_writer(
-            load_in(dtype, load_eventgpt, event_model, cpu), load_tokenizer(event_model)
-        ),
+        "Video-LLaVA": _target_writer(load_in(dtype, load_video_llava, target, cpu), target, cache),
+        "EventGPT": _event_writer(load_in(dtype, load_eventgpt, event_model, cpu), event_model),
     }
     texts: dict[str, list[str]] = {name: [] for name in describers}
     captions: list[str] = []
@@ -136,8 +132,11 @@ def print_accuracies(rows: Iterable[Accuracy]) -> None:
 
 
 def _target_writer(
-    model: VideoLlava, tokenizer: Tokenizer, kv_dtype: torch.dtype | None
+    model: VideoLlava, path: Path, kv_dtype: torch.dtype | None
 ) -> Callable[[Samples], list[str]]:
+    tokenizer = load_fitting_tokenizer(
+        path, model.config.text.vocab_size, {VIDEO_TOKEN: model.config.video_token_id}
+    )
     ids = torch.tensor(tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True))
 
     def prompt(frames: Tensor) -> Tensor:
@@ -152,7 +151,8 @@ def _target_writer(
     return write
 
 
-def _event_writer(model: EventGpt, tokenizer: Tokenizer) -> Callable[[Samples], list[str]]:
+def _event_writer(model: EventGpt, path: Path) -> Callable[[Samples], list[str]]:
+    tokenizer = load_fitting_tokenizer(path, model.config.text.vocab_size)
     before, after = event_prompt(DEFAULT_PROMPT)
     before_ids, after_ids = (
         torch.tensor(tokenizer.encode(before, bos=True)),

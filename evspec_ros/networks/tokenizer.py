@@ -121,6 +121,13 @@ def require_fit(
             )
 
 
+def load_fitting_tokenizer(path: Path, rows: int, special: Mapping[str, int] | None = None) -> Tokenizer:
+    """`load_tokenizer`, where it is the model's as `require_fit` tells; CheckpointError otherwise."""
+    tokenizer = load_tokenizer(path)
+    require_fit(tokenizer, path, rows, special)
+    return tokenizer
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a checkpoint directory; CheckpointError where it is missing or damaged."""
     read_json(path / TOKENIZER_CONFIG)

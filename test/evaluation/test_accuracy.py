@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,17 @@ def test_the_loss_of_a_precision_is_a_command(
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["model"] for row in rows] == ["Video-LLaVA", "EventGPT"]
     assert all(row["scenes"] == 2 and row["objects"] >= 2 for row in rows)
+
+
+@pytest.mark.parametrize("command", [["eval"], ["bench", "decode"]])
+def test_a_tokenizer_of_another_model_is_refused(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A target beside EventGPT's tokenizer gets one sentence and status 1 instead of wrong words."""
+    models = Path(__file__).parents[2] / "models"
+    target = tmp_path / "target"
+    shutil.copytree(models / "tiny_video_llava", target)
+    shutil.copy(models / "tiny_eventgpt" / "tokenizer.json", target)
+    named = ["--target", f"{target}", "--event-model", f"{models}/tiny_eventgpt"]
+    assert cli.main([*command, "--scenes", "1", *named]) == 1
+    assert "use the tokenizer that belongs to the checkpoint" in capsys.readouterr().err
