@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
+from evspec_ros.choices import BACKENDS, KV_PRECISIONS, PRECISIONS
 from evspec_ros.errors import EvspecError
-from evspec_ros.precisions import KV_PRECISIONS, PRECISIONS
 
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 _RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     decoder.add_argument(
         "--backend",
-        choices=("auto", "torch", "onnxruntime", "cuda_graphs"),
+        choices=BACKENDS,
         help="default: cuda_graphs on a GPU, else auto",
     )
     decoder.add_argument("--threads", type=_count, help="of both decoders; default: torch's")

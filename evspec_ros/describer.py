@@ -32,9 +32,9 @@ from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
 from evspec_ros.networks.quantisation import compute_dtype, kv_dtype, load_in
-from evspec_ros.networks.tokenizer import Tokenizer, load_fitting_tokenizer
+from evspec_ros.networks.tokenizer import Tokenizer, load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.prompts import DEFAULT_PROMPT, VIDEO_TOKEN, target_prompt
+from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.generate import generate
 from evspec_ros.speculative.registry import make_drafter
@@ -164,7 +164,7 @@ class SceneDescriber:
     ) -> SceneDescriber:
         """From checkpoint directories; `none` drafts nothing and reads the target alone.
 
-        dtype: one of `precisions.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache;
+        dtype: one of `choices.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache;
         backend: one of BACKENDS. Raises CheckpointError for a checkpoint that cannot be used or does not fit
         the others, for an unknown precision and, before weights are read, where the memory does not suffice;
         GenerationError for an unknown drafter or one whose head is missing; EngineError for a backend that
@@ -180,9 +180,7 @@ class SceneDescriber:
         )
         require_memory(memory_map(sizes, dtype, kv_dtype, place), place)
         model = load_in(dtype, load_video_llava, target, place)
-        tokenizer = load_fitting_tokenizer(
-            target, model.config.text.vocab_size, {VIDEO_TOKEN: model.config.video_token_id}
-        )
+        tokenizer = load_target_tokenizer(target, model.config)
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         if drafter == "none" or event_model is None or draft_head is None:
             return cls(model, tokenizer, frames, drafter=drafter, kv_precision=kv_dtype, backend=backend)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from evspec_ros.choices import BACKENDS
 from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.decoder import DecoderEngine, TorchDecoder
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.llama import LlamaDecoder
 
-BACKENDS = ("auto", "torch", "onnxruntime", "cuda_graphs")
 _LARGEST_GRAPH = 2**31  # bytes; protobuf holds no more
 
 

@@ -16,9 +16,9 @@ from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.quantisation import kv_dtype as cache_dtype
 from evspec_ros.networks.quantisation import load_in
-from evspec_ros.networks.tokenizer import Tokenizer, load_fitting_tokenizer
+from evspec_ros.networks.tokenizer import Tokenizer, load_fitting_tokenizer, load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.prompts import DEFAULT_PROMPT, VIDEO_TOKEN, event_prompt, target_prompt
+from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
 from evspec_ros.training.captions import Claim, claims, parse
 from evspec_ros.training.dataset import Samples, make_samples, sample_scene
 from evspec_ros.training.rollout import greedy_answers
@@ -81,7 +81,7 @@ def evaluate(
     kv_dtype: str = "auto",
     report: Callable[[int], None] = lambda *_: None,
 ) -> tuple[Accuracy, ...]:
-    """Both models' accuracy on the first held-out scenes, in one of `precisions.PRECISIONS` on the CPU, the
+    """Both models' accuracy on the first held-out scenes, in one of `choices.PRECISIONS` on the CPU, the
     target's cache in one of KV_PRECISIONS; report counts finished scenes. Raises CheckpointError.
     """
     cpu = torch.device("cpu")
@@ -134,9 +134,7 @@ def print_accuracies(rows: Iterable[Accuracy]) -> None:
 def _target_writer(
     model: VideoLlava, path: Path, kv_dtype: torch.dtype | None
 ) -> Callable[[Samples], list[str]]:
-    tokenizer = load_fitting_tokenizer(
-        path, model.config.text.vocab_size, {VIDEO_TOKEN: model.config.video_token_id}
-    )
+    tokenizer = load_target_tokenizer(path, model.config)
     ids = torch.tensor(tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True))
 
     def prompt(frames: Tensor) -> Tensor:

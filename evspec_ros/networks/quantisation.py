@@ -1,4 +1,4 @@
-"""What the names in `precisions` mean, and weights in int8 and int4.
+"""What the names in `choices` mean, and weights in int8 and int4.
 
 int8 and int4 are weight-only: the projections of the decoders' layers (12 of 13 bytes of a 7B target in
 float16) are kept as whole numbers and multiplied in the compute dtype, bfloat16 on a GPU (the int4 kernel
@@ -26,11 +26,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from evspec_ros.choices import KV_PRECISIONS, PRECISIONS
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.networks.weights import Device
-from evspec_ros.precisions import KV_PRECISIONS, PRECISIONS
 
 _FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _KV = dict(zip(KV_PRECISIONS, (None, torch.float16, torch.int8), strict=True))

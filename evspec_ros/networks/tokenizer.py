@@ -11,7 +11,9 @@ import tokenizers
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.video_llava import VideoLlavaConfig
 from evspec_ros.networks.weights import read_json, write_json
+from evspec_ros.prompts import VIDEO_TOKEN
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -126,6 +128,11 @@ def load_fitting_tokenizer(path: Path, rows: int, special: Mapping[str, int] | N
     tokenizer = load_tokenizer(path)
     require_fit(tokenizer, path, rows, special)
     return tokenizer
+
+
+def load_target_tokenizer(path: Path, config: VideoLlavaConfig) -> Tokenizer:
+    """A Video-LLaVA's tokenizer, which has to know its video token; raises as `load_fitting_tokenizer`."""
+    return load_fitting_tokenizer(path, config.text.vocab_size, {VIDEO_TOKEN: config.video_token_id})
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -12,10 +12,9 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from evspec_ros.choices import BACKENDS, KV_PRECISIONS, PRECISIONS
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
-from evspec_ros.engines.selection import BACKENDS
 from evspec_ros.errors import RosError
-from evspec_ros.precisions import KV_PRECISIONS, PRECISIONS
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.ros.files import share_directory
 from evspec_ros.speculative.registry import DRAFTERS

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava, save_draft_head
 from evspec_ros.networks.eventgpt import EventGpt
-from evspec_ros.networks.tokenizer import load_fitting_tokenizer
+from evspec_ros.networks.tokenizer import load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.prompts import DEFAULT_PROMPT, VIDEO_TOKEN, target_prompt
+from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
 from evspec_ros.training.dataset import make_samples
 from evspec_ros.training.draft_heads import TINY_PLAN, EaglePlan, SceneBatch, Scenes, train_eagle
 from evspec_ros.training.progress import training_progress
@@ -33,9 +33,7 @@ class ModelPair:
 def load_pair(target: Path, event_model: Path, device: str = "cpu") -> ModelPair:
     """From checkpoint directories; raises CheckpointError."""
     model = load_video_llava(target, device=device)
-    tokenizer = load_fitting_tokenizer(
-        target, model.config.text.vocab_size, {VIDEO_TOKEN: model.config.video_token_id}
-    )
+    tokenizer = load_target_tokenizer(target, model.config)
     ids = tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True)
     return ModelPair(
         model,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evspec_ros.choices import KV_PRECISIONS, PRECISIONS
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.networks.quantisation import bits, compute_dtype, kv_dtype, load_in, weight_bytes
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.precisions import KV_PRECISIONS, PRECISIONS
 
 MODELS = Path(__file__).parents[2] / "models"
 TARGET, EVENT_MODEL = MODELS / "tiny_video_llava", MODELS / "tiny_eventgpt"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from published_configs import VIDEO_LLAVA
 from random_models import CLIP
 from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
@@ -123,31 +124,7 @@ def test_a_config_survives_its_published_form(video_llava: VideoLlava) -> None:
 
 def test_the_published_config_of_7b_is_understood() -> None:
     """LanguageBind/Video-LLaVA-7B-hf leaves most entries out; they mean Vicuna-7B and CLIP-L/14."""
-    published = {
-        "architectures": ["VideoLlavaForConditionalGeneration"],
-        "image_token_index": 32000,
-        "model_type": "video_llava",
-        "projector_hidden_act": "gelu",
-        "text_config": {
-            "max_position_embeddings": 4096,
-            "model_type": "llama",
-            "rms_norm_eps": 1e-05,
-            "vocab_size": 32064,
-        },
-        "video_token_index": 32001,
-        "vision_config": {
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "model_type": "clip_vision_model",
-            "num_attention_heads": 16,
-            "num_hidden_layers": 24,
-            "patch_size": 14,
-            "projection_dim": 768,
-        },
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-    }
-    config = VideoLlavaConfig.from_hf(published)
+    config = VideoLlavaConfig.from_hf(VIDEO_LLAVA)
     assert (config.text.hidden_size, config.text.num_layers, config.text.head_dim) == (4096, 32, 128)
     assert (config.vision.tokens, config.vision_layers, config.video_token_id) == (257, 23, 32001)
 

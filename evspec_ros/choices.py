@@ -1,0 +1,8 @@
+"""The names that parameters and commands choose from, importable without torch.
+
+`networks.quantisation` says what each precision means, `engines.selection` what each backend is.
+"""
+
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
+KV_PRECISIONS = ("auto", "float16", "int8")  # of the target's key/value cache; auto: what it computes in
+BACKENDS = ("auto", "torch", "onnxruntime", "cuda_graphs")  # of the target's steps and verifications
