@@ -36,8 +36,9 @@ from evspec_ros.networks.tokenizer import Tokenizer, load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.generate import generate
-from evspec_ros.speculative.registry import make_drafter
+from evspec_ros.speculative.registry import DraftModels, make_drafter
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget
 
@@ -145,7 +146,7 @@ class SceneDescriber:
         self._decoder = DecoderTarget(
             target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, cache_dtype, chosen.engine
         )
-        self._drafter = make_drafter(drafter, self._decoder, draft_head)
+        self._drafter = make_drafter(drafter, self._decoder, DraftModels(draft_head, EventSide()))
         self._weight = target.lm_head.weight  # tells device and dtype
         self._frame_features = FrameFeatures(KEPT_FRAMES)
 
@@ -227,10 +228,9 @@ class SceneDescriber:
             new = self._frame_features.missing(frames)
             video = self._frame_features.gather(frames, new, self._encode(new, stages))
             stages.lap("encode_frames")
-            ids = torch.tensor(
-                self._tokenizer.encode(target_prompt(prompt), bos=True), device=self._weight.device
-            )
-            embeddings = self._target.embed_prompt(ids, video)[None]
+            ids = self._tokenizer.encode(target_prompt(prompt), bos=True)
+            places = torch.tensor(ids, device=self._weight.device)
+            embeddings = self._target.embed_prompt(places, video)[None]
         written: list[int] = []
 
         def on_tokens(tokens: list[int]) -> None:
@@ -241,7 +241,7 @@ class SceneDescriber:
         generation = generate(
             self._decoder,
             self._drafter,
-            Prompt(embeddings, seen),
+            Prompt(embeddings, tuple(ids), None if seen is None else lambda: seen),
             max_new_tokens=limits.max_new_tokens,
             temperature=limits.temperature,
             top_p=limits.top_p,

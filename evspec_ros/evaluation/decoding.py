@@ -27,6 +27,8 @@ from evspec_ros.speculative import (
     DecodingStatistics,
     Drafter,
     DraftLimits,
+    DraftModels,
+    EventSide,
     Generation,
     Prompt,
     generate,
@@ -116,8 +118,9 @@ def bench_decoding(
     use.
     """
     reader = _Reader(target, event_model, prompt_ids, max_new_tokens, limits)
+    models = DraftModels(head, EventSide())
     totals = [
-        _Total(make_drafter(name, reader.decoder, head)) for name in dict.fromkeys((BASELINE, *drafters))
+        _Total(make_drafter(name, reader.decoder, models)) for name in dict.fromkeys((BASELINE, *drafters))
     ]
     for index, scene in enumerate(scenes):
         turn = index % len(totals)
@@ -219,10 +222,11 @@ class _Reader:
     def describe(self, drafter: Drafter, scene: SceneBatch) -> Generation:
         """The events are read for drafters that use them alone; nothing is left over from the text before."""
         self.decoder.forget()
+        drafter.forget()
         video = self._target.encode_frames(scene.frames[0])
         embeddings = self._target.embed_prompt(self._prompt_ids, video)[None]
-        events = None if drafter.name == BASELINE else self._event_model.encode_events(scene.events[0])
-        prompt = Prompt(embeddings, events)
+        ids = tuple(self._prompt_ids.tolist())
+        prompt = Prompt(embeddings, ids, lambda: self._event_model.encode_events(scene.events[0]))
         return generate(
             self.decoder, drafter, prompt, max_new_tokens=self._max_new_tokens, limits=self._limits
         )

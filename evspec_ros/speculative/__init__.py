@@ -3,8 +3,9 @@ cameras.
 """
 
 from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits, NoDrafter, Prompt
+from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.generate import Generation, generate
-from evspec_ros.speculative.registry import DRAFTERS, make_drafter
+from evspec_ros.speculative.registry import DRAFTERS, DraftModels, drafter_kind, make_drafter
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget, Target, TargetPass
 from evspec_ros.speculative.tree import DraftTree
@@ -15,13 +16,16 @@ __all__ = [
     "DecoderTarget",
     "DecodingStatistics",
     "DraftLimits",
+    "DraftModels",
     "DraftTree",
     "Drafter",
+    "EventSide",
     "Generation",
     "NoDrafter",
     "Prompt",
     "Target",
     "TargetPass",
+    "drafter_kind",
     "generate",
     "make_drafter",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,13 @@ from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 class Prompt:
     """What a generation starts from: embeddings [1, P, D] for the target, videos already in their places.
 
-    events: [E, D_event], the event model's pooled tokens of the same moment; None where there are none.
+    ids: the prompt's token ids, the video being one of them. events: reads the same moment's events and
+    gives the event model's pooled tokens [E, D_event], in another thread perhaps; None where there are none.
     """
 
     embeddings: Tensor
-    events: Tensor | None = None
+    ids: tuple[int, ...] = ()
+    events: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ DEFAULT_LIMITS = DraftLimits()
 class Drafter(Protocol):
     """Proposes what the target may say next; it can be wrong, it cannot change what is said.
 
-    Per generation: `start` once, then `propose` and `accept` in turn, though `propose` may be left out.
+    Per generation: `prepare`, `start` where more than one token is to come, then `propose` and `accept` in
+    turn, though `propose` may be left out, and at last `finish`.
     """
 
     @property
@@ -51,6 +54,9 @@ class Drafter(Protocol):
     @property
     def layers(self) -> tuple[int, ...]:
         """The target's layers whose incoming features `start` and `accept` are to receive."""
+
+    def prepare(self, prompt: Prompt, /) -> None:
+        """The target is about to read the prompt; what does not need the target may begin."""
 
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int, /) -> None:
         """The target has read the prompt, with features [P, D] per layer, and emitted its first token.
@@ -72,6 +78,12 @@ class Drafter(Protocol):
         was last until now and the accepted nodes.
         """
 
+    def finish(self, tokens: Sequence[int], /) -> None:
+        """The text is complete: all of its tokens, the end token included where it was reached."""
+
+    def forget(self) -> None:
+        """Begin as if nothing had been written before: the stream that the texts described has ended."""
+
 
 class NoDrafter:
     """Plain autoregressive decoding, one token per pass of the target: the baseline."""
@@ -79,8 +91,11 @@ class NoDrafter:
     name = "none"
     layers: tuple[int, ...] = ()
 
+    def prepare(self, *_: object) -> None:
+        """Nothing to begin."""
+
     def start(self, *_: object) -> None:
-        """Nothing to prepare."""
+        """Nothing to start from."""
 
     def propose(self, *_: object) -> DraftTree:
         """Never a node."""
@@ -88,3 +103,9 @@ class NoDrafter:
 
     def accept(self, *_: object) -> None:
         """Nothing to follow."""
+
+    def finish(self, *_: object) -> None:
+        """Nothing to learn."""
+
+    def forget(self) -> None:
+        """Nothing is remembered."""

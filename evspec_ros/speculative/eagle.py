@@ -12,6 +12,7 @@ from evspec_ros.engines.onnx_decoder import OnnxDecoder, OnnxDraftHead
 from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import DraftTree
@@ -45,23 +46,29 @@ class EagleDrafter:
 
     name = "eagle"
 
-    def __init__(self, target: DecoderTarget, head: EagleHead) -> None:
+    def __init__(self, target: DecoderTarget, head: EagleHead, events: EventSide) -> None:
         self.layers = (target.decoder.config.num_layers,)  # the last layer's output before the final norm
         self._target = target
         self._head = head
+        self._events = events
         self._step = head_step(target, head)
         self._cache: KVCache | None = None
         self._known = 0  # cache rows that stem from the target's own features
         self._embeddings = self._features = torch.empty(0)  # rows not yet in the cache, [1, n, D] each
 
+    def prepare(self, prompt: Prompt) -> None:
+        """Have the events read."""
+        self._events.begin(prompt)
+
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
         """Read events and prompt: keys and values of all rows but the last, which `propose` goes on from."""
-        event_rows = 0 if prompt.events is None else len(prompt.events)
+        events = self._events.features()
+        event_rows = 0 if events is None else len(events)
         cache = self._empty_cache(event_rows + prompt.embeddings.shape[1] + capacity)
         ahead = prompt.embeddings[:, 1:]
         own = features[0][None]
         if ahead.shape[1] > 0 or event_rows > 0:
-            self._head.fill(ahead, own[:, :-1], None if prompt.events is None else prompt.events[None], cache)
+            self._head.fill(ahead, own[:, :-1], None if events is None else events[None], cache)
         self._known = cache.length
         self._embeddings, self._features = self._embed([token]), own[:, -1:]
 
@@ -101,6 +108,12 @@ class EagleDrafter:
         """Queue the target's own features for the next `propose`, each beside the token emitted after it."""
         self._embeddings = torch.cat((self._embeddings, self._embed(tokens)), dim=1)
         self._features = torch.cat((self._features, features[0][None]), dim=1)
+
+    def finish(self, tokens: Sequence[int]) -> None:
+        """Nothing is learnt from a whole text."""
+
+    def forget(self) -> None:
+        """Every text begins anew."""
 
     def _embed(self, tokens: Sequence[int]) -> Tensor:
         return self._target.embed(torch.tensor([tokens], device=self._target.device))

@@ -57,6 +57,7 @@ def generate(
 
     with torch.inference_mode():
         # 1. Read the prompt; its last row yields the first token, the root of the first tree.
+        drafter.prepare(prompt)
         output = target.prefill(prompt.embeddings, capacity, drafter.layers)
         tokens = verify(NO_DRAFT, output.logits, sampling, generator).tokens
         tally.prefill_ms = watch.lap()
@@ -97,6 +98,7 @@ def generate(
             if not _complete(tokens, max_new_tokens, target.end_tokens):
                 drafter.accept(verdict.tokens, _at_rows(output.features, verdict.rows))
                 tally.draft_ms += watch.lap()
+        drafter.finish(tokens)
 
     return Generation(tuple(tokens), target.detokenize(tokens), tally.statistics(len(tokens)))
 

@@ -3,39 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import nn
 
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.speculative.drafter import Drafter, NoDrafter
 from evspec_ros.speculative.eagle import EagleDrafter
+from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.target import DecoderTarget
 
-
-def _none(target: DecoderTarget, head: EagleHead | None) -> Drafter:  # noqa: ARG001
-    return NoDrafter()
+Head = TypeVar("Head", bound=nn.Module)
 
 
-def _eagle(target: DecoderTarget, head: EagleHead | None) -> Drafter:
-    if head is None:
-        raise GenerationError("The drafter 'eagle' needs a draft head; give one or choose 'none'.")
+@dataclass(frozen=True, eq=False)
+class DraftModels:
+    """What there is to draft with; every drafter takes what it needs.
+
+    head: a trained head of the drafter's `head_kind`; events: the event model, ready to read.
+    """
+
+    head: nn.Module | None = None
+    events: EventSide = field(default_factory=EventSide)
+
+
+@dataclass(frozen=True)
+class DrafterKind:
+    """One way of drafting: how it is made, the kind of head that it needs and whether it reads events."""
+
+    make: Callable[[DecoderTarget, DraftModels], Drafter]
+    head_kind: str | None = None
+    reads_events: bool = False
+
+
+def _eagle(target: DecoderTarget, models: DraftModels) -> Drafter:
+    head = _head(models, "eagle", EagleHead)
     if head.config.hidden_size != target.decoder.config.hidden_size:
         raise GenerationError(
             f"The draft head was made for features of {head.config.hidden_size} values and the target has "
             f"{target.decoder.config.hidden_size}; give the head that was trained for this target."
         )
-    return EagleDrafter(target, head)
+    return EagleDrafter(target, head, models.events)
 
 
-DRAFTERS: Mapping[str, Callable[[DecoderTarget, EagleHead | None], Drafter]] = {
-    "none": _none,
-    "eagle": _eagle,
+DRAFTERS: Mapping[str, DrafterKind] = {
+    "none": DrafterKind(lambda *_: NoDrafter()),
+    "eagle": DrafterKind(_eagle, head_kind="eagle", reads_events=True),
 }
 
 
-def make_drafter(name: str, target: DecoderTarget, head: EagleHead | None = None) -> Drafter:
-    """The drafter of that name; raises GenerationError for a name that is not in DRAFTERS or a head that is
-    missing.
-    """
+def drafter_kind(name: str) -> DrafterKind:
+    """The way of drafting of that name; raises GenerationError for a name that is not in DRAFTERS."""
     if name not in DRAFTERS:
         raise GenerationError(f"There is no drafter {name!r}; choose one of {', '.join(DRAFTERS)}.")
-    return DRAFTERS[name](target, head)
+    return DRAFTERS[name]
+
+
+def make_drafter(name: str, target: DecoderTarget, models: DraftModels | None = None) -> Drafter:
+    """The drafter of that name; raises GenerationError for a name that is not in DRAFTERS and for a model
+    that is missing or of another size.
+    """
+    return drafter_kind(name).make(target, models or DraftModels())
+
+
+def _head(models: DraftModels, drafter: str, kind: type[Head]) -> Head:
+    if not isinstance(models.head, kind):
+        raise GenerationError(f"The drafter {drafter!r} needs a draft head; give one or choose 'none'.")
+    return models.head

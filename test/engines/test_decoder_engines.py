@@ -183,7 +183,7 @@ def test_a_full_cache_is_refused(pair: Pair) -> None:
     assert pair.cache.length == PREFIX
 
 
-class TreesAroundTheText:
+class TreesAroundTheText(NoDrafter):
     """Drafts trees in which the right token has wrong siblings with children of their own."""
 
     name = "around"

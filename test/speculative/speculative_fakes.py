@@ -24,7 +24,7 @@ def markov(vocabulary: int, seed: int, sharpness: float = 2.0) -> Next:
 
 def fake_prompt(tokens: Sequence[int]) -> Prompt:
     """A prompt whose "embeddings" are the token ids themselves."""
-    return Prompt(torch.tensor(tokens, dtype=torch.float32).view(1, -1, 1))
+    return Prompt(torch.tensor(tokens, dtype=torch.float32).view(1, -1, 1), tuple(tokens))
 
 
 class FakeTarget:
@@ -76,6 +76,10 @@ class ScriptedDrafter:
         self.guess = guess
         self.layers = layers
         self.history: list[int] = []
+        self.finished: list[int] = []
+
+    def prepare(self, prompt: Prompt) -> None:
+        """Nothing to begin."""
 
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
         """A new text."""
@@ -88,6 +92,13 @@ class ScriptedDrafter:
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """The text goes on."""
         self.history += tokens
+
+    def finish(self, tokens: Sequence[int]) -> None:
+        """Remember the whole text."""
+        self.finished = list(tokens)
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
 
 
 def following_script(script: list[int], wrong_by: int = 0, vocabulary: int = 10) -> ScriptedDrafter:

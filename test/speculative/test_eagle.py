@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,9 @@ from evspec_ros.speculative import (
     DecoderTarget,
     Drafter,
     DraftLimits,
+    DraftModels,
     DraftTree,
+    EventSide,
     NoDrafter,
     Prompt,
     generate,
@@ -58,13 +62,12 @@ def _head(seed: int = 0) -> EagleHead:
 def _prompts(count: int, rows: int = 12) -> list[Prompt]:
     """Embeddings as a projector makes them, so no tokens stand behind them; some with events."""
     generator = torch.Generator().manual_seed(1)
-    return [
-        Prompt(
-            torch.randn(1, rows + index % 3, CONFIG.hidden_size, generator=generator),
-            torch.randn(5, EVENT_SIZE, generator=generator) if index % 2 else None,
-        )
-        for index in range(count)
-    ]
+    prompts = []
+    for index in range(count):
+        embeddings = torch.randn(1, rows + index % 3, CONFIG.hidden_size, generator=generator)
+        events = torch.randn(5, EVENT_SIZE, generator=generator)
+        prompts.append(Prompt(embeddings, events=partial(torch.clone, events) if index % 2 else None))
+    return prompts
 
 
 @torch.inference_mode()
@@ -80,7 +83,7 @@ def _naive(target: DecoderTarget, prompt: Prompt, length: int = LENGTH) -> list[
 def _drafters(target: DecoderTarget, text: list[int]) -> dict[str, Drafter]:
     return {
         "none": NoDrafter(),
-        "eagle": make_drafter("eagle", target, _head()),
+        "eagle": make_drafter("eagle", target, DraftModels(_head())),
         "perfect": following_script(text, vocabulary=VOCABULARY),
         "wrong": following_script(text, wrong_by=1, vocabulary=VOCABULARY),
         "random": random_trees(VOCABULARY, seed=1),
@@ -175,7 +178,7 @@ def test_each_draft_is_what_the_head_says_of_the_whole_text_so_far(temperature: 
     """
     target, head = _target(), _head()
     for prompt in _prompts(4):
-        drafter = EagleDrafter(target, head)
+        drafter = EagleDrafter(target, head, EventSide())
         proposals: list[DraftTree] = []
         history: list[list[int]] = []
         emitted: list[int] = []
@@ -206,7 +209,7 @@ def _chain_of_whole_passes(
     ahead = torch.cat((prompt.embeddings[:, 1:], target.embed(torch.tensor([tokens]))), 1)
     read = torch.cat((prompt.embeddings, target.embed(torch.tensor([tokens[:-1]], dtype=torch.long))), 1)
     features = target.decoder(read, layers=(CONFIG.num_layers,)).features[0]
-    events = None if prompt.events is None else prompt.events[None]
+    events = None if prompt.events is None else prompt.events()[None]
     found = []
     for node, token in enumerate(tree.tokens.tolist()):
         if node > 0:
@@ -228,10 +231,11 @@ def test_events_change_what_is_drafted_and_not_what_is_said() -> None:
     without = Prompt(with_events.embeddings)
     drafts, texts = [], []
     for prompt in (with_events, without):
-        drafter = EagleDrafter(target, head)
+        drafter = EagleDrafter(target, head, EventSide())
         texts.append(generate(target, drafter, prompt, max_new_tokens=LENGTH).tokens)
         with torch.inference_mode():
             first = target.prefill(prompt.embeddings, 20, drafter.layers)
+            drafter.prepare(prompt)
             drafter.start(prompt, first.features, texts[0][0], 20)
             drafts.append(drafter.propose(DraftLimits(), Sampling(), torch.Generator()).probabilities)
     assert texts[0] == texts[1]
@@ -242,9 +246,10 @@ def test_a_chain_stops_where_confidence_ends() -> None:
     """p_min bounds the product of the probabilities along the chain."""
     target, head = _target(), _head()
     prompt = _prompts(1)[0]
-    drafter = EagleDrafter(target, head)
+    drafter = EagleDrafter(target, head, EventSide())
     with torch.inference_mode():
         first = target.prefill(prompt.embeddings, 20, drafter.layers)
+        drafter.prepare(prompt)
         drafter.start(prompt, first.features, 3, 20)
         whole = drafter.propose(DraftLimits(), Sampling(), torch.Generator())
         drafter.start(prompt, first.features, 3, 20)
@@ -257,7 +262,7 @@ def test_a_chain_stops_where_confidence_ends() -> None:
 def test_a_seeded_run_repeats() -> None:
     """Sampled text of eagle: the same seed the same text, another seed another."""
     target = _target()
-    drafter = make_drafter("eagle", target, _head())
+    drafter = make_drafter("eagle", target, DraftModels(_head()))
     prompt = _prompts(1)[0]
     texts = [
         generate(target, drafter, prompt, max_new_tokens=LENGTH, temperature=1.0, seed=seed).tokens
@@ -269,7 +274,7 @@ def test_a_seeded_run_repeats() -> None:
 def test_one_target_serves_prompts_of_any_length_in_turn() -> None:
     """Caches are reused and grown; nothing of an earlier prompt is seen by a later one."""
     target = _target()
-    drafter = make_drafter("eagle", target, _head())
+    drafter = make_drafter("eagle", target, DraftModels(_head()))
     for rows in (5, 30, 1, 12):
         for prompt in _prompts(2, rows):
             text = _naive(target, prompt)
@@ -293,7 +298,7 @@ def test_drafters_go_by_name() -> None:
         make_drafter("eagle", target)
     other = EagleHead(EagleConfig.for_target(LlamaConfig(9, 16, 16, 1, 2, 2, 8), 4, 2))
     with pytest.raises(GenerationError, match="trained for this target"):
-        make_drafter("eagle", target, other)
+        make_drafter("eagle", target, DraftModels(other))
 
 
 def test_a_prompt_that_begins_as_the_last_one_is_read_from_where_they_part() -> None:
