@@ -131,18 +131,24 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--models", type=Path, default=Path("models"), help="default: %(default)s")
     tiny.add_argument("--run", type=Path, default=Path("runs/tiny"), help=_RUN_HELP)
     tiny.add_argument("--device", default="cpu", help=_DEVICE_HELP)
-    eagle = _verb(trainings, "eagle", _train_eagle, "train a draft head for a target and an event model")
-    _add_models(eagle)
-    eagle.add_argument("--run", type=Path, default=Path("runs/eagle"), help=_RUN_HELP)
-    eagle.add_argument("--device", default="cpu", help=_DEVICE_HELP)
+    for kind, of in (("eagle", "EAGLE's"), ("eagle3", "EAGLE-3's")):
+        head = _verb(
+            trainings, kind, _train_head, f"train a draft head of {of} kind for a target and an event model"
+        )
+        _add_models(head, head=kind)
+        head.add_argument("--run", type=Path, default=Path("runs") / kind, help=_RUN_HELP)
+        head.add_argument("--device", default="cpu", help=_DEVICE_HELP)
+        head.set_defaults(kind=kind)
     return parser
 
 
 def _add_models(
-    parser: argparse.ArgumentParser, default: str = "default: the package's models/tiny_{}"
+    parser: argparse.ArgumentParser,
+    default: str = "default: the package's models/tiny_{}",
+    head: str = "eagle",
 ) -> None:
     """Options that name the three checkpoint directories."""
-    for option, name in (("target", "video_llava"), ("event-model", "eventgpt"), ("draft-head", "eagle")):
+    for option, name in (("target", "video_llava"), ("event-model", "eventgpt"), ("draft-head", head)):
         parser.add_argument(f"--{option}", type=Path, help=default.format(name))
 
 
@@ -224,16 +230,16 @@ def _convert(options: argparse.Namespace) -> None:
     _show_info(options.destination, as_json=options.json)
 
 
-def _models(options: argparse.Namespace) -> tuple[Path, Path, Path]:
+def _models(options: argparse.Namespace, head: str = "eagle") -> tuple[Path, Path, Path]:
     """The three checkpoint directories, the package's own where none was named."""
     from evspec_ros.ros.files import share_directory
 
     named = options.target, options.event_model, options.draft_head
-    own = ("tiny_video_llava", "tiny_eventgpt", "tiny_eagle")
-    target, event_model, head = (
+    own = ("tiny_video_llava", "tiny_eventgpt", f"tiny_{head}")
+    target, event_model, draft_head = (
         path or share_directory() / "models" / name for path, name in zip(named, own, strict=True)
     )
-    return target, event_model, head
+    return target, event_model, draft_head
 
 
 def _bench_decode(options: argparse.Namespace) -> None:
@@ -319,10 +325,16 @@ def _train_tiny(options: argparse.Namespace) -> None:
         _print_json({"models": str(options.models)})
 
 
-def _train_eagle(options: argparse.Namespace) -> None:
+def _train_head(options: argparse.Namespace) -> None:
     from evspec_ros.describer import compute_device
+    from evspec_ros.training.draft_heads import TINY_PLANS
     from evspec_ros.training.eagle_run import train_eagle_visibly
 
-    figures = train_eagle_visibly(*_models(options), options.run, device=str(compute_device(options.device)))
+    figures = train_eagle_visibly(
+        *_models(options, options.kind),
+        options.run,
+        TINY_PLANS[options.kind],
+        device=str(compute_device(options.device)),
+    )
     if options.json:
         _print_json(figures)

@@ -27,7 +27,7 @@ from evspec_ros.networks.checkpoints import (
     read_eventgpt_config,
     read_video_llava_config,
 )
-from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
@@ -130,7 +130,7 @@ class SceneDescriber:
         frame_preprocessor: ClipPreprocessor,
         event_model: EventGpt | None = None,
         event_preprocessor: ClipPreprocessor | None = None,
-        draft_head: EagleHead | None = None,
+        draft_head: DraftHead | None = None,
         drafter: str = "eagle",
         kv_precision: str = "auto",
         backend: str = "auto",

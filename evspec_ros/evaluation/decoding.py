@@ -18,7 +18,7 @@ from torch import Tensor
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import load_draft_head
-from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.speculative import (
@@ -102,7 +102,7 @@ class _Total:
 def bench_decoding(
     target: VideoLlava,
     event_model: EventGpt,
-    head: EagleHead,
+    head: DraftHead,
     prompt_ids: Tensor,
     scenes: Iterable[SceneBatch],
     drafters: Sequence[str] = ("eagle",),

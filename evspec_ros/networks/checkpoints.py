@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from evspec_ros.errors import CheckpointError
 from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
 from evspec_ros.networks.clip import CLIP_L_14_336, ClipConfig
-from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
@@ -36,6 +36,17 @@ from evspec_ros.networks.weights import (
 
 PREPROCESSOR = "preprocessor_config.json"
 VISUAL_TOWER = "visual_tower"  # where a saved EventGPT describes its CLIP tower
+
+
+class _HeadKind(NamedTuple):
+    config: Any
+    head: Any
+
+
+DRAFT_HEADS = {  # by the kind that a head's config.json names
+    "eagle": _HeadKind(EagleConfig, EagleHead),
+    "eagle3": _HeadKind(Eagle3Config, Eagle3Head),
+}
 _TOWER_KEYS = "model.visual_tower.visual_tower."  # of EventGPT's tower in its own files
 # What CLIP has beside its image tower.
 _UNREAD_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
@@ -156,19 +167,27 @@ def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float1
     )
 
 
-def load_draft_head(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> EagleHead:
+def load_draft_head(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> DraftHead:
     """A draft head from a directory that `save_draft_head` wrote; raises CheckpointError as above."""
+    config = read_draft_head_config(path)
     with torch.device("meta"):
-        model = EagleHead(read_draft_head_config(path))
+        model: DraftHead = DRAFT_HEADS[config.kind].head(config)
     return load_weights(model, [Part(path)], dtype, device)
 
 
-def read_draft_head_config(path: Path) -> EagleConfig:
+def read_draft_head_config(path: Path) -> EagleConfig | Eagle3Config:
     """The sizes of the draft head in a directory, no weight read; raises CheckpointError as above."""
-    return EagleConfig.from_dict(_read_config(path))
+    config = _read_config(path)
+    kind = config.get("kind")
+    if kind not in DRAFT_HEADS:
+        raise CheckpointError(
+            f"{path / CONFIG} names the kind {kind!r}; a draft head's is one of {', '.join(DRAFT_HEADS)}."
+        )
+    found: EagleConfig | Eagle3Config = DRAFT_HEADS[kind].config.from_dict(config)
+    return found
 
 
-def save_draft_head(model: EagleHead, path: Path, dtype: torch.dtype = torch.float16) -> None:
+def save_draft_head(model: DraftHead, path: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a draft head as `config.json` and `model.safetensors`."""
     write_directory(path, saved_state(model, dtype), {CONFIG: model.config.to_dict()})
 

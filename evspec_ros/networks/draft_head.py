@@ -1,14 +1,14 @@
-"""EAGLE's draft head (Li et al. 2024, arXiv 2401.15077): one layer that predicts the target's next feature.
+"""Draft heads of EAGLE's kind (Li et al. 2024, arXiv 2401.15077): one layer beside the target's own features.
 
-A *feature* is the target's last hidden state before its final norm, so the target's own norm (once) and
-output head turn a predicted feature into a token. The head itself holds neither: what it shares with the
-target is handed to it.
+EAGLE predicts the target's next *feature*, its last hidden state before the final norm, so that the target's
+own norm (once) and output head turn it into a token; the head itself holds neither. EAGLE-3 reads several
+layers' features and says tokens directly.
 
-The head's sequence is E event rows, then one row per row of the target. Row t reads the target's feature at t
-and the embedding that the target reads at t + 1 (a token, or a place of the video), and yields the feature at
-t + 1.
+The head's sequence is E event rows, then one row per row of the target. Row t reads what stems from the
+target's row t, or from the head's own row before, and the embedding that the target reads at t + 1 (a token,
+or a place of the video), and yields what is said of t + 2.
 
-Shapes: B batch, E event rows, T rows of the target, D the target's hidden size.
+Shapes: B batch, E event rows, T rows of the target, D the target's hidden size, d the head's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from evspec_ros.networks.llama import (
     DecoderLayer,
     KVCache,
     LlamaConfig,
+    RMSNorm,
     Rotary,
     attention_mask,
     initialise,
@@ -68,20 +69,8 @@ class EagleConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> EagleConfig:
-        """From a head's `config.json`; raises CheckpointError for another kind of head and for a missing
-        entry.
-        """
-        if config.get("kind") != "eagle":
-            raise CheckpointError(
-                f"The draft head's config names the kind {config.get('kind')!r} where 'eagle' is expected; "
-                "give the head that belongs to the drafter."
-            )
-        try:
-            return cls(**{field.name: config[field.name] for field in fields(cls)})
-        except KeyError as error:
-            raise CheckpointError(
-                f"The draft head's config has no entry {error}; complete it or train the head again."
-            ) from error
+        """From a head's `config.json`; raises CheckpointError for a missing entry."""
+        return cls(**_entries(cls, config))
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds."""
@@ -104,47 +93,74 @@ class EagleConfig:
         )
 
 
-class EagleHead(nn.Module):
-    """Predicted features from the target's features, the embeddings one step ahead and the event model's
-    tokens.
+class DraftHead(nn.Module):
+    """One decoder layer over E event rows and one row per row of the target; what the kinds of heads share.
+
+    A kind says how the target's features become what a row carries (`fuse`), what a row is made of (`rows`)
+    and what its output says (`logits`). What comes out of one row is carried by the next.
     """
 
-    def __init__(self, config: EagleConfig) -> None:
+    def __init__(self, config: EagleConfig | Eagle3Config) -> None:
         super().__init__()
         self.config = config
-        self.events = nn.Linear(config.event_size, config.hidden_size)
-        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size)  # fc and layers.0 are EAGLE's names
-        self.layers = nn.ModuleList([DecoderLayer(config.layer)])
-        self.rotary = Rotary(config.layer)
-        self.apply(initialise)
+        layer = config.layer
+        self.layers = nn.ModuleList([DecoderLayer(layer)])
+        self.rotary = Rotary(layer)
+
+    def feature_layers(self, target_layers: int) -> tuple[int, ...]:
+        """Which of the target's layers it reads the features of, as `LlamaDecoder.forward` counts them."""
+        raise NotImplementedError
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """The target's features [..., layers * D], one layer beside the other -> [..., d]."""
+        raise NotImplementedError
+
+    def rows(self, embeddings: Tensor, carried: Tensor, events: Tensor | None = None) -> Tensor:
+        """Embeddings at t + 1 [B, T, D], carried [B, T, d], events [B, E, event_size] -> [B, E + T, d]."""
+        raise NotImplementedError
+
+    def logits(self, output: Tensor, norm: nn.Module, lm_head: nn.Module) -> Tensor:
+        """What outputs [..., d] say of the token at t + 2, [..., V], by the target's norm and output head or
+        the head's own.
+        """
+        raise NotImplementedError
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most `capacity` rows, event rows included."""
-        weight = self.fc.weight
+        weight = next(self.layers.parameters())
         return KVCache(self.config.layer, capacity, dtype=weight.dtype, device=weight.device)
 
     def forward(
-        self, embeddings: Tensor, features: Tensor, events: Tensor | None = None, cache: KVCache | None = None
+        self,
+        embeddings: Tensor,
+        carried: Tensor,
+        events: Tensor | None = None,
+        cache: KVCache | None = None,
+        depths: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings at t + 1 and features at t, both [B, T, D] -> predicted features at t + 1 [B, T, D].
+        """Embeddings at t + 1 [B, T, D] and what is carried from t [B, T, d] -> outputs [B, T, d].
 
         events [B, E, event_size] begin a sequence; with a cache its rows come before the new ones, which are
-        added.
+        added. depths, visible: places of new rows in a tree, as in `engines.decoder.Rows`.
         """
-        rows = self._inputs(embeddings, features, events)
+        rows = self.rows(embeddings, carried, events)
         start = 0 if cache is None else cache.length
         count = rows.shape[1]
-        mask = attention_mask(start, count, None, rows)
+        mask = attention_mask(start, count, visible, rows)
+        cos, sin = (
+            self.rotary.span(start, start + count) if depths is None else self.rotary.at(start + depths)
+        )
         if cache is not None:
             cache.begin(count)
-        out: Tensor = self.layers[0](rows, *self.rotary.span(start, start + count), mask, cache)
+        out: Tensor = self.layers[0](rows, cos, sin, mask, cache)
         return out[:, count - embeddings.shape[1] :]
 
-    def fill(self, embeddings: Tensor, features: Tensor, events: Tensor | None, cache: KVCache) -> None:
-        """Add rows to the cache as `forward` does, without their predictions: keys and values alone are
+    def fill(self, embeddings: Tensor, carried: Tensor, events: Tensor | None, cache: KVCache) -> None:
+        """Add rows to the cache as `forward` does, without their outputs: keys and values alone are
         computed.
         """
-        rows = self._inputs(embeddings, features, events)
+        rows = self.rows(embeddings, carried, events)
         batch, count, _ = rows.shape
         cos, sin = self.rotary.span(cache.length, cache.length + count)
         layer = cast("DecoderLayer", self.layers[0])
@@ -155,6 +171,145 @@ class EagleHead(nn.Module):
         cache.begin(count)
         cache.write(0, rotate(k, cos, sin), v)
 
-    def _inputs(self, embeddings: Tensor, features: Tensor, events: Tensor | None) -> Tensor:
-        rows: Tensor = self.fc(torch.cat((embeddings, features), dim=-1))
+
+class EagleHead(DraftHead):
+    """EAGLE: carries the target's last feature, or its own prediction of it; the target's head reads both."""
+
+    def __init__(self, config: EagleConfig) -> None:
+        super().__init__(config)
+        self.events = nn.Linear(config.event_size, config.hidden_size)
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size)  # fc and layers.0 are EAGLE's names
+        self.apply(initialise)
+
+    def feature_layers(self, target_layers: int) -> tuple[int, ...]:
+        """The last layer's output before the final norm."""
+        return (target_layers,)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """As they are."""
+        return features
+
+    def rows(self, embeddings: Tensor, carried: Tensor, events: Tensor | None = None) -> Tensor:
+        """See DraftHead."""
+        rows: Tensor = self.fc(torch.cat((embeddings, carried), dim=-1))
         return rows if events is None else torch.cat((self.events(events), rows), dim=1)
+
+    def logits(self, output: Tensor, norm: nn.Module, lm_head: nn.Module) -> Tensor:
+        """By the target's norm, once, and its output head."""
+        logits: Tensor = lm_head(norm(output))
+        return logits
+
+
+@dataclass(frozen=True)
+class Eagle3Config:
+    """The sizes of an EAGLE-3 head: hidden_size is its own width d, target_size the target's D.
+
+    layers: which of the target's features are fused, as `LlamaDecoder.forward` counts them.
+    """
+
+    target_size: int
+    layers: tuple[int, ...]
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    head_dim: int
+    event_size: int
+    max_positions: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    kind: str = "eagle3"
+
+    @classmethod
+    def for_target(cls, target: LlamaConfig, event_size: int, event_rows: int) -> Eagle3Config:
+        """A head of three quarters of the target's width, fusing a low, the middle and the last layer."""
+        width = max(1, target.num_heads * 3 // 4) * target.head_dim
+        return cls(
+            target_size=target.hidden_size,
+            layers=tuple(sorted({min(2, target.num_layers), target.num_layers // 2, target.num_layers})),
+            vocab_size=target.vocab_size,
+            hidden_size=width,
+            intermediate_size=2 * target.hidden_size,
+            num_heads=width // target.head_dim,
+            head_dim=target.head_dim,
+            event_size=event_size,
+            max_positions=target.max_positions + event_rows,
+            rms_norm_eps=target.rms_norm_eps,
+            rope_theta=target.rope_theta,
+        )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Eagle3Config:
+        """From a head's `config.json`; raises CheckpointError for a missing entry."""
+        found = _entries(cls, config)
+        return cls(**{**found, "layers": tuple(found["layers"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+    @property
+    def layer(self) -> LlamaConfig:
+        """The one decoder layer; it embeds no tokens."""
+        return LlamaConfig(
+            vocab_size=0,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_layers=1,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=self.head_dim,
+            max_positions=self.max_positions,
+            rms_norm_eps=self.rms_norm_eps,
+            rope_theta=self.rope_theta,
+        )
+
+
+class Eagle3Head(DraftHead):
+    """EAGLE-3 (Li et al. 2025, arXiv 2503.01840): carries low, middle and high features fused into one, or
+    its own last output, and says tokens directly by an output head of its own.
+
+    Other than the paper's it may be narrower than the target (on a CPU its weights are what a draft costs),
+    and the embedding is added to the normed carried row instead of standing beside it.
+    """
+
+    config: Eagle3Config
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__(config)
+        size = config.hidden_size
+        self.events = nn.Linear(config.event_size, size)
+        self.fc = nn.Linear(len(config.layers) * config.target_size, size, bias=False)
+        self.embed = nn.Linear(config.target_size, size, bias=False)
+        self.carry_norm = RMSNorm(size, config.rms_norm_eps)
+        self.norm = RMSNorm(size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
+        self.apply(initialise)
+
+    def feature_layers(self, target_layers: int) -> tuple[int, ...]:  # noqa: ARG002
+        """Those of its config."""
+        return self.config.layers
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """One product over all layers' features."""
+        fused: Tensor = self.fc(features)
+        return fused
+
+    def rows(self, embeddings: Tensor, carried: Tensor, events: Tensor | None = None) -> Tensor:
+        """See DraftHead."""
+        rows: Tensor = self.embed(embeddings) + self.carry_norm(carried)
+        return rows if events is None else torch.cat((self.events(events), rows), dim=1)
+
+    def logits(self, output: Tensor, norm: nn.Module, lm_head: nn.Module) -> Tensor:  # noqa: ARG002
+        """By its own norm and output head."""
+        logits: Tensor = self.lm_head(self.norm(output))
+        return logits
+
+
+def _entries(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {field.name: config[field.name] for field in fields(kind)}
+    except KeyError as error:
+        raise CheckpointError(
+            f"The draft head's config has no entry {error}; complete it or train the head again."
+        ) from error

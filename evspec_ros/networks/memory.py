@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.checkpoints import DRAFT_HEADS
 from evspec_ros.networks.clip import CLIP_L_14_336
-from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, EagleConfig
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.quantisation import bits, compute_dtype, kv_dtype, weight_bytes
@@ -43,7 +44,7 @@ class Checkpoints:
 
     target: VideoLlavaConfig
     event_model: EventGptConfig | None = None
-    draft_head: EagleConfig | None = None
+    draft_head: EagleConfig | Eagle3Config | None = None
 
     @property
     def prompt_rows(self) -> int:
@@ -104,12 +105,13 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
 
 
 @lru_cache(maxsize=1)  # each precision of the same checkpoints asks for them again
-def _without_data(checkpoints: Checkpoints) -> tuple[VideoLlava, EventGpt | None, EagleHead | None]:
+def _without_data(checkpoints: Checkpoints) -> tuple[VideoLlava, EventGpt | None, DraftHead | None]:
+    config = checkpoints.draft_head
     with torch.device("meta"):
         return (
             VideoLlava(checkpoints.target),
             None if checkpoints.event_model is None else EventGpt(checkpoints.event_model),
-            None if checkpoints.draft_head is None else EagleHead(checkpoints.draft_head),
+            None if config is None else DRAFT_HEADS[config.kind].head(config),
         )
 
 

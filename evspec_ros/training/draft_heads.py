@@ -1,10 +1,11 @@
-"""Training EAGLE's draft head for one target and one event model.
+"""Training draft heads of EAGLE's kinds for one target and one event model.
 
 The head learns from what the target itself writes: for each scene its own greedy answer, and the features
 that it had while writing it. Both are computed once and kept in the run directory; only the head is trained.
-Objective (Li et al. 2024, arXiv 2401.15077): smooth L1 between predicted and true feature, and cross entropy
-between the token distributions that the target's frozen head makes of the two. Uniform noise on the features
-that it reads stands for the errors of its own predictions, which it has to read when it drafts.
+EAGLE's objective (Li et al. 2024, arXiv 2401.15077): smooth L1 between predicted and true feature, and cross
+entropy between the token distributions that the target's frozen head makes of the two. Uniform noise on the features
+that it reads stands for the errors of its own predictions, which it has to read when it drafts. EAGLE-3's is
+in `eagle3`.
 
 Shapes: B scenes, P rows of the prompt, T tokens of the longest answer, D the hidden size, E event rows.
 """
@@ -25,9 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from evspec_ros.errors import TrainingError
-from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.events.rendering import EVENT_IMAGES
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.training.eagle3 import unrolled, unrolled_loss
 from evspec_ros.training.loop import Report, Schedule, fast_bfloat16, fit
 from evspec_ros.training.rollout import greedy_answers
 
@@ -48,10 +51,13 @@ SCHEDULE = Schedule(steps=1000, learning_rate=1e-3)
 
 @dataclass(frozen=True)
 class EaglePlan:
-    """scenes, held_out: how many to learn from and to test with, in batches of `batch`; noise: half the width
-    of the uniform noise, in standard deviations of the features.
+    """kind: of the head; scenes, held_out: how many to learn from and to test with, in batches of `batch`.
+
+    EAGLE's: noise, half the width of the uniform noise, in standard deviations of the features, and the two
+    weights; EAGLE-3's: unroll, how many steps of drafting are trained.
     """
 
+    kind: str = "eagle"
     scenes: int = 2048
     held_out: int = 128
     batch: int = 32
@@ -59,11 +65,19 @@ class EaglePlan:
     noise: float = 0.2
     feature_weight: float = 1.0
     token_weight: float = 1.0
+    unroll: int = 8
     max_new_tokens: int = 80
     seed: int = 0
 
 
-TINY_PLAN = EaglePlan()
+TINY_PLANS = {
+    "eagle": EaglePlan(),
+    "eagle3": EaglePlan("eagle3", scenes=4096, schedule=Schedule(steps=2000, learning_rate=2e-3)),
+}
+_HEADS: dict[str, tuple[type[Any], type[Any]]] = {
+    "eagle": (EagleConfig, EagleHead),
+    "eagle3": (Eagle3Config, Eagle3Head),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +85,9 @@ class Answers:
     """What the target wrote about B scenes, and what the head is to predict.
 
     prompt: [B, P, D]; tokens: int64 [B, T], the end token repeated after the end; lengths: int64 [B], the end
-    token counted; features: [B, P + T - 1, D], the last layer's output before the final norm, for the prompt
-    and for all tokens but the last; events: [B, E, event_size].
+    token counted; features: [B, P + T - 1, layers * D], of the layers that the head reads, one beside the
+    other and the last one's output last, for the prompt and for all tokens but the last; events: [B, E,
+    event_size].
     """
 
     prompt: Tensor
@@ -103,15 +118,15 @@ def train_eagle(
     training: Scenes,
     held_out: Scenes,
     run: Path,
-    plan: EaglePlan = TINY_PLAN,
+    plan: EaglePlan = TINY_PLANS["eagle"],
     report: Report = lambda *_: None,
-) -> EagleHead:
+) -> DraftHead:
     """Train a head, going on from where an earlier call in the same run directory was interrupted.
 
     prompt_ids: int64 [n], the prompt with its one video token. report is called with the stage, how much of
-    it is done, how much there is, and its figure: 0 for "answers", the loss for "eagle", and for "held-out
-    agreement" how often the head's likeliest token is the target's. Raises TrainingError where the run
-    directory belongs to another plan or another target.
+    it is done, how much there is, and its figure: 0 for "answers", the loss for the plan's kind, and for
+    "held-out agreement" how often the head's likeliest token is the target's. Raises TrainingError where the
+    run directory belongs to another plan or another target.
     """
     target.requires_grad_(requires_grad=False)
     run.mkdir(parents=True, exist_ok=True)
@@ -119,25 +134,30 @@ def train_eagle(
         run / "plan.json",
         {**asdict(plan), "target": _fingerprint(target), "event_model": _fingerprint(event_model)},
     )
-    reader = partial(answer, target, event_model, prompt_ids, max_new_tokens=plan.max_new_tokens)
+    torch.manual_seed(plan.seed)
+    sizes, kind = _HEADS[plan.kind]
+    event_rows = EVENT_IMAGES + event_model.config.vision.tokens
+    config = sizes.for_target(target.config.text, event_model.config.text.hidden_size, event_rows)
+    head: DraftHead = kind(config).to(prompt_ids.device)
+
+    layers = head.feature_layers(target.config.text.num_layers)
+    reader = partial(
+        answer, target, event_model, prompt_ids, max_new_tokens=plan.max_new_tokens, layers=layers
+    )
     answers = _extract(reader, training, run / "train", plan.scenes, plan.batch, report)
     tests = _extract(reader, held_out, run / "held-out", plan.held_out, plan.batch, report)
-
-    torch.manual_seed(plan.seed)
-    event_rows = Answers.load(tests[0]).events.shape[1]
-    config = EagleConfig.for_target(target.config.text, event_model.config.text.hidden_size, event_rows)
-    head = EagleHead(config).to(prompt_ids.device)
+    objective = eagle_loss if plan.kind == "eagle" else eagle3_loss
 
     def loss(step: int) -> Tensor:
         batch = Answers.load(_pick(answers, step, plan.seed), prompt_ids.device)
-        return eagle_loss(target, head, batch, step, plan)
+        return objective(target, head, batch, step, plan)
 
     def watch(stage: str, step: int, steps: int, value: float) -> None:
         report(stage, step, steps, value)
         if step % max(1, steps // 10) == 0 or step == steps:
             report("held-out agreement", step, steps, agreement(target, head, tests))
 
-    fit("eagle", nn.ModuleDict({"head": head}), loss, plan.schedule, run, watch)
+    fit(plan.kind, nn.ModuleDict({"head": head}), loss, plan.schedule, run, watch)
     return head
 
 
@@ -146,14 +166,23 @@ def train_eagle(
 
 @torch.inference_mode()
 def answer(
-    target: VideoLlava, event_model: EventGpt, prompt_ids: Tensor, scenes: SceneBatch, max_new_tokens: int
+    target: VideoLlava,
+    event_model: EventGpt,
+    prompt_ids: Tensor,
+    scenes: SceneBatch,
+    max_new_tokens: int,
+    layers: tuple[int, ...] | None = None,
 ) -> Answers:
-    """Let the target answer one prompt about B scenes, greedily and all at once."""
+    """Let the target answer one prompt about B scenes, greedily and all at once; layers as in
+    `greedy_answers`.
+    """
     with _autocast(prompt_ids.device):
         events = event_model.encode_events(scenes.events)
         video = target.encode_frames(scenes.frames.flatten(0, 1)).chunk(len(scenes.frames))
         prompt = torch.stack([target.embed_prompt(prompt_ids, one) for one in video])
-        tokens, features = greedy_answers(target.decoder, target.lm_head, prompt, max_new_tokens)
+        tokens, features = greedy_answers(
+            target.decoder, target.lm_head, prompt, max_new_tokens, layers=layers
+        )
     ended = (tokens == target.config.text.eos_token_id).cumsum(1) > 0
     lengths = (~ended).sum(1).add(1).clamp(max=tokens.shape[1])
     return Answers(prompt.float(), tokens, lengths, features.float(), events.float())
@@ -183,7 +212,7 @@ def _extract(
 # --- learning -----------------------------------------------------------------------------------------------
 
 
-def eagle_loss(target: VideoLlava, head: EagleHead, answers: Answers, step: int, plan: EaglePlan) -> Tensor:
+def eagle_loss(target: VideoLlava, head: DraftHead, answers: Answers, step: int, plan: EaglePlan) -> Tensor:
     """The objective on one batch; its noise follows from seed and step."""
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
     known = answers.features[:, :-1]
@@ -198,8 +227,19 @@ def eagle_loss(target: VideoLlava, head: EagleHead, answers: Answers, step: int,
     return plan.feature_weight * features + plan.token_weight * tokens
 
 
+def eagle3_loss(target: VideoLlava, head: DraftHead, answers: Answers, step: int, plan: EaglePlan) -> Tensor:  # noqa: ARG001
+    """EAGLE-3's objective on one batch."""
+    ahead, used = _ahead(target, answers)
+    fused = head.fuse(answers.features[:, :-1])
+    outputs = unrolled(head, ahead, fused, answers.events, used.shape[1], plan.unroll)
+    with torch.no_grad():
+        wanted = torch.softmax(_logits(target, _true(target, answers)).float(), -1)
+    said = [head.logits(output, target.decoder.norm, target.lm_head) for output in outputs]
+    return unrolled_loss(said, wanted, used)
+
+
 @torch.inference_mode()
-def agreement(target: VideoLlava, head: EagleHead, tests: list[Path]) -> float:
+def agreement(target: VideoLlava, head: DraftHead, tests: list[Path]) -> float:
     """How often the head's likeliest token is the target's, reading true features: the first draft's
     acceptance.
     """
@@ -207,23 +247,35 @@ def agreement(target: VideoLlava, head: EagleHead, tests: list[Path]) -> float:
     for path in tests:
         answers = Answers.load(path, target.lm_head.weight.device)
         predicted, true, used = _predict(target, head, answers, answers.features[:, :-1])
-        same = _logits(target, predicted[used]).argmax(-1) == _logits(target, true[used]).argmax(-1)
+        said = head.logits(predicted[used], target.decoder.norm, target.lm_head)
+        same = said.argmax(-1) == _logits(target, true[used]).argmax(-1)
         right, total = right + int(same.sum()), total + len(same)
     return right / max(1, total)
 
 
 def _predict(
-    target: VideoLlava, head: EagleHead, answers: Answers, known: Tensor
+    target: VideoLlava, head: DraftHead, answers: Answers, known: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted and true features [B, T - 1, D] of the answer's tokens but the last, from features `known`
-    [B, P + T - 2, D] one row before each; and bool [B, T - 1], which of them belong to an answer.
+    """The head's outputs [B, T - 1, d] for the answer's tokens but the first, from features `known`
+    [B, P + T - 2, layers * D] one row before each; the target's true last features [B, T - 1, D] there; and
+    bool [B, T - 1], which of them belong to an answer.
     """
-    rows = answers.prompt.shape[1]
-    ahead = torch.cat((answers.prompt[:, 1:], target.decoder.embed(answers.tokens[:, :-1])), 1)
+    ahead, used = _ahead(target, answers)
     with _autocast(known.device):
-        predicted: Tensor = head(ahead, known, answers.events)[:, rows - 1 :].float()
-    places = torch.arange(predicted.shape[1], device=known.device)
-    return predicted, answers.features[:, rows:], places < answers.lengths[:, None] - 1
+        predicted: Tensor = head(ahead, head.fuse(known), answers.events)[:, -used.shape[1] :].float()
+    return predicted, _true(target, answers), used
+
+
+def _ahead(target: VideoLlava, answers: Answers) -> tuple[Tensor, Tensor]:
+    """Embeddings [B, P + T - 2, D] that the target reads at t + 1, and which answer rows count [B, T - 1]."""
+    ahead = torch.cat((answers.prompt[:, 1:], target.decoder.embed(answers.tokens[:, :-1])), 1)
+    places = torch.arange(answers.tokens.shape[1] - 1, device=ahead.device)
+    return ahead, places < answers.lengths[:, None] - 1
+
+
+def _true(target: VideoLlava, answers: Answers) -> Tensor:
+    """The target's last features [B, T - 1, D] at the answer's tokens but the last."""
+    return answers.features[:, answers.prompt.shape[1] :, -target.config.text.hidden_size :]
 
 
 def _logits(target: VideoLlava, features: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
-"""`evspec train eagle`: a draft head for two checkpoints, from simulated scenes."""
+"""`evspec train eagle` and `eagle3`: a draft head for two checkpoints, from simulated scenes."""
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -13,11 +17,12 @@ from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.tokenizer import load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
-from evspec_ros.training.dataset import make_samples
-from evspec_ros.training.draft_heads import TINY_PLAN, EaglePlan, SceneBatch, Scenes, train_eagle
+from evspec_ros.training.dataset import concatenate, make_sample, make_samples
+from evspec_ros.training.draft_heads import EaglePlan, SceneBatch, Scenes, train_eagle
 from evspec_ros.training.progress import training_progress
 from evspec_ros.training.tiny import normalise
 
+FEW = 4  # scenes are not worth another process
 UNSEEN = 1_000_000  # the tiny models learn from the scenes of "train" before this one
 
 
@@ -43,10 +48,17 @@ def load_pair(target: Path, event_model: Path, device: str = "cpu") -> ModelPair
 
 
 def simulated(split: str, first: int = 0, device: str = "cpu") -> Scenes:
-    """The scenes of a split from scene `first` on, as the tiny models see them."""
+    """The scenes of a split from scene `first` on, as the tiny models see them, made on every core."""
+    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))
 
     def scenes(start: int, stop: int) -> SceneBatch:
-        samples = make_samples(split, first + start, first + stop)
+        numbers = range(first + start, first + stop)
+        few = len(numbers) < 2 * FEW
+        samples = (
+            make_samples(split, numbers.start, numbers.stop)
+            if few
+            else concatenate(list(pool.map(make_sample, repeat(split), numbers, chunksize=FEW)))
+        )
         frames, events = (normalise(images).to(device) for images in (samples.frames, samples.event_images))
         return SceneBatch(frames, events)
 
@@ -58,7 +70,7 @@ def train_eagle_visibly(
     event_model: Path,
     draft_head: Path,
     run: Path,
-    plan: EaglePlan = TINY_PLAN,
+    plan: EaglePlan,
     device: str = "cpu",
 ) -> dict[str, float]:
     """Train a head, write it to the directory `draft_head` and return its last figures; progress on stderr.
@@ -78,4 +90,4 @@ def train_eagle_visibly(
             simulated("train", UNSEEN, device), simulated("held_out", device=device), run, plan, report,
         )  # fmt: skip
     save_draft_head(head, draft_head)
-    return {"loss": figures["eagle"], "held_out_agreement": figures["held-out agreement"]}
+    return {"loss": figures[plan.kind], "held_out_agreement": figures["held-out agreement"]}

@@ -11,8 +11,8 @@ from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 
 class Rollout(NamedTuple):
-    """tokens: int64 [B, T], the end token repeated behind each end; features: [B, P + T - 1, D], the last
-    layer's output before the final norm, for the prompt and for all tokens but the last.
+    """tokens: int64 [B, T], the end token repeated behind each end; features: [B, P + T - 1, layers * D], of
+    each layer asked for, one beside the other, for the prompt and for all tokens but the last.
     """
 
     tokens: Tensor
@@ -26,9 +26,11 @@ def greedy_answers(
     prompts: Tensor,
     max_new_tokens: int,
     kv_dtype: torch.dtype | None = None,
+    layers: tuple[int, ...] | None = None,
 ) -> Rollout:
     """Continue B prompts [B, P, D] of one length until each has ended, or for max_new_tokens.
 
+    layers: whose features are wanted, as `LlamaDecoder.forward` counts them; None is the last one's output.
     kv_dtype: what the cache is kept in, as `KVCache`; None keeps what the decoder computes.
     """
     config, end = decoder.config, decoder.config.eos_token_id
@@ -45,8 +47,8 @@ def greedy_answers(
     embeddings = prompts
     ended = torch.zeros(batch, dtype=torch.bool, device=prompts.device)
     while len(tokens) < max_new_tokens and not bool(ended.all()):
-        output = decoder(embeddings, cache, layers=(config.num_layers,))
-        features.append(output.features[0])
+        output = decoder(embeddings, cache, layers=layers or (config.num_layers,))
+        features.append(torch.cat(output.features, -1))
         choice = lm_head(output.hidden[:, -1]).argmax(-1).masked_fill(ended, end)
         tokens.append(choice)
         ended = ended | (choice == end)

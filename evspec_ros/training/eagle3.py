@@ -1,0 +1,95 @@
+"""EAGLE-3's objective (Li et al. 2025, arXiv 2503.01840): training-time test on the target's own answers.
+
+A head that drafts reads its own outputs, row after row. So it is trained on them: step 0 reads the target's
+features, step k reads at row i what step k - 1 said at row i - 1, with the target's tokens beside it, and
+sees of step 0 what lies at least k rows back and of each step between the one row of its own chain.
+
+Shapes: B scenes, R rows the head reads (E event rows before them), A of them in answers, d the head's width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from evspec_ros.networks.draft_head import DraftHead
+from evspec_ros.networks.llama import DecoderLayer, rotate
+
+DECAY = 0.9  # a step's weight relative to the one before: what lies deeper is reached less often
+
+
+class _Heads(NamedTuple):
+    """q, k, v [B, H, rows, head_dim], rotated."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+def unrolled(
+    head: DraftHead, ahead: Tensor, fused: Tensor, events: Tensor, answer_rows: int, steps: int
+) -> list[Tensor]:
+    """Outputs [B, A, d] at the last A = answer_rows rows, of step 0, 1, ..., steps - 1.
+
+    ahead: embeddings [B, R, D]; fused: [B, R, d]; events: [B, E, event_size]. Of step k the first k rows mean
+    nothing, as no chain is that old there.
+    """
+    layer = cast("DecoderLayer", head.layers[0])
+    rows = head.rows(ahead, fused, events)
+    count = rows.shape[1]
+    first = count - answer_rows
+    places = torch.arange(count, device=rows.device)
+    known = _project(head, rows, 0)
+    earlier: list[_Heads] = []  # the steps after step 0, at answer rows
+    outputs: list[Tensor] = []
+    for step in range(steps):
+        if step == 0:
+            now, current = _Heads(known.q[:, :, first:], known.k, known.v), rows[:, first:]
+        else:
+            carried = outputs[-1].roll(1, 1)
+            current = head.rows(ahead[:, -answer_rows:], carried)
+            now = _project(head, current, first)
+            earlier.append(now)
+        visible = places <= places[first:, None] - step  # [A, E + R]
+        scores = (now.q @ known.k.mT).masked_fill(~visible, float("-inf"))
+        chain = [(now.q * past.k.roll(step - age, 2)).sum(-1, keepdim=True) for age, past in _aged(earlier)]
+        weights = torch.softmax(torch.cat((scores, *chain), -1) / now.q.shape[-1] ** 0.5, -1)
+        mixed = weights[..., :count] @ known.v
+        for (age, past), weight in zip(_aged(earlier), weights[..., count:].unbind(-1), strict=True):
+            mixed = mixed + weight[..., None] * past.v.roll(step - age, 2)
+        attended = current + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+        outputs.append(attended + layer.mlp(layer.post_attention_layernorm(attended)))
+    return outputs
+
+
+def unrolled_loss(logits: list[Tensor], wanted: Tensor, used: Tensor) -> Tensor:
+    """Cross entropy with the target's distributions: logits [B, A, V] per step, wanted [B, A, V], used bool
+    [B, A]; deeper steps weigh less.
+    """
+    rows = torch.arange(used.shape[1], device=used.device)
+    total, weight = wanted.new_zeros(()), 0.0
+    for step, said in enumerate(logits):
+        meant = used & (rows >= step)
+        found = torch.log_softmax(said[meant].float(), -1)
+        total = total - DECAY**step * (wanted[meant] * found).sum(-1).mean()
+        weight += DECAY**step
+    return total / weight
+
+
+def _aged(steps: list[_Heads]) -> list[tuple[int, _Heads]]:
+    return list(enumerate(steps, start=1))
+
+
+def _project(head: DraftHead, rows: Tensor, first: int) -> _Heads:
+    """Queries, keys and values of rows [B, T, d] at the places from `first` on."""
+    layer = cast("DecoderLayer", head.layers[0])
+    attention, normed = layer.self_attn, layer.input_layernorm(rows)
+    cos, sin = head.rotary.span(first, first + rows.shape[1])
+    split = [
+        projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    ]
+    cos, sin = cos.to(split[0].dtype), sin.to(split[0].dtype)
+    return _Heads(rotate(split[0], cos, sin), rotate(split[1], cos, sin), split[2])
