@@ -13,6 +13,8 @@ from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.speculative.drafter import Drafter, NoDrafter
 from evspec_ros.speculative.eagle import EagleDrafter
 from evspec_ros.speculative.event_side import EventSide
+from evspec_ros.speculative.lookup import PromptLookupDrafter
+from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.target import DecoderTarget
 
 Head = TypeVar("Head", bound=nn.Module)
@@ -50,7 +52,9 @@ def _eagle(target: DecoderTarget, models: DraftModels) -> Drafter:
 
 DRAFTERS: Mapping[str, DrafterKind] = {
     "none": DrafterKind(lambda *_: NoDrafter()),
+    "prompt_lookup": DrafterKind(lambda target, _: PromptLookupDrafter(target.decoder.config.vocab_size)),
     "eagle": DrafterKind(_eagle, head_kind="eagle", reads_events=True),
+    "previous": DrafterKind(lambda *_: PreviousDrafter()),
 }
 
 
