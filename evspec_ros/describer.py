@@ -41,6 +41,7 @@ from evspec_ros.speculative.generate import generate
 from evspec_ros.speculative.registry import DraftModels, make_drafter
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget
+from evspec_ros.speculative.verification import Acceptance
 
 FRAMES = 8  # Video-LLaVA reads this many
 KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
@@ -53,7 +54,8 @@ class Limits:
     """How long, how freely and with how much drafting a description is written.
 
     temperature 0 is greedy; top_k 0 keeps all tokens. n_max: drafted tokens in a row; tree_size: draft nodes
-    in all; p_min: drafting stops where its confidence falls below this.
+    in all; p_min: drafting stops where its confidence falls below this. acceptance:
+    one of choices.ACCEPTANCES.
     """
 
     max_new_tokens: int = 80
@@ -64,6 +66,7 @@ class Limits:
     n_max: int = 8
     tree_size: int = 8
     p_min: float = 0.0
+    acceptance: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,7 @@ class SceneDescriber:
             top_k=limits.top_k,
             seed=limits.seed,
             limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min),
+            acceptance=Acceptance(limits.acceptance),
             on_tokens=on_tokens,
         )
         stages.lap("generate")
@@ -261,7 +265,7 @@ class SceneDescriber:
             reused_frames=len(set(frames)) - len(new),
             statistics=generation.statistics,
             drafter=self._drafter.name,
-            lossless=True,
+            lossless=generation.lossless,
         )
 
     def _event_features(self, events: Events, stages: _Stages) -> Tensor | None:

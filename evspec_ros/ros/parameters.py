@@ -12,7 +12,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from evspec_ros.choices import BACKENDS, KV_PRECISIONS, PRECISIONS
+from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, PRECISIONS
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
 from evspec_ros.errors import RosError
 from evspec_ros.prompts import DEFAULT_PROMPT
@@ -99,6 +99,12 @@ class Settings:
     n_max: int = _row(Limits.n_max, "drafted tokens in a row", low=1, high=64, live=True)
     tree_size: int = _row(Limits.tree_size, "nodes of the draft tree", low=1, high=256, live=True)
     p_min: float = _row(Limits.p_min, "stop drafting below this confidence", low=0.0, high=1.0, live=True)
+    acceptance: str = _row(
+        Limits.acceptance,
+        "which drafted tokens stand: exact loses nothing, typical and cascade trade faithfulness for speed",
+        choices=ACCEPTANCES,
+        live=True,
+    )
 
     window_ms: float = _row(WINDOW_MS, "length of the event window", low=1.0, high=100.0, live=True)
     frames_seconds: float = _row(

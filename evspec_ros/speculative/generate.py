@@ -15,16 +15,18 @@ from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import Target
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
-from evspec_ros.speculative.verification import verify
+from evspec_ros.speculative.verification import EXACT, Acceptance, verify
 
 
 @dataclass(frozen=True)
 class Generation:
-    """tokens: what was emitted, the end token included where it was reached; text: without special tokens."""
+    """tokens: what was emitted, the end token included where it was reached; text: without special tokens;
+    lossless: the acceptance was exact."""
 
     tokens: tuple[int, ...]
     text: str
     statistics: DecodingStatistics
+    lossless: bool = True
 
 
 def generate(
@@ -38,6 +40,7 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
     limits: DraftLimits = DEFAULT_LIMITS,
+    acceptance: Acceptance = EXACT,
     on_tokens: Callable[[list[int]], None] | None = None,
 ) -> Generation:
     """Let the target continue a prompt, sooner where the drafter guesses right.
@@ -82,7 +85,7 @@ def generate(
 
             # 3. Verify all nodes in one pass and keep what the target agrees with.
             output = target.extend(tokens[-1], tree)
-            verdict = verify(tree, output.logits, sampling, generator)
+            verdict = verify(tree, output.logits, sampling, generator, acceptance)
             target.keep(verdict.rows)
             tally.verify_ms += watch.lap()
 
@@ -100,7 +103,9 @@ def generate(
                 tally.draft_ms += watch.lap()
         drafter.finish(tokens)
 
-    return Generation(tuple(tokens), target.detokenize(tokens), tally.statistics(len(tokens)))
+    return Generation(
+        tuple(tokens), target.detokenize(tokens), tally.statistics(len(tokens)), acceptance.lossless
+    )
 
 
 def _complete(tokens: list[int], max_new_tokens: int, end_tokens: Collection[int]) -> bool:

@@ -1,5 +1,5 @@
-"""What of a draft tree the target accepts. Nothing is lost: the tokens are the target's own, or distributed
-like them.
+"""What of a draft tree the target accepts. Unless a lossy mode is asked for by name, nothing is lost: the
+tokens are the target's own, or distributed like them.
 
 Greedy: walk the tree along the target's most likely tokens. Sampling: the residual rule of Leviathan et al.
 (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318), sibling after sibling as in SpecInfer (arXiv
@@ -13,8 +13,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evspec_ros.choices import ACCEPTANCES
+from evspec_ros.errors import GenerationError
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.tree import DraftTree
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Which drafted tokens stand; raises GenerationError for an unknown mode.
+
+    exact: those that the target would have written. typical: Medusa's rule (arXiv 2401.10774), p(x) >
+    min(epsilon, delta * exp(-H(p))), or x is the target's most likely token. cascade: the OPT deferral of
+    arXiv 2405.19261, the drafter's choice stands unless max q < max p - alpha * D_TV(p, q); alpha is the
+    price of asking the target, which the paper sweeps.
+    """
+
+    mode: str = "exact"
+    epsilon: float = 0.09
+    delta: float = 0.3
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ACCEPTANCES:
+            raise GenerationError(f"There is no acceptance {self.mode!r}; choose {', '.join(ACCEPTANCES)}.")
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the text is what the target alone would have written."""
+        return self.mode == "exact"
+
+
+EXACT = Acceptance()
 
 
 @dataclass(frozen=True)
@@ -27,8 +57,27 @@ class Verdict:
     tokens: list[int]
 
 
-def verify(tree: DraftTree, logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Verdict:
-    """Judge a tree of N nodes by the target's logits [N + 1, V] at its rows."""
+def verify(
+    tree: DraftTree,
+    logits: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    acceptance: Acceptance = EXACT,
+) -> Verdict:
+    """Judge a tree of N nodes by the target's logits [N + 1, V] at its rows.
+
+    The lossy modes read p at temperature 1 where the sampling is greedy.
+    """
+    if not acceptance.lossless:
+        p = (logits.float().softmax(-1) if sampling.greedy else sampling.probabilities(logits)).cpu()
+        if acceptance.mode == "typical":
+            return _verify_typical(tree, p, sampling, generator, acceptance)
+        p = _cascade(tree, p, acceptance.alpha)
+        return (
+            verify_greedy(tree, p.argmax(-1).tolist())
+            if sampling.greedy
+            else verify_sampled(tree, p, generator)
+        )
     if sampling.greedy:
         return verify_greedy(tree, logits.argmax(dim=-1).tolist())
     return verify_sampled(tree, sampling.probabilities(logits).cpu(), generator)
@@ -66,6 +115,48 @@ def verify_sampled(tree: DraftTree, target: Tensor, generator: torch.Generator) 
         else:
             p = _residual(p, q, token)
     return Verdict(rows, [*tokens, draw(p, generator)])
+
+
+def _verify_typical(
+    tree: DraftTree, p: Tensor, sampling: Sampling, generator: torch.Generator, acceptance: Acceptance
+) -> Verdict:
+    """The longest path of typical tokens, the first of equals, by p [N + 1, V]."""
+    thresholds = (acceptance.delta * (-torch.special.entr(p).sum(-1)).exp()).clamp(max=acceptance.epsilon)
+    typical = (p > thresholds[:, None]) | (p == p.amax(-1, keepdim=True))
+    paths: dict[int, list[int]] = {0: [0]}
+    for node, (token, parent) in enumerate(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)):
+        if parent + 1 in paths and typical[parent + 1, token]:
+            paths[node + 1] = [*paths[parent + 1], node + 1]
+    rows = max(paths.values(), key=len)
+    last = p[rows[-1]]
+    bonus = int(last.argmax()) if sampling.greedy else draw(last, generator)
+    return Verdict(rows, [*(int(tree.tokens[row - 1]) for row in rows[1:]), bonus])
+
+
+def _cascade(tree: DraftTree, p: Tensor, alpha: float) -> Tensor:
+    """p [N + 1, V] with the drafter's distribution in the rows that are not deferred to the target.
+
+    Where a row's first child declares q, q replaces p by the OPT rule. A child x chosen without chance has
+    only its own q(x): the rule is then a Chow-like comparison, with q(x) for max q and the one-hot's distance
+    1 - p(x) for D_TV, and the one-hot of x replaces p; the first child that passes decides.
+    """
+    mixed, decided = p.clone(), set()
+    for node, (token, parent) in enumerate(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)):
+        row = parent + 1
+        if row in decided:
+            continue
+        if tree.distributions is None:
+            q = torch.nn.functional.one_hot(torch.tensor(token), p.shape[-1]).to(p)
+            confidence = float(tree.probabilities[node])
+        else:
+            q = tree.distributions[node]
+            confidence = float(q.max())
+        stands = confidence >= float(p[row].max()) - alpha * float((p[row] - q).abs().sum()) / 2
+        if stands:
+            mixed[row] = q
+        if stands or tree.distributions is not None:
+            decided.add(row)
+    return mixed
 
 
 def _residual(p: Tensor, q: Tensor | None, token: int) -> Tensor:

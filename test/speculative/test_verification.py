@@ -11,7 +11,7 @@ from torch import Tensor
 from evspec_ros.speculative import DraftTree
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.tree import NO_DRAFT
-from evspec_ros.speculative.verification import verify, verify_greedy, verify_sampled
+from evspec_ros.speculative.verification import Acceptance, verify, verify_greedy, verify_sampled
 
 VOCABULARY = 10
 DRAWS = 8_000
@@ -168,3 +168,29 @@ def test_a_residual_of_nothing_falls_back_on_the_target() -> None:
     generator = torch.Generator().manual_seed(0)
     verdicts = [verify_sampled(rounded_up, p, generator) for _ in range(200)]
     assert {verdict.tokens[0] for verdict in verdicts if verdict.rows == [0]} == {0, 1}
+
+
+# --- lossy modes, by hand: p = (0.6, 0.3, 0.1) ----------------------------------------------------------
+
+P = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])
+
+
+def _lossy(token: int, confidence: float, acceptance: Acceptance) -> list[int]:
+    tree = DraftTree.chain([token], [confidence])
+    return verify(tree, P.log(), Sampling(), torch.Generator().manual_seed(0), acceptance).tokens
+
+
+def test_typical_accepts_what_exceeds_the_threshold() -> None:
+    """exp(-H(p)) is 0.4075; a threshold of 0.09 takes all, one of 0.2038 the first two, one of 1 the best."""
+    assert _lossy(2, 1.0, Acceptance("typical", 0.09, 0.3)) == [2, 2]
+    assert _lossy(2, 1.0, Acceptance("typical", 1.0, 0.5)) == [0]
+    assert _lossy(1, 1.0, Acceptance("typical", 1.0, 0.5)) == [1, 2]
+    assert [_lossy(x, 1.0, Acceptance("typical", 1.0, 9.0)) for x in range(3)] == [[0, 2], [0], [0]]
+
+
+def test_cascade_defers_where_the_target_is_surer() -> None:
+    """max p is 0.6; with alpha 0.5 a token 1 pays 0.6 - 0.5 * 0.7 = 0.25."""
+    assert _lossy(1, 0.65, Acceptance("cascade")) == [1, 2]
+    assert _lossy(1, 0.55, Acceptance("cascade")) == [0]
+    assert _lossy(1, 0.3, Acceptance("cascade", alpha=0.5)) == [1, 2]
+    assert _lossy(1, 0.2, Acceptance("cascade", alpha=0.5)) == [0]
