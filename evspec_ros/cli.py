@@ -83,7 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_models(decode)
     decode.add_argument("--scenes", type=_count, default=50, help="default: %(default)s")
-    decode.add_argument("--n-max", type=_count, default=8, help="tokens per draft; default: %(default)s")
+    decode.add_argument(
+        "--drafter", action="append", default=[], help="may be given again; default: all that have a head"
+    )
+    decode.add_argument(
+        "--n-max", type=_count, default=32, help="most tokens per draft; default: %(default)s"
+    )
     decode.add_argument(
         "--p-min", type=_probability, default=0.0, help="confidence to draft on; default: %(default)s"
     )
@@ -247,7 +252,9 @@ def _bench_decode(options: argparse.Namespace) -> None:
     from evspec_ros.speculative import DraftLimits
 
     limits = DraftLimits(options.n_max, options.n_max, options.p_min)
-    rows = bench_visibly(*_models(options), options.scenes, limits)
+    target, event_model, own = _models(options)
+    heads = [options.draft_head] if options.draft_head else [own, own.parent / "tiny_eagle3"]
+    rows = bench_visibly(target, event_model, heads, options.scenes, limits, options.drafter)
     if options.json:
         _print_json({"rows": [row.as_dict() for row in rows]})
     else:

@@ -27,6 +27,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from evspec_ros.errors import EngineError
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Head, EagleHead
 from evspec_ros.networks.llama import DecoderLayer, LlamaConfig, RMSNorm, Rotary
 
 _OPSET, _IR = 20, 10  # what ONNX Runtime 1.22, the oldest with `attention_bias` on the CPU, understands
@@ -37,33 +39,83 @@ def decoder_graph(
     config: LlamaConfig, blocks: nn.ModuleList, rotary: Rotary, norm: RMSNorm, lm_head: nn.Linear
 ) -> onnx.ModelProto:
     """The graph of float32 decoder layers; weights are copied into it (protobuf holds at most 2 GiB)."""
-    graph = _Graph(config, lm_head.out_features)
-    graph.constant("cos", rotary.cos[:, : config.head_dim // 2])
-    graph.constant("sin", rotary.sin[:, config.head_dim // 2 :])
-    layers = [cast("DecoderLayer", layer) for layer in blocks]
-    entering_norms = [layer.input_layernorm.weight for layer in layers[1:]] + [norm.weight]
+    graph = _Graph(config, lm_head.out_features, masked=True)
+    graph.linear(graph.layers("embeddings", blocks, rotary, norm), lm_head.weight, "logits")
+    embeddings = _tensor("embeddings", [1, "T", config.hidden_size])
+    return graph.model([embeddings], [_tensor("logits", [1, "T", lm_head.out_features])])
 
-    residual = "embeddings"
-    normed = graph.norm(residual, layers[0].input_layernorm.weight)
-    for index, (layer, following) in enumerate(zip(layers, entering_norms, strict=True)):
-        attended = graph.attention(normed, layer, index)
-        residual, normed = graph.add_norm(
-            attended, residual, layer.post_attention_layernorm.weight, f"middle.{index}"
-        )
-        changed = graph.mlp(normed, layer, index)
-        residual, normed = graph.add_norm(changed, residual, following, f"entering.{index + 1}")
-    graph.linear(normed, lm_head.weight, "logits")
-    return graph.model()
+
+def draft_graph(
+    head: DraftHead, embedding: Tensor, norm: RMSNorm, lm_head: nn.Linear, candidates: int, *, masked: bool
+) -> onnx.ModelProto:
+    """A draft head from token ids to the likeliest next tokens; embedding [V, D], norm and lm_head are the
+    target's. Tensors as in `decoder_graph`, without bias where it is not masked, and besides:
+
+        ids      int64 [1, T]                         the tokens at t + 1, in the place of embeddings
+        carried  float32 [1, T, d]
+        chances, tokens  float32, int64 [1, T, candidates], the most probable first
+    """
+    norm, readout = cast("tuple[RMSNorm, nn.Linear]", head.readout(norm, lm_head))
+    size, vocabulary = head.config.hidden_size, readout.out_features
+    graph = _Graph(head.config.layer, vocabulary, masked)
+    if isinstance(head, Eagle3Head):
+        table = embedding @ head.embed.weight.T
+        weight = graph.constant("weight.carry", head.carry_norm.weight)
+        carried = graph.rms_norm("carried", weight, "carry")
+    elif isinstance(head, EagleHead):
+        of_embedding, of_carried = torch.split(head.fc.weight, size, 1)
+        table = embedding @ of_embedding.T + head.fc.bias
+        carried = graph.linear("carried", of_carried, "carry")
+    else:
+        raise EngineError(f"There is no graph for a draft head of kind {head.config.kind!r}; use torch.")
+    embedded = graph.node("Gather", [graph.constant("table", table), "ids"], ["embedded"])
+    x = graph.node("Add", [embedded, carried], ["embeddings"])
+    graph.linear(graph.layers(x, head.layers, head.rotary, norm), readout.weight, "logits")
+    graph.node("Softmax", ["logits"], ["spread"], axis=-1)
+    graph.node("TopK", ["spread", graph.whole("candidates", [candidates])], ["chances", "tokens"], axis=-1)
+    best: list[int | str] = [1, "T", candidates]
+    return graph.model(
+        [_tensor("ids", [1, "T"], TensorProto.INT64), _tensor("carried", [1, "T", size])],
+        [
+            _tensor("logits", [1, "T", vocabulary]),
+            _tensor("chances", best),
+            _tensor("tokens", best, TensorProto.INT64),
+        ],
+    )
 
 
 class _Graph:
     """Nodes, weights, inputs and outputs as they come; every method returns the names of what it computes."""
 
-    def __init__(self, config: LlamaConfig, vocabulary: int) -> None:
+    def __init__(self, config: LlamaConfig, vocabulary: int, masked: bool) -> None:
         self._config = config
         self._vocabulary = vocabulary
+        self._masked = masked
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
+
+    def layers(self, x: str, blocks: nn.ModuleList, rotary: Rotary, norm: RMSNorm) -> str:
+        """Decoder layers and the norm behind them."""
+        self.constant("cos", rotary.cos[:, : self._config.head_dim // 2])
+        self.constant("sin", rotary.sin[:, self._config.head_dim // 2 :])
+        layers = [cast("DecoderLayer", layer) for layer in blocks]
+        entering_norms = [layer.input_layernorm.weight for layer in layers[1:]] + [norm.weight]
+        residual = x
+        weight = self.constant("weight.norm", layers[0].input_layernorm.weight)
+        normed = self.rms_norm(residual, weight, "normed")
+        for index, (layer, following) in enumerate(zip(layers, entering_norms, strict=True)):
+            attended = self.attention(normed, layer, index)
+            residual, normed = self.add_norm(
+                attended, residual, layer.post_attention_layernorm.weight, f"middle.{index}"
+            )
+            changed = self.mlp(normed, layer, index)
+            residual, normed = self.add_norm(changed, residual, following, f"entering.{index + 1}")
+        return normed
+
+    def whole(self, name: str, values: list[int]) -> str:
+        """Whole numbers."""
+        self._weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
 
     def constant(self, name: str, value: Tensor) -> str:
         """A weight."""
@@ -80,12 +132,12 @@ class _Graph:
         """X [1, T, in] times a torch weight [out, in] -> [1, T, out]."""
         return self.node("MatMul", [x, self.constant(f"weight.{name}", weight.T)], [name])
 
-    def norm(self, x: str, weight: Tensor) -> str:
-        """The first RMS norm."""
+    def rms_norm(self, x: str, weight: str, name: str) -> str:
+        """An RMS norm alone."""
         return self.node(
             "SimplifiedLayerNormalization",
-            [x, self.constant("weight.norm", weight)],
-            ["normed"],
+            [x, weight],
+            [name],
             axis=-1,
             epsilon=self._config.rms_norm_eps,
         )
@@ -108,9 +160,10 @@ class _Graph:
         weight = torch.cat((heads.q_proj.weight, heads.k_proj.weight, heads.v_proj.weight))
         packed = self.linear(x, weight, f"qkv.{index}")
         past = [f"past_{part}.{index}" for part in "kv"]
+        bias = ["bias"] if self._masked else []
         mixed = self.node(
             "GroupQueryAttention",
-            [packed, "", "", *past, "last", "total", "cos", "sin", "positions", "bias"],
+            [packed, "", "", *past, "last", "total", "cos", "sin", "positions", *bias],
             [f"mixed.{index}", *(f"present_{part}.{index}" for part in "kv")],
             domain=_MICROSOFT,
             num_heads=self._config.num_heads,
@@ -128,22 +181,22 @@ class _Graph:
         inner = self.node("Mul", [active, up], [f"inner.{index}"])
         return self.linear(inner, layer.mlp.down_proj.weight, f"changed.{index}")
 
-    def model(self) -> onnx.ModelProto:
-        """All of it."""
+    def model(self, read: list[onnx.ValueInfoProto], written: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        """All of it, with what is read and written beside places, cache and the layers' inputs."""
         sizes = self._config
         rows: list[int | str] = [1, "T", sizes.hidden_size]
         cache: list[int | str] = [1, sizes.num_kv_heads, "C", sizes.head_dim]
         layers = range(sizes.num_layers)
         inputs = [
-            _tensor("embeddings", rows),
+            *read,
             _tensor("positions", [1, "T"], TensorProto.INT64),
-            _tensor("bias", [1, 1, "T", "S"]),
+            *([_tensor("bias", [1, 1, "T", "S"])] if self._masked else []),
             _tensor("last", [1], TensorProto.INT32),
             _tensor("total", [], TensorProto.INT32),
             *(_tensor(f"past_{part}.{index}", cache) for index in layers for part in "kv"),
         ]
         outputs = [
-            _tensor("logits", [1, "T", self._vocabulary]),
+            *written,
             *(_tensor(f"entering.{index + 1}", rows) for index in layers),
             *(_tensor(f"present_{part}.{index}", cache) for index in layers for part in "kv"),
         ]

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from evspec_ros.engines.decoder import DecoderPass, Rows
 from evspec_ros.engines.decoder_graph import decoder_graph
 from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
-from evspec_ros.networks.draft_head import EagleHead
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder, RMSNorm, Rotary
 
 
@@ -46,24 +45,6 @@ class OnnxDecoder:
     def describe(self) -> str:
         """ONNX Runtime's version and threads."""
         return self._layers.engine.describe()
-
-
-class OnnxDraftHead:
-    """An EagleHead's layer with the target's norm and output head behind it, in one graph.
-
-    What a pass gives is overwritten by the next pass over as many rows.
-    """
-
-    def __init__(self, head: EagleHead, target: LlamaDecoder, lm_head: nn.Linear) -> None:
-        self._head = head
-        self._layers = _OnnxLayers(head.config.layer, head.layers, head.rotary, target.norm, lm_head)
-
-    def __call__(self, embeddings: Tensor, features: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-        """See `HeadStep`."""
-        tensors = self._layers.begin(embeddings.shape[1], cache, (1,))
-        tensors.embeddings.copy_(self._head.fc(torch.cat((embeddings, features), -1)))
-        logits, (predicted,) = self._layers.run(tensors, cache, None, None)
-        return predicted[None, -1:], logits[-1]
 
 
 class _OnnxLayers:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.speculative import (
     DEFAULT_LIMITS,
+    DRAFTERS,
     DecoderTarget,
     DecodingStatistics,
     Drafter,
@@ -31,9 +32,12 @@ from evspec_ros.speculative import (
     EventSide,
     Generation,
     Prompt,
+    drafter_kind,
     generate,
     make_drafter,
 )
+from evspec_ros.speculative.costs import measure_costs
+from evspec_ros.speculative.drafter import PassCosts
 from evspec_ros.training.draft_heads import SceneBatch
 from evspec_ros.training.eagle_run import load_pair, simulated
 
@@ -74,6 +78,7 @@ class _Total:
     """One drafter's sums."""
 
     drafter: Drafter
+    limits: DraftLimits = DEFAULT_LIMITS
     seconds: float = 0.0
     statistics: DecodingStatistics = field(default_factory=DecodingStatistics)
     texts: list[tuple[int, ...]] = field(default_factory=list)
@@ -102,7 +107,7 @@ class _Total:
 def bench_decoding(
     target: VideoLlava,
     event_model: EventGpt,
-    head: DraftHead,
+    heads: Mapping[str, DraftHead],
     prompt_ids: Tensor,
     scenes: Iterable[SceneBatch],
     drafters: Sequence[str] = ("eagle",),
@@ -115,21 +120,26 @@ def bench_decoding(
 
     scenes: batches of one scene each. The order of the drafters turns from scene to scene, and the first
     scene is described once before it counts, so that no drafter pays for what is loaded or cached at first
-    use.
+    use and so that passes and drafts are timed: within the limits each draft is as large as pays.
     """
-    reader = _Reader(target, event_model, prompt_ids, max_new_tokens, limits)
-    models = DraftModels(head, EventSide())
+    reader = _Reader(target, event_model, prompt_ids, max_new_tokens)
     totals = [
-        _Total(make_drafter(name, reader.decoder, models)) for name in dict.fromkeys((BASELINE, *drafters))
+        _Total(
+            make_drafter(
+                name, reader.decoder, DraftModels(heads.get(str(drafter_kind(name).head_kind)), EventSide())
+            )
+        )
+        for name in dict.fromkeys((BASELINE, *drafters))
     ]
     for index, scene in enumerate(scenes):
         turn = index % len(totals)
         if index == 0:
             for total in totals:
                 reader.describe(total.drafter, scene)
+                total.limits = replace(limits, costs=reader.costs(total.drafter, scene))
         for total in totals[turn:] + totals[:turn]:
             started = time.perf_counter()
-            generation = reader.describe(total.drafter, scene)
+            generation = reader.describe(total.drafter, scene, total.limits)
             total.seconds += time.perf_counter() - started
             total.statistics += generation.statistics
             total.texts.append(generation.tokens)
@@ -140,19 +150,31 @@ def bench_decoding(
 
 
 def bench_visibly(
-    target: Path, event_model: Path, draft_head: Path, scenes: int, limits: DraftLimits = DEFAULT_LIMITS
+    target: Path,
+    event_model: Path,
+    draft_heads: Sequence[Path],
+    scenes: int,
+    limits: DraftLimits = DEFAULT_LIMITS,
+    drafters: Sequence[str] = (),
 ) -> tuple[DecodingRow, ...]:
-    """`bench_decoding` of checkpoint directories on held-out simulated scenes, with progress on stderr."""
-    pair, head = load_pair(target, event_model), load_draft_head(draft_head)
+    """`bench_decoding` of checkpoint directories on held-out simulated scenes, with progress on stderr.
+
+    drafters: by default every one whose head is among draft_heads or that needs none.
+    """
+    pair = load_pair(target, event_model)
+    loaded = [load_draft_head(path) for path in draft_heads]
+    heads = {head.config.kind: head for head in loaded}
+    able = [name for name, kind in DRAFTERS.items() if kind.head_kind is None or kind.head_kind in heads]
     held_out = simulated("held_out")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("describing held-out scenes", total=scenes)
         return bench_decoding(
             pair.target,
             pair.event_model,
-            head,
+            heads,
             pair.prompt_ids,
             (held_out(index, index + 1) for index in range(scenes)),
+            drafters or able,
             limits=limits,
             report=lambda done: progress.update(task, completed=done),
         )
@@ -202,13 +224,11 @@ class _Reader:
         event_model: EventGpt,
         prompt_ids: Tensor,
         max_new_tokens: int,
-        limits: DraftLimits,
     ) -> None:
         self._target = target
         self._event_model = event_model
         self._prompt_ids = prompt_ids
         self._max_new_tokens = max_new_tokens
-        self._limits = limits
         end = target.config.text.eos_token_id
         self.decoder = DecoderTarget(
             target.decoder,
@@ -218,15 +238,22 @@ class _Reader:
             engine=choose_engine(target.decoder, target.lm_head).engine,
         )
 
-    @torch.inference_mode()
-    def describe(self, drafter: Drafter, scene: SceneBatch) -> Generation:
+    def describe(
+        self, drafter: Drafter, scene: SceneBatch, limits: DraftLimits = DEFAULT_LIMITS
+    ) -> Generation:
         """The events are read for drafters that use them alone; nothing is left over from the text before."""
         self.decoder.forget()
         drafter.forget()
+        prompt = self._prompt(scene)
+        return generate(self.decoder, drafter, prompt, max_new_tokens=self._max_new_tokens, limits=limits)
+
+    def costs(self, drafter: Drafter, scene: SceneBatch) -> PassCosts:
+        """What passes and this drafter's drafts cost behind a scene's prompt."""
+        return measure_costs(self.decoder, drafter, self._prompt(scene))
+
+    @torch.inference_mode()
+    def _prompt(self, scene: SceneBatch) -> Prompt:
         video = self._target.encode_frames(scene.frames[0])
         embeddings = self._target.embed_prompt(self._prompt_ids, video)[None]
         ids = tuple(self._prompt_ids.tolist())
-        prompt = Prompt(embeddings, ids, lambda: self._event_model.encode_events(scene.events[0]))
-        return generate(
-            self.decoder, drafter, prompt, max_new_tokens=self._max_new_tokens, limits=self._limits
-        )
+        return Prompt(embeddings, ids, lambda: self._event_model.encode_events(scene.events[0]))

@@ -119,9 +119,9 @@ class DraftHead(nn.Module):
         """Embeddings at t + 1 [B, T, D], carried [B, T, d], events [B, E, event_size] -> [B, E + T, d]."""
         raise NotImplementedError
 
-    def logits(self, output: Tensor, norm: nn.Module, lm_head: nn.Module) -> Tensor:
-        """What outputs [..., d] say of the token at t + 2, [..., V], by the target's norm and output head or
-        the head's own.
+    def readout(self, norm: RMSNorm, lm_head: nn.Module) -> tuple[RMSNorm, nn.Module]:
+        """The norm and the output head that turn outputs [..., d] into logits [..., V] of the token at
+        t + 2: the target's, which are given, or its own.
         """
         raise NotImplementedError
 
@@ -142,7 +142,8 @@ class DraftHead(nn.Module):
         """Embeddings at t + 1 [B, T, D] and what is carried from t [B, T, d] -> outputs [B, T, d].
 
         events [B, E, event_size] begin a sequence; with a cache its rows come before the new ones, which are
-        added. depths, visible: places of new rows in a tree, as in `engines.decoder.Rows`.
+        added. depths, visible: places of new rows in a tree; int64 [T], and bool [T, W] as in
+        `attention_mask`.
         """
         rows = self.rows(embeddings, carried, events)
         start = 0 if cache is None else cache.length
@@ -194,10 +195,9 @@ class EagleHead(DraftHead):
         rows: Tensor = self.fc(torch.cat((embeddings, carried), dim=-1))
         return rows if events is None else torch.cat((self.events(events), rows), dim=1)
 
-    def logits(self, output: Tensor, norm: nn.Module, lm_head: nn.Module) -> Tensor:
-        """By the target's norm, once, and its output head."""
-        logits: Tensor = lm_head(norm(output))
-        return logits
+    def readout(self, norm: RMSNorm, lm_head: nn.Module) -> tuple[RMSNorm, nn.Module]:
+        """The target's."""
+        return norm, lm_head
 
 
 @dataclass(frozen=True)
@@ -300,10 +300,9 @@ class Eagle3Head(DraftHead):
         rows: Tensor = self.embed(embeddings) + self.carry_norm(carried)
         return rows if events is None else torch.cat((self.events(events), rows), dim=1)
 
-    def logits(self, output: Tensor, norm: nn.Module, lm_head: nn.Module) -> Tensor:  # noqa: ARG002
-        """By its own norm and output head."""
-        logits: Tensor = self.lm_head(self.norm(output))
-        return logits
+    def readout(self, norm: RMSNorm, lm_head: nn.Module) -> tuple[RMSNorm, nn.Module]:  # noqa: ARG002
+        """Its own."""
+        return self.norm, self.lm_head
 
 
 def _entries(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:

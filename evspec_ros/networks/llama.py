@@ -219,14 +219,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attention_mask(prefix: int, rows: int, tree: Tensor | None, like: Tensor) -> Tensor | None:
     """The additive mask [T, S] of `rows` new rows behind a visible `prefix`, in `like`'s dtype and device.
 
-    `tree` is bool [T, T], True where a row may see another new row (its ancestors and itself); None means
-    causal. None is returned where none is needed: one row, or causal rows on an empty cache.
+    `tree` is bool [T, W] over the last W >= T visible rows, True where a new row may see one of them (its
+    ancestors and itself); None means causal. None is returned where none is
+    needed: one row, or causal rows on an empty cache.
     """
     if tree is None and (prefix == 0 or rows == 1):
         return None
     visible = like.new_ones(rows, rows, dtype=torch.bool).tril_() if tree is None else tree
     mask = like.new_zeros(rows, prefix + rows)
-    mask[:, prefix:].masked_fill_(~visible, float("-inf"))
+    mask[:, prefix + rows - visible.shape[1] :].masked_fill_(~visible, float("-inf"))
     return mask
 
 

@@ -27,14 +27,40 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class PassCosts:
+    """Milliseconds on this machine: verify_ms[n] of a target pass over n + 1 rows, draft_ms of drafting a
+    node.
+    """
+
+    verify_ms: tuple[float, ...]
+    draft_ms: float
+
+    def floor(self, nodes: int, gain: float) -> float:
+        """How likely the next node must be accepted to be worth it, behind so many that gain so many tokens.
+
+        The pass yields gain / cost tokens a millisecond without it; a node pays where its own probability
+        over its own cost is more. Infinite where no larger pass was measured.
+        """
+        if nodes + 1 >= len(self.verify_ms):
+            return float("inf")
+        cost = self.verify_ms[nodes] + nodes * self.draft_ms
+        return gain / cost * (self.verify_ms[nodes + 1] - self.verify_ms[nodes] + self.draft_ms)
+
+
+@dataclass(frozen=True)
 class DraftLimits:
     """n_max: tokens on a path; tree_size: nodes in all; p_min: stop where the path's confidence falls below
-    it.
+    it; costs: draft no node that costs more than it is expected to gain, where they are known.
     """
 
     n_max: int = 8
     tree_size: int = 8
     p_min: float = 0.0
+    costs: PassCosts | None = None
+
+    def floor(self, nodes: int, gain: float) -> float:
+        """The least confidence of another node behind so many, which gain so many tokens with the bonus."""
+        return self.p_min if self.costs is None else max(self.p_min, self.costs.floor(nodes, gain))
 
 
 DEFAULT_LIMITS = DraftLimits()

@@ -1,60 +1,64 @@
-"""EAGLE drafting (arXiv 2401.15077) as a chain: the draft head goes on from the target's own features."""
+"""EAGLE's ways of drafting: a head of one layer goes on from the target's own features.
+
+A chain as in EAGLE (arXiv 2401.15077), or a tree grown where the head is confident and pruned to its most
+confident nodes as in EAGLE-2 (arXiv 2406.16858), which EAGLE-3 (arXiv 2503.01840) uses with another head.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evspec_ros.engines.onnx_decoder import OnnxDecoder, OnnxDraftHead
-from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.engines.draft_head import HeadEngine, HeadPass, OnnxDraftHead, TorchDraftHead
+from evspec_ros.engines.onnx_decoder import OnnxDecoder
+from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.target import DecoderTarget
-from evspec_ros.speculative.tree import DraftTree
+from evspec_ros.speculative.tree import ROOT, DraftTree, likeliest
 
-HeadStep: TypeAlias = Callable[[Tensor, Tensor, KVCache], tuple[Tensor, Tensor]]
-"""Embeddings and features [1, T, D] as `EagleHead.forward` reads them, and its cache -> the last row's
-predicted feature [1, 1, D] and what the target's head makes of it, logits [V]; the next call may overwrite
-both.
-"""
+BRANCHES = 4  # rows that a tree grows from at each depth
 
 
-def head_step(target: DecoderTarget, head: EagleHead) -> HeadStep:
+def head_engine(target: DecoderTarget, head: DraftHead) -> HeadEngine:
     """How a head drafts: by ONNX Runtime where the target's own steps run there, else by the modules."""
     lm_head = target.lm_head
     if isinstance(target.engine, OnnxDecoder) and isinstance(lm_head, nn.Linear):
         return OnnxDraftHead(head, target.decoder, lm_head)
-
-    def by_modules(embeddings: Tensor, features: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-        feature = head(embeddings, features, None, cache)[:, -1:]
-        return feature, target.head(feature)[0, 0]
-
-    return by_modules
+    return TorchDraftHead(head, target.decoder, lm_head)
 
 
 class EagleDrafter:
-    """Drafts a chain with an EagleHead; its cache holds the event rows, then one row per row that the target
-    read.
+    """Drafts with a DraftHead, whose cache holds the event rows, then one row per row that the target read.
 
-    Rows computed from predicted features are forgotten before the target's own take their place.
+    Rows computed from the head's own outputs are forgotten before the target's own take their place.
+    branches: 1 drafts chains, which at a temperature are drawn; more grow trees, without chance.
     """
 
-    name = "eagle"
-
-    def __init__(self, target: DecoderTarget, head: EagleHead, events: EventSide) -> None:
-        self.layers = (target.decoder.config.num_layers,)  # the last layer's output before the final norm
+    def __init__(
+        self,
+        target: DecoderTarget,
+        head: DraftHead,
+        events: EventSide,
+        name: str = "eagle",
+        branches: int = 1,
+    ) -> None:
+        self.name = name
+        self.layers = head.feature_layers(target.decoder.config.num_layers)
         self._target = target
         self._head = head
         self._events = events
-        self._step = head_step(target, head)
+        self._branches = branches
+        self._engine = head_engine(target, head)
         self._cache: KVCache | None = None
         self._known = 0  # cache rows that stem from the target's own features
-        self._embeddings = self._features = torch.empty(0)  # rows not yet in the cache, [1, n, D] each
+        self._ids: list[int] = []  # rows not yet in the cache
+        self._carried: list[Tensor] = []  # [n, d] each
 
     def prepare(self, prompt: Prompt) -> None:
         """Have the events read."""
@@ -66,48 +70,30 @@ class EagleDrafter:
         event_rows = 0 if events is None else len(events)
         cache = self._empty_cache(event_rows + prompt.embeddings.shape[1] + capacity)
         ahead = prompt.embeddings[:, 1:]
-        own = features[0][None]
+        carried = self._fuse(features)
         if ahead.shape[1] > 0 or event_rows > 0:
-            self._head.fill(ahead, own[:, :-1], None if events is None else events[None], cache)
+            self._head.fill(ahead, carried[None, :-1], None if events is None else events[None], cache)
         self._known = cache.length
-        self._embeddings, self._features = self._embed([token]), own[:, -1:]
+        self._ids, self._carried = [token], [carried[-1:]]
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
-        """Extend the chain token by token while the product of its steps' largest probabilities is at least
-        p_min.
-        """
+        """Nodes whose path's confidence is at least the limits' floor, the most confident ones."""
         cache = self._cache
         assert cache is not None, "Cannot propose before start"
+        assert self._ids, "Cannot propose twice without accept"
         cache.truncate(self._known)
-        feature, logits = self._step(self._embeddings, self._features, cache)
+        carried = torch.cat(self._carried) if len(self._carried) > 1 else self._carried[0]
+        said = self._engine.run(self._ids, carried, cache)
         self._known = cache.length
-        self._embeddings, self._features = self._embeddings[:, :0], self._features[:, :0]
-
-        tokens: list[int] = []
-        probabilities: list[float] = []
-        distributions: list[Tensor] = []
-        confidence = 1.0
-        for _ in range(min(limits.n_max, limits.tree_size)):
-            if tokens:
-                feature, logits = self._step(self._embed(tokens[-1:]), feature, cache)
-            likely, choice = torch.softmax(logits, dim=-1, dtype=torch.float32).max(dim=-1)
-            probability, token = float(likely), int(choice)
-            confidence *= probability
-            if confidence < limits.p_min:  # decided before the draw, so that sampling stays exact
-                break
-            if not sampling.greedy:
-                distribution = sampling.probabilities(logits).cpu()
-                token = draw(distribution, generator)
-                probability = float(distribution[token])
-                distributions.append(distribution)
-            tokens.append(token)
-            probabilities.append(probability)
-        return DraftTree.chain(tokens, probabilities, torch.stack(distributions) if distributions else None)
+        self._ids, self._carried = [], []
+        if self._branches == 1:
+            return self._chain(said, cache, limits, sampling, generator)
+        return self._tree(said, cache, limits)
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """Queue the target's own features for the next `propose`, each beside the token emitted after it."""
-        self._embeddings = torch.cat((self._embeddings, self._embed(tokens)), dim=1)
-        self._features = torch.cat((self._features, features[0][None]), dim=1)
+        self._ids += tokens
+        self._carried.append(self._fuse(features))
 
     def finish(self, tokens: Sequence[int]) -> None:
         """Nothing is learnt from a whole text."""
@@ -115,8 +101,91 @@ class EagleDrafter:
     def forget(self) -> None:
         """Every text begins anew."""
 
-    def _embed(self, tokens: Sequence[int]) -> Tensor:
-        return self._target.embed(torch.tensor([tokens], device=self._target.device))
+    def _chain(
+        self,
+        said: HeadPass,
+        cache: KVCache,
+        limits: DraftLimits,
+        sampling: Sampling,
+        generator: torch.Generator,
+    ) -> DraftTree:
+        """Token after token, while the product of the steps' largest probabilities is high enough."""
+        tokens: list[int] = []
+        probabilities: list[float] = []
+        distributions: list[Tensor] = []
+        confidence = gain = 1.0
+        for _ in range(min(limits.n_max, limits.tree_size)):
+            if tokens:
+                said = self._engine.run(tokens[-1:], said.output[-1:], cache)
+            probability, token = float(said.chances[-1, 0]), int(said.tokens[-1, 0])
+            confidence *= probability
+            if confidence < limits.floor(len(tokens), gain):  # before the draw, so that sampling stays exact
+                break
+            gain += confidence
+            if not sampling.greedy:
+                distribution = sampling.probabilities(said.logits[-1]).cpu()
+                token = draw(distribution, generator)
+                probability = float(distribution[token])
+                distributions.append(distribution)
+            tokens.append(token)
+            probabilities.append(probability)
+        return DraftTree.chain(tokens, probabilities, torch.stack(distributions) if distributions else None)
+
+    def _tree(self, said: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
+        """Grown depth by depth from the most confident nodes of the last depth; its probabilities are those
+        of whole paths.
+        """
+        tokens: list[int] = []
+        parents: list[int] = []
+        chances: list[float] = []
+        rows: dict[int, int] = {}  # node -> its row among those that the head has read for this tree
+        seen = np.zeros((0, 0), np.bool_)  # which of these rows each of them sees
+        grown, gain = [(ROOT, 1.0)], 1.0  # nodes whose children are told in `said`, and their chances
+        for depth in range(limits.n_max):
+            first = len(tokens)
+            floor = limits.floor(len(rows), gain)
+            for row, (node, chance) in enumerate(grown, start=len(said.tokens) - len(grown)):
+                for token, p in zip(said.tokens[row].tolist(), said.chances[row].tolist(), strict=True):
+                    if chance * p >= floor:
+                        tokens.append(token)
+                        parents.append(node)
+                        chances.append(chance * p)
+            left = limits.tree_size - len(rows)
+            order = sorted(range(first, len(tokens)), key=lambda node: -chances[node])
+            frontier = sorted(order[: min(self._branches, left)])
+            gain += sum(chances[node] for node in frontier)
+            if not frontier or depth + 1 == limits.n_max:
+                break
+            count = len(rows)
+            wider = np.zeros((count + len(frontier),) * 2, np.bool_)
+            wider[:count, :count] = seen
+            for place, node in enumerate(frontier, start=count):
+                if parents[node] != ROOT:
+                    wider[place] = wider[rows[parents[node]]]
+                wider[place, place] = True
+                rows[node] = place
+            seen = wider
+            from_rows = {
+                node: row for row, (node, _) in enumerate(grown, start=len(said.tokens) - len(grown))
+            }
+            carried = said.output[[from_rows[parents[node]] for node in frontier]]
+            ids = [tokens[node] for node in frontier]
+            if len(frontier) == 1 and count == depth:  # a chain so far: one row after another
+                said = self._engine.run(ids, carried, cache)
+            else:
+                depths = torch.full((len(ids),), depth - count, dtype=torch.int64)
+                said = self._engine.run(ids, carried, cache, depths, torch.from_numpy(seen[count:]))
+            grown = [(node, chances[node]) for node in frontier]
+        whole = DraftTree.from_parents(tokens, parents, chances)
+
+        def enough(nodes: int, tokens_gained: float, chance: float) -> bool:
+            return nodes == limits.tree_size or chance < limits.floor(nodes, tokens_gained)
+
+        return likeliest([whole], enough)
+
+    def _fuse(self, features: tuple[Tensor, ...]) -> Tensor:
+        """The target's features [n, D] per layer as the head carries them, [n, d]."""
+        return self._head.fuse(torch.cat(features, -1) if len(features) > 1 else features[0]).clone()
 
     def _empty_cache(self, capacity: int) -> KVCache:
         """The cache, emptied; a larger one where it is too small."""

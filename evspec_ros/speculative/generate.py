@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def generate(
 
     with torch.inference_mode():
         # 1. Read the prompt; its last row yields the first token, the root of the first tree.
-        drafter.prepare(prompt)
+        drafter.prepare(prompt)  # its events are part of reading, not of writing
         output = target.prefill(prompt.embeddings, capacity, drafter.layers)
         tokens = verify(NO_DRAFT, output.logits, sampling, generator).tokens
         tally.prefill_ms = watch.lap()
@@ -77,8 +77,7 @@ def generate(
             remaining = max_new_tokens - len(tokens)
             depth = min(limits.n_max, remaining - 1)
             if depth > 0 and limits.tree_size > 0:
-                clipped = DraftLimits(depth, limits.tree_size, limits.p_min)
-                tree = drafter.propose(clipped, sampling, generator)
+                tree = drafter.propose(replace(limits, n_max=depth), sampling, generator)
             else:
                 tree = NO_DRAFT
             tally.draft_ms += watch.lap()

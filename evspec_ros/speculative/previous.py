@@ -1,4 +1,4 @@
-"""The stream's last descriptions as drafts: a scene that changes slowly is described in much the same words."""
+"""The stream's last descriptions as drafts: a slowly changing scene is described alike."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PreviousDrafter(TextDrafter):
         """Remember no text."""
         self._memory.clear()
 
-    def _begin(self, prompt: Prompt) -> None:
+    def _begin(self, prompt: Prompt) -> None:  # noqa: ARG002
         self._recent = []
         self._source = self._memory[0] if self._memory else NOTHING
         self._place = self._run = 0

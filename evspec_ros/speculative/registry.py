@@ -9,9 +9,10 @@ from typing import TypeVar
 from torch import nn
 
 from evspec_ros.errors import GenerationError
-from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Head, EagleHead
+from evspec_ros.speculative.combined import CombinedDrafter
 from evspec_ros.speculative.drafter import Drafter, NoDrafter
-from evspec_ros.speculative.eagle import EagleDrafter
+from evspec_ros.speculative.eagle import BRANCHES, EagleDrafter
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.lookup import PromptLookupDrafter
 from evspec_ros.speculative.previous import PreviousDrafter
@@ -40,21 +41,35 @@ class DrafterKind:
     reads_events: bool = False
 
 
-def _eagle(target: DecoderTarget, models: DraftModels) -> Drafter:
-    head = _head(models, "eagle", EagleHead)
-    if head.config.hidden_size != target.decoder.config.hidden_size:
-        raise GenerationError(
-            f"The draft head was made for features of {head.config.hidden_size} values and the target has "
-            f"{target.decoder.config.hidden_size}; give the head that was trained for this target."
-        )
-    return EagleDrafter(target, head, models.events)
+def _eagle(
+    name: str, kind: type[DraftHead], branches: int
+) -> Callable[[DecoderTarget, DraftModels], EagleDrafter]:
+    def make(target: DecoderTarget, models: DraftModels) -> EagleDrafter:
+        head = _head(models, name, kind)
+        found = getattr(head.config, "target_size", head.config.hidden_size)
+        if found != target.decoder.config.hidden_size:
+            raise GenerationError(
+                f"The draft head was made for features of {found} values and the target has "
+                f"{target.decoder.config.hidden_size}; give the head that was trained for this target."
+            )
+        return EagleDrafter(target, head, models.events, name, branches)
+
+    return make
+
+
+def _combined(target: DecoderTarget, models: DraftModels) -> Drafter:
+    head = _eagle("combined", Eagle3Head, BRANCHES)(target, models)
+    return CombinedDrafter(head, PreviousDrafter())
 
 
 DRAFTERS: Mapping[str, DrafterKind] = {
     "none": DrafterKind(lambda *_: NoDrafter()),
     "prompt_lookup": DrafterKind(lambda target, _: PromptLookupDrafter(target.decoder.config.vocab_size)),
-    "eagle": DrafterKind(_eagle, head_kind="eagle", reads_events=True),
+    "eagle": DrafterKind(_eagle("eagle", EagleHead, 1), head_kind="eagle", reads_events=True),
+    "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), head_kind="eagle", reads_events=True),
+    "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), head_kind="eagle3", reads_events=True),
     "previous": DrafterKind(lambda *_: PreviousDrafter()),
+    "combined": DrafterKind(_combined, head_kind="eagle3", reads_events=True),
 }
 
 

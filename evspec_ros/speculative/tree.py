@@ -6,7 +6,7 @@ yet), row i + 1 is node i. Every index below says whether it counts nodes or row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -102,6 +102,13 @@ class DraftTree:
             distributions,
         )
 
+    def paths(self) -> list[tuple[int, ...]]:
+        """Each node's tokens from the root down to itself."""
+        found: list[tuple[int, ...]] = []
+        for token, parent in zip(self.tokens.tolist(), self.parents.tolist(), strict=True):
+            found.append((*(found[parent] if parent != ROOT else ()), token))
+        return found
+
     def row_depths(self) -> NDArray[np.int64]:
         """int64 [N + 1] over rows: how far each lies below the root, so that position = prefix length +
         depth.
@@ -120,6 +127,34 @@ class DraftTree:
             mask[rows, reached] = True
             reached = parent_rows[reached]
         return mask
+
+
+def likeliest(trees: Sequence[DraftTree], enough: Callable[[int, float, float], bool]) -> DraftTree:
+    """Trees drafted without chance merged by their paths, their nodes taken from the most probable on until
+    `enough(nodes so far, tokens that they gain with the bonus, the next one's probability)`.
+
+    probabilities here mean those of the whole path; of two trees that hold one path the higher one counts.
+    """
+    chances: dict[tuple[int, ...], float] = {}
+    for tree in trees:
+        for path, chance in zip(tree.paths(), tree.probabilities.tolist(), strict=True):
+            chances[path] = max(chance, chances.get(path, 0.0))
+    gain = 1.0
+    chosen: dict[tuple[int, ...], int] = {(): ROOT}
+    tokens: list[int] = []
+    parents: list[int] = []
+    probabilities: list[float] = []
+    for path in sorted(chances, key=lambda path: (-chances[path], len(path))):
+        if enough(len(tokens), gain, chances[path]):
+            break
+        if path[:-1] not in chosen:  # a later path of the same chance as its beginning, or one less likely
+            continue
+        chosen[path] = len(tokens)
+        tokens.append(path[-1])
+        parents.append(chosen[path[:-1]])
+        probabilities.append(chances[path])
+        gain += chances[path]
+    return DraftTree.from_parents(tokens, parents, probabilities)
 
 
 @lru_cache(maxsize=256)

@@ -3,8 +3,8 @@
 The head learns from what the target itself writes: for each scene its own greedy answer, and the features
 that it had while writing it. Both are computed once and kept in the run directory; only the head is trained.
 EAGLE's objective (Li et al. 2024, arXiv 2401.15077): smooth L1 between predicted and true feature, and cross
-entropy between the token distributions that the target's frozen head makes of the two. Uniform noise on the features
-that it reads stands for the errors of its own predictions, which it has to read when it drafts. EAGLE-3's is
+entropy between the token distributions that the target's frozen head makes of the two. Uniform noise on the
+features that it reads stands for the errors of its own predictions, which it has to read when it drafts. EAGLE-3's is
 in `eagle3`.
 
 Shapes: B scenes, P rows of the prompt, T tokens of the longest answer, D the hidden size, E event rows.
@@ -234,7 +234,8 @@ def eagle3_loss(target: VideoLlava, head: DraftHead, answers: Answers, step: int
     outputs = unrolled(head, ahead, fused, answers.events, used.shape[1], plan.unroll)
     with torch.no_grad():
         wanted = torch.softmax(_logits(target, _true(target, answers)).float(), -1)
-    said = [head.logits(output, target.decoder.norm, target.lm_head) for output in outputs]
+    norm, lm_head = head.readout(target.decoder.norm, target.lm_head)
+    said = [lm_head(norm(output)) for output in outputs]
     return unrolled_loss(said, wanted, used)
 
 
@@ -247,8 +248,8 @@ def agreement(target: VideoLlava, head: DraftHead, tests: list[Path]) -> float:
     for path in tests:
         answers = Answers.load(path, target.lm_head.weight.device)
         predicted, true, used = _predict(target, head, answers, answers.features[:, :-1])
-        said = head.logits(predicted[used], target.decoder.norm, target.lm_head)
-        same = said.argmax(-1) == _logits(target, true[used]).argmax(-1)
+        norm, lm_head = head.readout(target.decoder.norm, target.lm_head)
+        same = lm_head(norm(predicted[used])).argmax(-1) == _logits(target, true[used]).argmax(-1)
         right, total = right + int(same.sum()), total + len(same)
     return right / max(1, total)
 

@@ -27,7 +27,9 @@ def _bench(scenes: int):  # type: ignore[no-untyped-def]
     event_model = EventGpt(EventGptConfig(LlamaConfig(40, 24, 32, 1, 2, 2, 12, max_positions=96), CLIP))
     head = EagleHead(EagleConfig.for_target(target.config.text, 24, 10))
     batches = (SceneBatch(torch.randn(1, 8, 3, 32, 32), torch.randn(1, 5, 3, 32, 32)) for _ in range(scenes))
-    return bench_decoding(target.eval(), event_model.eval(), head.eval(), PROMPT, batches, max_new_tokens=15)
+    return bench_decoding(
+        target.eval(), event_model.eval(), {"eagle": head.eval()}, PROMPT, batches, max_new_tokens=15
+    )
 
 
 def test_each_drafter_has_a_row_beside_plain_decoding() -> None:
