@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 _RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 _DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
 
+_HEADS = {
+    "eagle": "a draft head of EAGLE's kind",
+    "eagle3": "a draft head of EAGLE-3's kind",
+    "eventgpt_adapter": "the adapter from the event model's features to the target's",
+    "feature": "the design paper's adapter with its fusion",
+}
 _MACHINES = ("desktop", "orin_agx_64gb", "orin_nx_16gb", "this")
 
 _messages = Console(stderr=True, highlight=False)
@@ -84,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(decode)
     decode.add_argument("--scenes", type=_count, default=50, help="default: %(default)s")
     decode.add_argument(
+        "--streams", type=_whole, default=8, help="of twelve windows each, besides; default: %(default)s"
+    )
+    decode.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
+    decode.add_argument(
         "--drafter", action="append", default=[], help="may be given again; default: all that have a head"
     )
     decode.add_argument(
@@ -128,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--dtype", choices=PRECISIONS, help="default: float16, on a processor float32")
     doctor.add_argument("--kv-dtype", choices=KV_PRECISIONS, help="default: float16")
 
+    _add_trainings(verbs)
+    return parser
+
+
+def _add_trainings(verbs: Any) -> None:
     train = verbs.add_parser("train", help="train checkpoints", description="Train checkpoints.")
     trainings = train.add_subparsers(title="what", metavar="WHAT", required=True)
     tiny = _verb(
@@ -136,15 +152,18 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--models", type=Path, default=Path("models"), help="default: %(default)s")
     tiny.add_argument("--run", type=Path, default=Path("runs/tiny"), help=_RUN_HELP)
     tiny.add_argument("--device", default="cpu", help=_DEVICE_HELP)
-    for kind, of in (("eagle", "EAGLE's"), ("eagle3", "EAGLE-3's")):
-        head = _verb(
-            trainings, kind, _train_head, f"train a draft head of {of} kind for a target and an event model"
-        )
+    for kind, what in _HEADS.items():
+        head = _verb(trainings, kind, _train_head, f"train {what} for a target and an event model")
         _add_models(head, head=kind)
         head.add_argument("--run", type=Path, default=Path("runs") / kind, help=_RUN_HELP)
         head.add_argument("--device", default="cpu", help=_DEVICE_HELP)
-        head.set_defaults(kind=kind)
-    return parser
+        head.set_defaults(kind=kind, fusion=None)
+        if kind == "feature":
+            head.add_argument(
+                "--fusion",
+                choices=("factorised", "full"),
+                help="3 or 34 million weights at 7B; default: factorised",
+            )
 
 
 def _add_models(
@@ -190,6 +209,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
 
 
@@ -248,17 +274,22 @@ def _models(options: argparse.Namespace, head: str = "eagle") -> tuple[Path, Pat
 
 
 def _bench_decode(options: argparse.Namespace) -> None:
-    from evspec_ros.evaluation.decoding import bench_visibly, print_rows
+    from evspec_ros.evaluation.decoding import bench_visibly
+    from evspec_ros.evaluation.decoding_report import plot_report, print_report
     from evspec_ros.speculative import DraftLimits
 
     limits = DraftLimits(options.n_max, options.n_max, options.p_min)
     target, event_model, own = _models(options)
-    heads = [options.draft_head] if options.draft_head else [own, own.parent / "tiny_eagle3"]
-    rows = bench_visibly(target, event_model, heads, options.scenes, limits, options.drafter)
+    heads = [options.draft_head] if options.draft_head else [own.parent / f"tiny_{kind}" for kind in _HEADS]
+    report = bench_visibly(
+        target, event_model, heads, options.scenes, limits, options.drafter, options.streams
+    )
+    if options.plot:
+        plot_report(report, options.plot)
     if options.json:
-        _print_json({"rows": [row.as_dict() for row in rows]})
+        _print_json(report.as_dict())
     else:
-        print_rows(rows)
+        print_report(report)
 
 
 def _bench_decoder(options: argparse.Namespace) -> None:
@@ -335,12 +366,13 @@ def _train_tiny(options: argparse.Namespace) -> None:
 def _train_head(options: argparse.Namespace) -> None:
     from evspec_ros.describer import compute_device
     from evspec_ros.training.draft_heads import TINY_PLANS
-    from evspec_ros.training.eagle_run import train_eagle_visibly
+    from evspec_ros.training.head_run import train_head_visibly
 
-    figures = train_eagle_visibly(
+    plan = TINY_PLANS[options.kind]
+    figures = train_head_visibly(
         *_models(options, options.kind),
         options.run,
-        TINY_PLANS[options.kind],
+        replace(plan, fusion=options.fusion) if options.fusion else plan,
         device=str(compute_device(options.device)),
     )
     if options.json:

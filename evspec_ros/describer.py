@@ -19,6 +19,7 @@ from evspec_ros.events.types import Events
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.frames.types import Frame
 from evspec_ros.networks.checkpoints import (
+    Head,
     load_draft_head,
     load_eventgpt,
     load_preprocessor_config,
@@ -27,7 +28,6 @@ from evspec_ros.networks.checkpoints import (
     read_eventgpt_config,
     read_video_llava_config,
 )
-from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
@@ -133,7 +133,7 @@ class SceneDescriber:
         frame_preprocessor: ClipPreprocessor,
         event_model: EventGpt | None = None,
         event_preprocessor: ClipPreprocessor | None = None,
-        draft_head: DraftHead | None = None,
+        draft_head: Head | None = None,
         drafter: str = "eagle",
         kv_precision: str = "auto",
         backend: str = "auto",
@@ -149,7 +149,9 @@ class SceneDescriber:
         self._decoder = DecoderTarget(
             target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, cache_dtype, chosen.engine
         )
-        self._drafter = make_drafter(drafter, self._decoder, DraftModels(draft_head, EventSide()))
+        self._drafter = make_drafter(
+            drafter, self._decoder, DraftModels(draft_head, event_model, EventSide())
+        )
         self._weight = target.lm_head.weight  # tells device and dtype
         self._frame_features = FrameFeatures(KEPT_FRAMES)
 

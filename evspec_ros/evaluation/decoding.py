@@ -1,29 +1,24 @@
-"""What each drafter brings on held-out scenes: `evspec bench decode`."""
+"""What each drafter brings on held-out scenes and on streams of windows: `evspec bench decode`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from torch import Tensor
 
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
-from evspec_ros.networks.checkpoints import load_draft_head
-from evspec_ros.networks.draft_head import DraftHead
-from evspec_ros.networks.eventgpt import EventGpt
-from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.networks.checkpoints import Head, load_draft_head
 from evspec_ros.speculative import (
     DEFAULT_LIMITS,
     DRAFTERS,
+    INGREDIENTS,
     DecoderTarget,
     DecodingStatistics,
     Drafter,
@@ -34,27 +29,52 @@ from evspec_ros.speculative import (
     Prompt,
     drafter_kind,
     generate,
+    make_combined,
     make_drafter,
 )
-from evspec_ros.speculative.costs import measure_costs
+from evspec_ros.speculative.costs import measure_draft, measure_passes
 from evspec_ros.speculative.drafter import PassCosts
-from evspec_ros.training.draft_heads import SceneBatch
-from evspec_ros.training.eagle_run import load_pair, simulated
+from evspec_ros.training.dataset import make_sample, make_stream
+from evspec_ros.training.draft_heads import ModelPair, SceneBatch
+from evspec_ros.training.head_run import as_seen, load_pair
 
-BASELINE = "none"
+BASELINE, DEFAULT = "none", "combined"
+CURVE_ROWS = (1, 4, 8, 16, 24, 32, 60)
+STREAM_WINDOWS = 12
+MAX_NEW_TOKENS = 80
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way of decoding; without: which ingredients `combined` does without."""
+
+    drafter: str
+    overlap: bool = False
+    temperature: float = 0.0
+    without: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The drafter's, and what was taken from it."""
+        return self.drafter + "".join(f" - {ingredient}" for ingredient in self.without)
 
 
 @dataclass(frozen=True)
 class DecodingRow:
-    """One drafter over all scenes, beside plain decoding of the same scenes in the same run.
+    """One way of decoding over all windows, beside plain decoding of the same windows in the same run.
 
-    seconds: wall clock from pixels to the last token; speedup: the baseline's seconds over these;
-    speedup_decode: the same from the first token on. mean_accepted_length: tokens per target pass, the bonus
-    token counted. draft_ms, verify_ms: mean per pass of the target; target_step_ms: the baseline's mean step.
-    identical: whether every text was the baseline's, token for token.
+    scenes: windows described; seconds: wall clock from pixels to the last token; speedup: the baseline's
+    seconds over these; speedup_decode: the same from the first token on. mean_accepted_length: tokens per
+    target pass, the bonus token counted. draft_ms, verify_ms: mean per pass of the target; target_step_ms:
+    the baseline's mean step. prefill_ms: mean per window, with what was waited for the event model;
+    prefill_slowdown: over the baseline's; event_ms, event_hidden_ms: the event model's work per window, and
+    what of it nobody waited for. identical: whether every text was the baseline's, token for token; None
+    where texts are sampled.
     """
 
     drafter: str
+    overlap: bool
+    temperature: float
     scenes: int
     tokens: int
     seconds: float
@@ -66,87 +86,229 @@ class DecodingRow:
     draft_ms: float
     verify_ms: float
     target_step_ms: float
-    identical: bool
+    prefill_ms: float
+    prefill_slowdown: float
+    event_ms: float
+    event_hidden_ms: float
+    identical: bool | None
 
     def as_dict(self) -> dict[str, Any]:
         """The row, ready for JSON."""
         return asdict(self)
 
 
-@dataclass
-class _Total:
-    """One drafter's sums."""
+@dataclass(frozen=True)
+class DecodingReport:
+    """rows: of single windows; stream: of windows that follow each other; ablation, stream_ablation: of
+    `combined` without each of its ingredients. cost_curve: what a pass over so many rows costs, over one of
+    one row; step_ms: that one.
+    """
 
+    rows: tuple[DecodingRow, ...]
+    stream: tuple[DecodingRow, ...]
+    ablation: tuple[DecodingRow, ...]
+    stream_ablation: tuple[DecodingRow, ...]
+    cost_curve: dict[int, float]
+    step_ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON; `stream` has the default drafter's figures and all rows."""
+        stream = [row.as_dict() for row in self.stream]
+        greedy = [row for row in stream if row["drafter"] == DEFAULT and not row["temperature"]]
+        return {
+            "rows": [row.as_dict() for row in self.rows],
+            "stream": {**(greedy[-1] if greedy else {}), "rows": stream},
+            "ablation": [row.as_dict() for row in self.ablation],
+            "stream_ablation": [row.as_dict() for row in self.stream_ablation],
+            "cost_curve": self.cost_curve,
+            "step_ms": self.step_ms,
+        }
+
+
+@dataclass
+class Entry:
+    """A contestant with its drafter and its sums."""
+
+    contestant: Contestant
     drafter: Drafter
+    events: EventSide
     limits: DraftLimits = DEFAULT_LIMITS
     seconds: float = 0.0
+    event_ms: float = 0.0
+    event_hidden_ms: float = 0.0
     statistics: DecodingStatistics = field(default_factory=DecodingStatistics)
     texts: list[tuple[int, ...]] = field(default_factory=list)
 
-    def row(self, baseline: _Total) -> DecodingRow:
+    def row(self, baseline: Entry) -> DecodingRow:
         """The sums beside the baseline's."""
         found, plain = self.statistics, baseline.statistics
-        passes = max(1, found.target_passes)
+        passes, windows = max(1, found.target_passes), max(1, found.generations)
+        sampled = self.contestant.temperature > 0
         return DecodingRow(
-            drafter=self.drafter.name,
+            drafter=self.contestant.name,
+            overlap=self.contestant.overlap,
+            temperature=self.contestant.temperature,
             scenes=found.generations,
             tokens=found.tokens,
             seconds=self.seconds,
-            speedup=baseline.seconds / self.seconds,
-            speedup_decode=plain.decode_ms / found.decode_ms,
+            speedup=_per_token(baseline.seconds, plain) / _per_token(self.seconds, found),
+            speedup_decode=_per_token(plain.decode_ms, plain) / _per_token(found.decode_ms, found),
             mean_accepted_length=found.mean_accepted_length,
             acceptance_rate=found.acceptance_rate,
             acceptance_by_position=found.acceptance_by_position,
             draft_ms=found.draft_ms / passes,
             verify_ms=found.verify_ms / passes,
             target_step_ms=plain.verify_ms / max(1, plain.target_passes),
-            identical=self.texts == baseline.texts,
+            prefill_ms=found.prefill_ms / windows,
+            prefill_slowdown=found.prefill_ms / plain.prefill_ms,
+            event_ms=self.event_ms / windows,
+            event_hidden_ms=self.event_hidden_ms / windows,
+            identical=None if sampled else self.texts == baseline.texts,
         )
 
 
-def bench_decoding(
-    target: VideoLlava,
-    event_model: EventGpt,
-    heads: Mapping[str, DraftHead],
-    prompt_ids: Tensor,
-    scenes: Iterable[SceneBatch],
-    drafters: Sequence[str] = ("eagle",),
-    *,
-    max_new_tokens: int = 80,
-    limits: DraftLimits = DEFAULT_LIMITS,
-    report: Callable[[int], None] = lambda *_: None,
-) -> tuple[DecodingRow, ...]:
-    """Let plain decoding and each drafter describe every scene in turn, greedily; rows in that order.
+def _per_token(cost: float, statistics: DecodingStatistics) -> float:
+    """Sampled texts differ in length, so costs are compared by the token; greedy ones have as many each."""
+    return cost / max(1, statistics.tokens)
 
-    scenes: batches of one scene each. The order of the drafters turns from scene to scene, and the first
-    scene is described once before it counts, so that no drafter pays for what is loaded or cached at first
-    use and so that passes and drafts are timed: within the limits each draft is as large as pays.
-    """
-    reader = _Reader(target, event_model, prompt_ids, max_new_tokens)
-    totals = [
-        _Total(
-            make_drafter(
-                name, reader.decoder, DraftModels(heads.get(str(drafter_kind(name).head_kind)), EventSide())
-            )
+
+class Bench:
+    """Describes windows with every contestant in turn, from pixels to tokens."""
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        heads: Mapping[str, Head],
+        limits: DraftLimits = DEFAULT_LIMITS,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> None:
+        """heads: by their kind."""
+        self._pair = pair
+        self._heads = heads
+        self._limits = limits
+        self._max_new_tokens = max_new_tokens
+        target = pair.target
+        self.decoder = DecoderTarget(
+            target.decoder,
+            target.lm_head,
+            {target.config.text.eos_token_id},
+            lambda tokens: str(list(tokens)),
+            engine=choose_engine(target.decoder, target.lm_head).engine,
         )
+        self._passes_ms: tuple[float, ...] = ()
+
+    def able(self) -> tuple[str, ...]:
+        """The drafters for which all models are there."""
+        return tuple(
+            name for name, kind in DRAFTERS.items() if kind.head_kind is None or kind.head_kind in self._heads
+        )
+
+    def entry(self, contestant: Contestant, pooling: int = 1) -> Entry:
+        """A contestant, ready to run; raises GenerationError for an unknown drafter and a missing head."""
+        events = EventSide(overlap=contestant.overlap, pooling=pooling)
+        head = self._heads.get(str(drafter_kind(contestant.drafter).head_kind))
+        models = DraftModels(head, self._pair.event_model, events)
+        if contestant.without:
+            return Entry(contestant, make_combined(self.decoder, models, contestant.without), events)
+        return Entry(contestant, make_drafter(contestant.drafter, self.decoder, models), events)
+
+    def race(
+        self,
+        contestants: Sequence[Contestant],
+        streams: Iterable[Sequence[SceneBatch]],
+        report: Callable[[int], None] = lambda *_: None,
+    ) -> tuple[DecodingRow, ...]:
+        """Rows in the contestants' order; the first of each temperature is what the others are compared with.
+
+        Each stream's windows follow each other; what a drafter remembers is forgotten between streams. The
+        order of the contestants turns from stream to stream. The first stream is described once before it
+        counts, so that nobody pays for what is loaded or cached at first use, and so that passes and drafts
+        are timed: within the limits each draft is as large as pays.
+        """
+        entries = [self.entry(contestant) for contestant in contestants]
+        for index, stream in enumerate(streams):
+            if index == 0:
+                self._warm_up(entries, stream[0])
+            turn = index % len(entries)
+            for entry in entries[turn:] + entries[:turn]:
+                entry.drafter.forget()
+                for number, window in enumerate(stream):
+                    self._describe_counted(entry, window, seed=index * len(stream) + number)
+            report(index + 1)
+        if not entries[0].texts:
+            raise GenerationError("A benchmark needs at least one scene; ask for more than none.")
+        plain = {
+            entry.contestant.temperature: entry
+            for entry in reversed(entries)
+            if entry.contestant.drafter == BASELINE
+        }
+        return tuple(entry.row(plain[entry.contestant.temperature]) for entry in entries)
+
+    def cost_curve(self) -> tuple[dict[int, float], float]:
+        """What a pass over CURVE_ROWS rows costs over one of one row, and that in milliseconds."""
+        step = self._passes_ms[0]
+        return {rows: self._passes_ms[rows - 1] / step for rows in CURVE_ROWS}, step
+
+    def describe(self, entry: Entry, prompt: Prompt, limits: DraftLimits, seed: int = 0) -> Generation:
+        """One window."""
+        return generate(
+            self.decoder,
+            entry.drafter,
+            prompt,
+            max_new_tokens=self._max_new_tokens,
+            temperature=entry.contestant.temperature,
+            seed=seed,
+            limits=limits,
+        )
+
+    @torch.inference_mode()
+    def prompt(self, window: SceneBatch) -> Prompt:
+        """A window of one scene as the target reads it; its events are read when a drafter wants them."""
+        target, ids = self._pair.target, self._pair.prompt_ids
+        embeddings = target.embed_prompt(ids, target.encode_frames(window.frames[0]))[None]
+        before, after = self._pair.event_ids
+        return Prompt(
+            embeddings,
+            tuple(ids.tolist()),
+            lambda: self._pair.event_model.encode_events(window.events[0]),
+            (tuple(before.tolist()), tuple(after.tolist())),
+        )
+
+    def _warm_up(self, entries: list[Entry], window: SceneBatch) -> None:
+        prompt = self.prompt(window)
+        for entry in entries:
+            self.describe(entry, prompt, self._limits)
+            entry.drafter.forget()
+        self._passes_ms = self._passes_ms or measure_passes(self.decoder, prompt)
+        for entry in entries:
+            costs = PassCosts(self._passes_ms, measure_draft(self.decoder, entry.drafter, prompt))
+            entry.limits = replace(self._limits, costs=costs)
+
+    def _describe_counted(self, entry: Entry, window: SceneBatch, seed: int) -> None:
+        self.decoder.forget()
+        started = time.perf_counter()
+        generation = self.describe(entry, self.prompt(window), entry.limits, seed)
+        entry.seconds += time.perf_counter() - started
+        entry.statistics += generation.statistics
+        entry.texts.append(generation.tokens)
+        entry.event_ms += entry.events.times.busy_ms
+        entry.event_hidden_ms += entry.events.times.hidden_ms
+
+
+def contestants(drafters: Sequence[str], temperatures: Sequence[float] = (0.0, 1.0)) -> list[Contestant]:
+    """Plain decoding and each drafter, at each temperature; with overlap, too, where it reads events."""
+    return [
+        Contestant(name, overlap, temperature)
+        for temperature in temperatures
         for name in dict.fromkeys((BASELINE, *drafters))
+        for overlap in ((False, True) if drafter_kind(name).reads_events else (False,))
     ]
-    for index, scene in enumerate(scenes):
-        turn = index % len(totals)
-        if index == 0:
-            for total in totals:
-                reader.describe(total.drafter, scene)
-                total.limits = replace(limits, costs=reader.costs(total.drafter, scene))
-        for total in totals[turn:] + totals[:turn]:
-            started = time.perf_counter()
-            generation = reader.describe(total.drafter, scene, total.limits)
-            total.seconds += time.perf_counter() - started
-            total.statistics += generation.statistics
-            total.texts.append(generation.tokens)
-        report(index + 1)
-    if not totals[0].texts:
-        raise GenerationError("A benchmark needs at least one scene; ask for more than none.")
-    return tuple(total.row(totals[0]) for total in totals)
+
+
+def ablations() -> list[Contestant]:
+    """Plain decoding, the default, and the default without each of its ingredients."""
+    lacking = [Contestant(DEFAULT, overlap=True, without=(ingredient,)) for ingredient in INGREDIENTS]
+    return [Contestant(BASELINE), Contestant(DEFAULT, overlap=True), *lacking]
 
 
 def bench_visibly(
@@ -156,104 +318,47 @@ def bench_visibly(
     scenes: int,
     limits: DraftLimits = DEFAULT_LIMITS,
     drafters: Sequence[str] = (),
-) -> tuple[DecodingRow, ...]:
-    """`bench_decoding` of checkpoint directories on held-out simulated scenes, with progress on stderr.
+    streams: int = 0,
+) -> DecodingReport:
+    """The benchmark of checkpoint directories on held-out simulated scenes, with progress on stderr.
 
-    drafters: by default every one whose head is among draft_heads or that needs none.
+    drafters: by default every one whose head is among draft_heads or that needs none. streams: how many
+    streams of STREAM_WINDOWS windows are described besides.
     """
-    pair = load_pair(target, event_model)
     loaded = [load_draft_head(path) for path in draft_heads]
-    heads = {head.config.kind: head for head in loaded}
-    able = [name for name, kind in DRAFTERS.items() if kind.head_kind is None or kind.head_kind in heads]
-    held_out = simulated("held_out")
+    bench = Bench(load_pair(target, event_model), {head.config.kind: head for head in loaded}, limits)
+    chosen = drafters or bench.able()
+    full = DEFAULT in chosen
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("describing held-out scenes", total=scenes)
-        return bench_decoding(
-            pair.target,
-            pair.event_model,
-            heads,
-            pair.prompt_ids,
-            (held_out(index, index + 1) for index in range(scenes)),
-            drafters or able,
-            limits=limits,
-            report=lambda done: progress.update(task, completed=done),
+
+        def race(what: str, entries: list[Contestant], count: int, windows: int) -> tuple[DecodingRow, ...]:
+            if not count or not entries:
+                return ()
+            task = progress.add_task(what, total=count)
+            found = bench.race(
+                entries, held_out(count, windows), lambda done: progress.update(task, completed=done)
+            )
+            progress.remove_task(task)
+            return found
+
+        singles = race("single windows", contestants(chosen), scenes, 1)
+        flows = race("streams", contestants(chosen), streams, STREAM_WINDOWS)
+        lacking = ablations() if full else []
+        return DecodingReport(
+            singles,
+            flows,
+            race("single windows, ablation", lacking, scenes, 1),
+            race("streams, ablation", lacking, streams, STREAM_WINDOWS),
+            *bench.cost_curve(),
         )
 
 
-def print_rows(rows: Sequence[DecodingRow]) -> None:
-    """The rows as a table."""
-    table = Table(
-        title=f"greedy decoding of {rows[0].scenes} held-out scenes",
-        title_justify="left",
-        box=SIMPLE,
-        padding=0,
-    )
-    for column in (
-        "drafter",
-        "tokens",
-        "s",
-        "speed-up",
-        "decode",
-        "length",
-        "draft ms",
-        "verify ms",
-        "step ms",
-        "same",
-    ):
-        table.add_column(column, justify="left" if column == "drafter" else "right")
-    for row in rows:
-        table.add_row(
-            row.drafter,
-            str(row.tokens),
-            *(f"{value:.2f}" for value in (row.seconds, row.speedup, row.speedup_decode)),
-            *(
-                f"{value:.2f}"
-                for value in (row.mean_accepted_length, row.draft_ms, row.verify_ms, row.target_step_ms)
-            ),
-            "yes" if row.identical else "NO",
-        )
-    Console(highlight=False).print(table)
-
-
-class _Reader:
-    """From the pixels of one scene to a text."""
-
-    def __init__(
-        self,
-        target: VideoLlava,
-        event_model: EventGpt,
-        prompt_ids: Tensor,
-        max_new_tokens: int,
-    ) -> None:
-        self._target = target
-        self._event_model = event_model
-        self._prompt_ids = prompt_ids
-        self._max_new_tokens = max_new_tokens
-        end = target.config.text.eos_token_id
-        self.decoder = DecoderTarget(
-            target.decoder,
-            target.lm_head,
-            {end},
-            lambda tokens: str(list(tokens)),
-            engine=choose_engine(target.decoder, target.lm_head).engine,
-        )
-
-    def describe(
-        self, drafter: Drafter, scene: SceneBatch, limits: DraftLimits = DEFAULT_LIMITS
-    ) -> Generation:
-        """The events are read for drafters that use them alone; nothing is left over from the text before."""
-        self.decoder.forget()
-        drafter.forget()
-        prompt = self._prompt(scene)
-        return generate(self.decoder, drafter, prompt, max_new_tokens=self._max_new_tokens, limits=limits)
-
-    def costs(self, drafter: Drafter, scene: SceneBatch) -> PassCosts:
-        """What passes and this drafter's drafts cost behind a scene's prompt."""
-        return measure_costs(self.decoder, drafter, self._prompt(scene))
-
-    @torch.inference_mode()
-    def _prompt(self, scene: SceneBatch) -> Prompt:
-        video = self._target.encode_frames(scene.frames[0])
-        embeddings = self._target.embed_prompt(self._prompt_ids, video)[None]
-        ids = tuple(self._prompt_ids.tolist())
-        return Prompt(embeddings, ids, lambda: self._event_model.encode_events(scene.events[0]))
+def held_out(count: int, windows: int) -> Iterator[list[SceneBatch]]:
+    """Streams of windows of held-out scenes; of one window, the scenes that are tested elsewhere."""
+    for index in range(count):
+        samples = make_sample("held_out", index) if windows == 1 else make_stream("held_out", index, windows)
+        seen = as_seen(samples)
+        yield [
+            SceneBatch(seen.frames[number : number + 1], seen.events[number : number + 1])
+            for number in range(windows)
+        ]

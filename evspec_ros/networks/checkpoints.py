@@ -17,6 +17,7 @@ from torch import Tensor
 
 from evspec_ros.errors import CheckpointError
 from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
+from evspec_ros.networks.adapters import Adapter, AdapterConfig, FeatureConfig, FeatureHead
 from evspec_ros.networks.clip import CLIP_L_14_336, ClipConfig
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
@@ -46,7 +47,11 @@ class _HeadKind(NamedTuple):
 DRAFT_HEADS = {  # by the kind that a head's config.json names
     "eagle": _HeadKind(EagleConfig, EagleHead),
     "eagle3": _HeadKind(Eagle3Config, Eagle3Head),
+    "eventgpt_adapter": _HeadKind(AdapterConfig, Adapter),
+    "feature": _HeadKind(FeatureConfig, FeatureHead),
 }
+HeadConfig = EagleConfig | Eagle3Config | AdapterConfig | FeatureConfig
+Head = DraftHead | Adapter | FeatureHead
 _TOWER_KEYS = "model.visual_tower.visual_tower."  # of EventGPT's tower in its own files
 # What CLIP has beside its image tower.
 _UNREAD_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
@@ -167,15 +172,15 @@ def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float1
     )
 
 
-def load_draft_head(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> DraftHead:
+def load_draft_head(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Head:
     """A draft head from a directory that `save_draft_head` wrote; raises CheckpointError as above."""
     config = read_draft_head_config(path)
     with torch.device("meta"):
-        model: DraftHead = DRAFT_HEADS[config.kind].head(config)
+        model: Head = DRAFT_HEADS[config.kind].head(config)
     return load_weights(model, [Part(path)], dtype, device)
 
 
-def read_draft_head_config(path: Path) -> EagleConfig | Eagle3Config:
+def read_draft_head_config(path: Path) -> HeadConfig:
     """The sizes of the draft head in a directory, no weight read; raises CheckpointError as above."""
     config = _read_config(path)
     kind = config.get("kind")
@@ -183,11 +188,11 @@ def read_draft_head_config(path: Path) -> EagleConfig | Eagle3Config:
         raise CheckpointError(
             f"{path / CONFIG} names the kind {kind!r}; a draft head's is one of {', '.join(DRAFT_HEADS)}."
         )
-    found: EagleConfig | Eagle3Config = DRAFT_HEADS[kind].config.from_dict(config)
+    found: HeadConfig = DRAFT_HEADS[kind].config.from_dict(config)
     return found
 
 
-def save_draft_head(model: DraftHead, path: Path, dtype: torch.dtype = torch.float16) -> None:
+def save_draft_head(model: Head, path: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a draft head as `config.json` and `model.safetensors`."""
     write_directory(path, saved_state(model, dtype), {CONFIG: model.config.to_dict()})
 

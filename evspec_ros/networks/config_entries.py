@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from evspec_ros.errors import CheckpointError
@@ -44,3 +45,15 @@ def refuse_other(architecture: str, **entries: tuple[Any, Any]) -> None:
             f"The config asks for {', '.join(others)}, which the {architecture} here does not implement; "
             "use a checkpoint of the published architecture."
         )
+
+
+def entries(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a draft head's `config.json` that a dataclass has as fields; CheckpointError without
+    one.
+    """
+    try:
+        return {field.name: config[field.name] for field in fields(kind)}
+    except KeyError as error:
+        raise CheckpointError(
+            f"The draft head's config has no entry {error}; complete it or train the head again."
+        ) from error

@@ -14,13 +14,13 @@ Shapes: B batch, E event rows, T rows of the target, D the target's hidden size,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.config_entries import entries
 from evspec_ros.networks.llama import (
     DecoderLayer,
     KVCache,
@@ -70,7 +70,7 @@ class EagleConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> EagleConfig:
         """From a head's `config.json`; raises CheckpointError for a missing entry."""
-        return cls(**_entries(cls, config))
+        return cls(**entries(cls, config))
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds."""
@@ -241,7 +241,7 @@ class Eagle3Config:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Eagle3Config:
         """From a head's `config.json`; raises CheckpointError for a missing entry."""
-        found = _entries(cls, config)
+        found = entries(cls, config)
         return cls(**{**found, "layers": tuple(found["layers"])})
 
     def to_dict(self) -> dict[str, Any]:
@@ -303,12 +303,3 @@ class Eagle3Head(DraftHead):
     def readout(self, norm: RMSNorm, lm_head: nn.Module) -> tuple[RMSNorm, nn.Module]:  # noqa: ARG002
         """Its own."""
         return self.norm, self.lm_head
-
-
-def _entries(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return {field.name: config[field.name] for field in fields(kind)}
-    except KeyError as error:
-        raise CheckpointError(
-            f"The draft head's config has no entry {error}; complete it or train the head again."
-        ) from error

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from evspec_ros.errors import CheckpointError
-from evspec_ros.networks.checkpoints import DRAFT_HEADS
+from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
 from evspec_ros.networks.clip import CLIP_L_14_336
-from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, EagleConfig
+from evspec_ros.networks.draft_head import Eagle3Config, EagleConfig
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.quantisation import bits, compute_dtype, kv_dtype, weight_bytes
@@ -44,7 +44,7 @@ class Checkpoints:
 
     target: VideoLlavaConfig
     event_model: EventGptConfig | None = None
-    draft_head: EagleConfig | Eagle3Config | None = None
+    draft_head: HeadConfig | None = None
 
     @property
     def prompt_rows(self) -> int:
@@ -96,7 +96,7 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
         parts["draft head"] = _bytes(head, compute)
     cache = _cache_bytes(checkpoints.target.text, checkpoints.rows, kv_dtype(kv) or compute)
     parts["KV cache"] = cache
-    if checkpoints.draft_head is not None:
+    if isinstance(checkpoints.draft_head, EagleConfig | Eagle3Config):
         events = EVENT_IMAGES + (checkpoints.event_model.vision.tokens if checkpoints.event_model else 0)
         parts["KV cache"] += _cache_bytes(checkpoints.draft_head.layer, checkpoints.rows + events, compute)
     parts["activations"] = _activation_bytes(checkpoints, dtype, device)
@@ -105,7 +105,7 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
 
 
 @lru_cache(maxsize=1)  # each precision of the same checkpoints asks for them again
-def _without_data(checkpoints: Checkpoints) -> tuple[VideoLlava, EventGpt | None, DraftHead | None]:
+def _without_data(checkpoints: Checkpoints) -> tuple[VideoLlava, EventGpt | None, Head | None]:
     config = checkpoints.draft_head
     with torch.device("meta"):
         return (

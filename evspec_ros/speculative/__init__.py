@@ -5,7 +5,14 @@ cameras.
 from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits, NoDrafter, Prompt
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.generate import Generation, generate
-from evspec_ros.speculative.registry import DRAFTERS, DraftModels, drafter_kind, make_drafter
+from evspec_ros.speculative.registry import (
+    DRAFTERS,
+    INGREDIENTS,
+    DraftModels,
+    drafter_kind,
+    make_combined,
+    make_drafter,
+)
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget, Target, TargetPass
 from evspec_ros.speculative.tree import DraftTree
@@ -13,6 +20,7 @@ from evspec_ros.speculative.tree import DraftTree
 __all__ = [
     "DEFAULT_LIMITS",
     "DRAFTERS",
+    "INGREDIENTS",
     "DecoderTarget",
     "DecodingStatistics",
     "DraftLimits",
@@ -27,5 +35,6 @@ __all__ = [
     "TargetPass",
     "drafter_kind",
     "generate",
+    "make_combined",
     "make_drafter",
 ]

@@ -1,4 +1,6 @@
-"""The default: the stream's last description where it is still followed, else with an EAGLE-3 tree."""
+"""The default: one tree of what the event model wrote while the target read its prompt, of the stream's last
+description where it is still followed, and of what an EAGLE-3 head grows.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.eagle import EagleDrafter
+from evspec_ros.speculative.eventgpt import EventGptDrafter
 from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.tree import DraftTree, likeliest
@@ -19,33 +22,48 @@ TRUSTED = 0.8  # what follows the last description with this probability needs n
 
 
 class CombinedDrafter:
-    """Merges what the head and the last descriptions propose into one tree, drafted without chance.
+    """One tree of what its parts propose, drafted without chance; any of them may be missing.
 
     The head, which costs time, is asked only where the last descriptions are not trusted.
     """
 
     name = "combined"
 
-    def __init__(self, head: EagleDrafter, previous: PreviousDrafter) -> None:
-        self.layers = head.layers
+    def __init__(
+        self,
+        head: EagleDrafter | None = None,
+        previous: PreviousDrafter | None = None,
+        event_writer: EventGptDrafter | None = None,
+    ) -> None:
+        self.layers = () if head is None else head.layers
         self._head = head
         self._previous = previous
+        self._event_writer = event_writer
+        parts: tuple[Drafter | None, ...] = (event_writer, head, previous)
+        self._parts = [part for part in parts if part is not None]
 
     def prepare(self, prompt: Prompt) -> None:
-        """Both begin."""
-        self._head.prepare(prompt)
-        self._previous.prepare(prompt)
+        """All begin; the event side, which head and event writer share, once."""
+        for part in self._parts:
+            if part is not self._head or self._event_writer is None:
+                part.prepare(prompt)
 
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
-        """Both start."""
-        self._head.start(prompt, features, token, capacity)
-        self._previous.start(prompt, features, token, capacity)
+        """All start."""
+        for part in self._parts:
+            part.start(prompt, features, token, capacity)
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
         """One tree within the limits."""
-        followed = _as_paths(self._previous.propose(limits, sampling, generator))
-        trees = [followed]
-        if len(followed) == 0 or followed.probabilities[0] < TRUSTED:
+        trees: list[DraftTree] = []
+        trusted = False
+        if self._event_writer is not None:
+            trees.append(_as_paths(self._event_writer.ahead(limits)))
+        if self._previous is not None:
+            followed = _as_paths(self._previous.propose(limits, sampling, generator))
+            trusted = len(followed) > 0 and bool(followed.probabilities[0] >= TRUSTED)
+            trees.append(followed)
+        if self._head is not None and not trusted:
             trees.append(self._head.propose(limits, sampling, generator))
 
         def enough(nodes: int, gain: float, chance: float) -> bool:
@@ -54,18 +72,19 @@ class CombinedDrafter:
         return likeliest(trees, enough)
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
-        """Both go on."""
-        self._head.accept(tokens, features)
-        self._previous.accept(tokens, features)
+        """All go on."""
+        for part in self._parts:
+            part.accept(tokens, features)
 
     def finish(self, tokens: Sequence[int]) -> None:
         """The text is remembered."""
-        self._head.finish(tokens)
-        self._previous.finish(tokens)
+        for part in self._parts:
+            part.finish(tokens)
 
     def forget(self) -> None:
         """The texts are forgotten."""
-        self._previous.forget()
+        for part in self._parts:
+            part.forget()
 
 
 def _as_paths(chain: DraftTree) -> DraftTree:

@@ -18,12 +18,14 @@ class Prompt:
     """What a generation starts from: embeddings [1, P, D] for the target, videos already in their places.
 
     ids: the prompt's token ids, the video being one of them. events: reads the same moment's events and
-    gives the event model's pooled tokens [E, D_event], in another thread perhaps; None where there are none.
+    gives the event model's tokens [E, D_event], in another thread perhaps; None where there are none.
+    event_ids: the event model's prompt, the ids before and those behind its event tokens.
     """
 
     embeddings: Tensor
     ids: tuple[int, ...] = ()
     events: Callable[[], Tensor] | None = None
+    event_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)

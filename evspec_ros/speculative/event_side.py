@@ -1,22 +1,103 @@
-"""The event model's part of a generation."""
+"""The event model's part of a generation: its events are read beside the target's prefill, or before it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from evspec_ros.events.rendering import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
+
+Reading = Callable[[], bool]  # whether the target is still reading its prompt
+Then = Callable[[Tensor | None, Reading], None]
+
+
+@dataclass(frozen=True)
+class EventTimes:
+    """Milliseconds that the event model worked on one prompt, and those of them that somebody waited for."""
+
+    busy_ms: float = 0.0
+    waited_ms: float = 0.0
+
+    @property
+    def hidden_ms(self) -> float:
+        """What cost the description no time of its own."""
+        return max(0.0, self.busy_ms - self.waited_ms)
 
 
 class EventSide:
-    """Reads one window's events at a time, before the target reads its prompt."""
+    """Has one prompt's events read at a time: with `overlap` by a thread of its own (on CUDA in a stream of
+    its own), while the target reads its prompt.
 
-    def __init__(self) -> None:
-        self._features: Tensor | None = None
+    pooling: how many neighbouring spatial event tokens are averaged into one, as SpecVLM compresses what a
+    drafter sees (arXiv 2509.11815); the target's tokens stay.
+    """
 
-    def begin(self, prompt: Prompt) -> None:
-        """Read the events of this prompt."""
-        self._features = None if prompt.events is None else prompt.events()
+    def __init__(self, *, overlap: bool = False, pooling: int = 1) -> None:
+        self.overlap = overlap
+        self.times = EventTimes()
+        self._pooling = pooling
+        self._thread = ThreadPoolExecutor(1, "events") if overlap else None
+        self._pending: Future[tuple[Tensor | None, float]] | None = None
+        self._found: tuple[Tensor | None, float] = None, 0.0
+        self._wanted = False
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def begin(self, prompt: Prompt, then: Then = lambda *_: None) -> None:
+        """Read the prompt's events, then do `then` with the pooled tokens; it may go on for as long as the
+        target is still reading, which without overlap it is not.
+        """
+        if self._pending is not None:
+            self._pending.exception()  # a generation that failed before it asked for the events
+        self._wanted = self.overlap
+        if self._thread is None:
+            self._found = self._read(prompt, then)
+            self.times = EventTimes(self._found[1], self._found[1])
+        else:
+            self._pending = self._thread.submit(self._read, prompt, then)
 
     def features(self) -> Tensor | None:
-        """The event model's pooled tokens [E, D_event]; None where the prompt has no events."""
-        return self._features
+        """The event model's tokens [E, D_event], pooled; None where the prompt has no events. What went wrong
+        while they were read is raised here.
+        """
+        if self._pending is not None:
+            started = time.perf_counter()
+            self._wanted = False
+            pending, self._pending = self._pending, None
+            self._found = pending.result()
+            self.times = EventTimes(self._found[1], (time.perf_counter() - started) * 1e3)
+        return self._found[0]
+
+    def _read(self, prompt: Prompt, then: Then) -> tuple[Tensor | None, float]:
+        """The tokens, and the milliseconds that all of it took."""
+        started = time.perf_counter()
+        device = prompt.embeddings.device
+        with torch.inference_mode(), self._stream(device):
+            features = None if prompt.events is None else pooled(prompt.events(), self._pooling)
+            then(features, lambda: self._wanted)
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()
+        return features, (time.perf_counter() - started) * 1e3
+
+    def _stream(self, device: torch.device) -> torch.cuda.StreamContext | nullcontext[None]:
+        if device.type != "cuda" or not self.overlap:
+            return nullcontext()
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._streams[device])
+
+
+def pooled(tokens: Tensor, factor: int) -> Tensor:
+    """Event tokens [E, D]: those of time as they are, those of space averaged by `factor` neighbours each."""
+    if factor == 1:
+        return tokens
+    over_time, over_space = tokens[:EVENT_IMAGES], tokens[EVENT_IMAGES:]
+    means = F.avg_pool1d(over_space.mT[None], factor, ceil_mode=True)[0].mT
+    return torch.cat((over_time, means))

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from evspec_ros.errors import GenerationError
+from evspec_ros.networks.adapters import Adapter, FeatureHead
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Head, EagleHead
+from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.speculative.combined import CombinedDrafter
 from evspec_ros.speculative.drafter import Drafter, NoDrafter
 from evspec_ros.speculative.eagle import BRANCHES, EagleDrafter
 from evspec_ros.speculative.event_side import EventSide
+from evspec_ros.speculative.eventgpt import EventGptDrafter
+from evspec_ros.speculative.feature import FeatureDrafter
 from evspec_ros.speculative.lookup import PromptLookupDrafter
 from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.target import DecoderTarget
 
-Head = TypeVar("Head", bound=nn.Module)
+Head = TypeVar("Head", DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
+
+INGREDIENTS = ("eventgpt", "eagle3", "previous")  # of `combined`
 
 
 @dataclass(frozen=True, eq=False)
 class DraftModels:
     """What there is to draft with; every drafter takes what it needs.
 
-    head: a trained head of the drafter's `head_kind`; events: the event model, ready to read.
+    head: a trained head of the drafter's `head_kind`; event_model: EventGPT, for the drafters that have it
+    write; events: the side on which events are read.
     """
 
     head: nn.Module | None = None
+    event_model: EventGpt | None = None
     events: EventSide = field(default_factory=EventSide)
 
 
@@ -38,38 +46,68 @@ class DrafterKind:
 
     make: Callable[[DecoderTarget, DraftModels], Drafter]
     head_kind: str | None = None
-    reads_events: bool = False
+    reads_events: bool = True
 
 
 def _eagle(
     name: str, kind: type[DraftHead], branches: int
 ) -> Callable[[DecoderTarget, DraftModels], EagleDrafter]:
     def make(target: DecoderTarget, models: DraftModels) -> EagleDrafter:
-        head = _head(models, name, kind)
-        found = getattr(head.config, "target_size", head.config.hidden_size)
-        if found != target.decoder.config.hidden_size:
-            raise GenerationError(
-                f"The draft head was made for features of {found} values and the target has "
-                f"{target.decoder.config.hidden_size}; give the head that was trained for this target."
-            )
+        head = _head(models, name, kind, target)
         return EagleDrafter(target, head, models.events, name, branches)
 
     return make
 
 
-def _combined(target: DecoderTarget, models: DraftModels) -> Drafter:
-    head = _eagle("combined", Eagle3Head, BRANCHES)(target, models)
-    return CombinedDrafter(head, PreviousDrafter())
+def _eventgpt(target: DecoderTarget, models: DraftModels) -> EventGptDrafter:
+    return EventGptDrafter(_event_model(models, "eventgpt"), models.events, target.decoder.config.vocab_size)
+
+
+def _eventgpt_adapter(target: DecoderTarget, models: DraftModels) -> EventGptDrafter:
+    name = "eventgpt_adapter"
+    adapter = _head(models, name, Adapter, target)
+    return EventGptDrafter(
+        _event_model(models, name),
+        models.events,
+        target.decoder.config.vocab_size,
+        name,
+        lambda features: target.head(adapter(features)),
+    )
+
+
+def _feature(target: DecoderTarget, models: DraftModels) -> FeatureDrafter:
+    head = _head(models, "feature", FeatureHead, target)
+    return FeatureDrafter(target, head, _event_model(models, "feature"), models.events)
+
+
+def make_combined(
+    target: DecoderTarget, models: DraftModels, without: Collection[str] = ()
+) -> CombinedDrafter:
+    """The combined drafter, or for ablations what is left of it without some of INGREDIENTS.
+
+    The event model writes only where the event side overlaps the target's prefill, and where there is one.
+    """
+    writes = models.events.overlap and models.event_model is not None and "eventgpt" not in without
+    return CombinedDrafter(
+        None if "eagle3" in without else _eagle("combined", Eagle3Head, BRANCHES)(target, models),
+        None if "previous" in without else PreviousDrafter(),
+        _eventgpt(target, models) if writes else None,
+    )
 
 
 DRAFTERS: Mapping[str, DrafterKind] = {
-    "none": DrafterKind(lambda *_: NoDrafter()),
-    "prompt_lookup": DrafterKind(lambda target, _: PromptLookupDrafter(target.decoder.config.vocab_size)),
-    "eagle": DrafterKind(_eagle("eagle", EagleHead, 1), head_kind="eagle", reads_events=True),
-    "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), head_kind="eagle", reads_events=True),
-    "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), head_kind="eagle3", reads_events=True),
-    "previous": DrafterKind(lambda *_: PreviousDrafter()),
-    "combined": DrafterKind(_combined, head_kind="eagle3", reads_events=True),
+    "none": DrafterKind(lambda *_: NoDrafter(), reads_events=False),
+    "prompt_lookup": DrafterKind(
+        lambda target, _: PromptLookupDrafter(target.decoder.config.vocab_size), reads_events=False
+    ),
+    "eventgpt": DrafterKind(_eventgpt),
+    "eventgpt_adapter": DrafterKind(_eventgpt_adapter, "eventgpt_adapter"),
+    "feature": DrafterKind(_feature, "feature"),
+    "eagle": DrafterKind(_eagle("eagle", EagleHead, 1), "eagle"),
+    "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), "eagle"),
+    "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), "eagle3"),
+    "previous": DrafterKind(lambda *_: PreviousDrafter(), reads_events=False),
+    "combined": DrafterKind(make_combined, "eagle3"),
 }
 
 
@@ -87,7 +125,21 @@ def make_drafter(name: str, target: DecoderTarget, models: DraftModels | None = 
     return drafter_kind(name).make(target, models or DraftModels())
 
 
-def _head(models: DraftModels, drafter: str, kind: type[Head]) -> Head:
-    if not isinstance(models.head, kind):
+def _head(models: DraftModels, drafter: str, kind: type[Head], target: DecoderTarget) -> Head:
+    head = models.head
+    if not isinstance(head, kind):
         raise GenerationError(f"The drafter {drafter!r} needs a draft head; give one or choose 'none'.")
-    return models.head
+    sizes: Any = head.config
+    found = getattr(sizes, "target_size", sizes.hidden_size)
+    if found != target.decoder.config.hidden_size:
+        raise GenerationError(
+            f"The draft head was made for features of {found} values and the target has "
+            f"{target.decoder.config.hidden_size}; give the head that was trained for this target."
+        )
+    return head
+
+
+def _event_model(models: DraftModels, drafter: str) -> EventGpt:
+    if models.event_model is None:
+        raise GenerationError(f"The drafter {drafter!r} needs the event model; give one or choose 'none'.")
+    return models.event_model

@@ -64,7 +64,7 @@ class TextDrafter(ABC):
         self._proposed = []
         self._begin(prompt)
 
-    def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
+    def start(self, _: Prompt, __: tuple[Tensor, ...], token: int, ___: int) -> None:
         """Note the first token."""
         self._follow([token])
 
@@ -79,7 +79,7 @@ class TextDrafter(ABC):
         self._proposed = tokens[:size]
         return DraftTree.chain(self._proposed, [rate] * size)
 
-    def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
+    def accept(self, tokens: Sequence[int], _: tuple[Tensor, ...]) -> None:
         """Note the tokens and which of the proposed ones they confirm."""
         self._follow(tokens)
 
@@ -87,7 +87,7 @@ class TextDrafter(ABC):
         """Note the last block, which `accept` does not see."""
         self._follow(tokens[self._emitted :])
 
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027 - nothing is the right thing for a drafter of one text
         """Begin the next text without what earlier ones said; the rates stay."""
 
     def _follow(self, tokens: Sequence[int]) -> None:

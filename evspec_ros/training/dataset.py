@@ -37,6 +37,7 @@ FRAMES = 8
 FRAMES_S = 1.0  # the frames cover the last second
 CAMERA_HZ = 30.0
 WINDOW_S = 0.05
+STREAM_STEP_S = 0.1
 MAX_OBJECTS = 3
 NO_OBJECT = -1
 
@@ -76,15 +77,32 @@ def sample_scene(split: str, index: int) -> tuple[Scene, SceneCamera, NDArray[np
 
 def make_sample(split: str, index: int) -> Samples:
     """Scene `index` of a split as both models see it, N = 1."""
+    return _look(*sample_scene(split, index), 0.0)
+
+
+def make_stream(split: str, index: int, windows: int) -> Samples:
+    """Scene `index` of a split window after window, STREAM_STEP_S apart, N = windows: things move on, bounce,
+    change places; what is said of them changes now and then.
+    """
     scene, camera, times = sample_scene(split, index)
+    parts = []
+    for window in range(windows):
+        now = window * STREAM_STEP_S
+        camera.events(now - WINDOW_S)  # what came between two windows is not seen
+        parts.append(_look(scene, camera, times + now, now))
+    return concatenate(parts)
+
+
+def _look(scene: Scene, camera: SceneCamera, times: NDArray[np.float64], now: float) -> Samples:
+    """A scene at one moment, the frames at these times and the events since the last look."""
     preprocessor = ClipPreprocessor(TINY_CLIP.image_size)
     frames = [preprocessor.resize(camera.image(time)) for time in times]
-    images = [preprocessor.resize(image) for image in render_event_images(camera.events(0.0))]
+    images = [preprocessor.resize(image) for image in render_event_images(camera.events(now))]
     looks = np.full((MAX_OBJECTS, 4), NO_OBJECT, np.int8)
     places = np.zeros((MAX_OBJECTS, FRAMES, 2), np.float32)
     colours, sizes = list(COLOURS), list(SIZES)
     for k, thing in enumerate(scene.objects):
-        direction = thing.direction(0.0)
+        direction = thing.direction(now)
         looks[k] = (
             SHAPES.index(thing.shape),
             colours.index(thing.colour),
@@ -95,7 +113,7 @@ def make_sample(split: str, index: int) -> Samples:
     return Samples(
         np.stack(frames)[None],
         np.stack(images)[None],
-        np.array([caption(scene, 0.0)]),
+        np.array([caption(scene, now)]),
         looks[None],
         places[None],
     )

@@ -1,20 +1,21 @@
-"""Training draft heads of EAGLE's kinds for one target and one event model.
+"""Training draft heads of every kind for one target and one event model.
 
 The head learns from what the target itself writes: for each scene its own greedy answer, and the features
 that it had while writing it. Both are computed once and kept in the run directory; only the head is trained.
 EAGLE's objective (Li et al. 2024, arXiv 2401.15077): smooth L1 between predicted and true feature, and cross
 entropy between the token distributions that the target's frozen head makes of the two. Uniform noise on the
-features that it reads stands for the errors of its own predictions, which it has to read when it drafts. EAGLE-3's is
-in `eagle3`.
+features that it reads stands for the errors of its own predictions, which it has to read when it drafts.
+EAGLE-3's is in `eagle3`; the adapters', which predict features too, is EAGLE's.
 
-Shapes: B scenes, P rows of the prompt, T tokens of the longest answer, D the hidden size, E event rows.
+Shapes: B scenes, P rows of the prompt, T tokens of the longest answer, D the hidden size, E event rows, F the
+event model's hidden size.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -27,12 +28,26 @@ from torch import Tensor, nn
 
 from evspec_ros.errors import TrainingError
 from evspec_ros.events.rendering import EVENT_IMAGES
-from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, EagleConfig, EagleHead
+from evspec_ros.networks.adapters import Adapter, FeatureConfig
+from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
+from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.training.eagle3 import unrolled, unrolled_loss
 from evspec_ros.training.loop import Report, Schedule, fast_bfloat16, fit
 from evspec_ros.training.rollout import greedy_answers
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """A target and an event model, and each one's default prompt: int64 ids [n] with the one video token,
+    and those before and those after the event tokens.
+    """
+
+    target: VideoLlava
+    event_model: EventGpt
+    prompt_ids: Tensor
+    event_ids: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +65,12 @@ SCHEDULE = Schedule(steps=1000, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
-class EaglePlan:
+class HeadPlan:
     """kind: of the head; scenes, held_out: how many to learn from and to test with, in batches of `batch`.
 
-    EAGLE's: noise, half the width of the uniform noise, in standard deviations of the features, and the two
-    weights; EAGLE-3's: unroll, how many steps of drafting are trained.
+    Of those that predict features: noise, half the width of the uniform noise, in standard deviations of the
+    features, and the two weights; EAGLE-3's: unroll, how many steps of drafting are trained; the feature
+    head's: fusion.
     """
 
     kind: str = "eagle"
@@ -66,17 +82,16 @@ class EaglePlan:
     feature_weight: float = 1.0
     token_weight: float = 1.0
     unroll: int = 8
+    fusion: str = FeatureConfig.fusion
     max_new_tokens: int = 80
     seed: int = 0
 
 
 TINY_PLANS = {
-    "eagle": EaglePlan(),
-    "eagle3": EaglePlan("eagle3", scenes=4096, schedule=Schedule(steps=2000, learning_rate=2e-3)),
-}
-_HEADS: dict[str, tuple[type[Any], type[Any]]] = {
-    "eagle": (EagleConfig, EagleHead),
-    "eagle3": (Eagle3Config, Eagle3Head),
+    "eagle": HeadPlan(),
+    "eagle3": HeadPlan("eagle3", scenes=4096, schedule=Schedule(steps=2000, learning_rate=2e-3)),
+    "eventgpt_adapter": HeadPlan("eventgpt_adapter", noise=0.0),
+    "feature": HeadPlan("feature"),
 }
 
 
@@ -111,54 +126,58 @@ class Answers:
         return Answers(**{k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
-def train_eagle(
-    target: VideoLlava,
-    event_model: EventGpt,
-    prompt_ids: Tensor,
+def train_head(
+    pair: ModelPair,
     training: Scenes,
     held_out: Scenes,
     run: Path,
-    plan: EaglePlan = TINY_PLANS["eagle"],
+    plan: HeadPlan = TINY_PLANS["eagle"],
     report: Report = lambda *_: None,
-) -> DraftHead:
+) -> Head:
     """Train a head, going on from where an earlier call in the same run directory was interrupted.
 
-    prompt_ids: int64 [n], the prompt with its one video token. report is called with the stage, how much of
+    report is called with the stage, how much of
     it is done, how much there is, and its figure: 0 for "answers", the loss for the plan's kind, and for
     "held-out agreement" how often the head's likeliest token is the target's. Raises TrainingError where the
     run directory belongs to another plan or another target.
     """
-    target.requires_grad_(requires_grad=False)
+    target, event_model, device = pair.target, pair.event_model, pair.prompt_ids.device
+    for model in (target, event_model):
+        model.requires_grad_(requires_grad=False)
     run.mkdir(parents=True, exist_ok=True)
     _claim(
         run / "plan.json",
         {**asdict(plan), "target": _fingerprint(target), "event_model": _fingerprint(event_model)},
     )
     torch.manual_seed(plan.seed)
-    sizes, kind = _HEADS[plan.kind]
-    event_rows = EVENT_IMAGES + event_model.config.vision.tokens
-    config = sizes.for_target(target.config.text, event_model.config.text.hidden_size, event_rows)
-    head: DraftHead = kind(config).to(prompt_ids.device)
-
-    layers = head.feature_layers(target.config.text.num_layers)
-    reader = partial(
-        answer, target, event_model, prompt_ids, max_new_tokens=plan.max_new_tokens, layers=layers
-    )
+    head: Head = DRAFT_HEADS[plan.kind].head(_sizes(pair, plan)).to(device)
+    layers = target.config.text.num_layers
+    read = head.feature_layers(layers) if isinstance(head, DraftHead) else (layers,)
+    reader = partial(answer, pair, max_new_tokens=plan.max_new_tokens, layers=read)
     answers = _extract(reader, training, run / "train", plan.scenes, plan.batch, report)
     tests = _extract(reader, held_out, run / "held-out", plan.held_out, plan.batch, report)
-    objective = eagle_loss if plan.kind == "eagle" else eagle3_loss
+    objective = eagle3_loss if plan.kind == "eagle3" else feature_loss
 
     def loss(step: int) -> Tensor:
-        batch = Answers.load(_pick(answers, step, plan.seed), prompt_ids.device)
-        return objective(target, head, batch, step, plan)
+        batch = Answers.load(_pick(answers, step, plan.seed), device)
+        return objective(pair, head, batch, step, plan)
 
     def watch(stage: str, step: int, steps: int, value: float) -> None:
         report(stage, step, steps, value)
         if step % max(1, steps // 10) == 0 or step == steps:
-            report("held-out agreement", step, steps, agreement(target, head, tests))
+            report("held-out agreement", step, steps, agreement(pair, head, tests))
 
     fit(plan.kind, nn.ModuleDict({"head": head}), loss, plan.schedule, run, watch)
     return head
+
+
+def _sizes(pair: ModelPair, plan: HeadPlan) -> HeadConfig:
+    event_rows = EVENT_IMAGES + pair.event_model.config.vision.tokens
+    event_size = pair.event_model.config.text.hidden_size
+    sizes: HeadConfig = DRAFT_HEADS[plan.kind].config.for_target(
+        pair.target.config.text, event_size, event_rows
+    )
+    return replace(sizes, fusion=plan.fusion) if isinstance(sizes, FeatureConfig) else sizes
 
 
 # --- the target's own answers -------------------------------------------------------------------------------
@@ -166,20 +185,16 @@ def train_eagle(
 
 @torch.inference_mode()
 def answer(
-    target: VideoLlava,
-    event_model: EventGpt,
-    prompt_ids: Tensor,
-    scenes: SceneBatch,
-    max_new_tokens: int,
-    layers: tuple[int, ...] | None = None,
+    pair: ModelPair, scenes: SceneBatch, max_new_tokens: int, layers: tuple[int, ...] | None = None
 ) -> Answers:
     """Let the target answer one prompt about B scenes, greedily and all at once; layers as in
     `greedy_answers`.
     """
-    with _autocast(prompt_ids.device):
-        events = event_model.encode_events(scenes.events)
+    target = pair.target
+    with _autocast(pair.prompt_ids.device):
+        events = pair.event_model.encode_events(scenes.events)
         video = target.encode_frames(scenes.frames.flatten(0, 1)).chunk(len(scenes.frames))
-        prompt = torch.stack([target.embed_prompt(prompt_ids, one) for one in video])
+        prompt = torch.stack([target.embed_prompt(pair.prompt_ids, one) for one in video])
         tokens, features = greedy_answers(
             target.decoder, target.lm_head, prompt, max_new_tokens, layers=layers
         )
@@ -212,23 +227,26 @@ def _extract(
 # --- learning -----------------------------------------------------------------------------------------------
 
 
-def eagle_loss(target: VideoLlava, head: DraftHead, answers: Answers, step: int, plan: EaglePlan) -> Tensor:
-    """The objective on one batch; its noise follows from seed and step."""
+def feature_loss(pair: ModelPair, head: Head, answers: Answers, step: int, plan: HeadPlan) -> Tensor:
+    """EAGLE's objective on one batch; its noise follows from seed and step."""
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
     known = answers.features[:, :-1]
     width = plan.noise * float(known.std())
     noise = (torch.rand(known.shape, generator=generator) * 2 - 1).to(known.device) * width
-    predicted, true, used = _predict(target, head, answers, known + noise)
+    predicted, used = _predict(pair, head, answers, known + noise)
+    true = _true(pair.target, answers)
     scale = true[used].pow(2).mean().sqrt()  # features of any size weigh alike
     features = F.smooth_l1_loss(predicted[used] / scale, true[used] / scale)
-    wanted = torch.softmax(_logits(target, true[used]).float(), -1)
-    found = torch.log_softmax(_logits(target, predicted[used]).float(), -1)
+    wanted = torch.softmax(_logits(pair.target, true[used]).float(), -1)
+    found = torch.log_softmax(_logits(pair.target, predicted[used]).float(), -1)
     tokens = -(wanted * found).sum(-1).mean()
     return plan.feature_weight * features + plan.token_weight * tokens
 
 
-def eagle3_loss(target: VideoLlava, head: DraftHead, answers: Answers, step: int, plan: EaglePlan) -> Tensor:  # noqa: ARG001
+def eagle3_loss(pair: ModelPair, head: Head, answers: Answers, _: int, plan: HeadPlan) -> Tensor:
     """EAGLE-3's objective on one batch."""
+    assert isinstance(head, DraftHead)
+    target = pair.target
     ahead, used = _ahead(target, answers)
     fused = head.fuse(answers.features[:, :-1])
     outputs = unrolled(head, ahead, fused, answers.events, used.shape[1], plan.unroll)
@@ -240,31 +258,52 @@ def eagle3_loss(target: VideoLlava, head: DraftHead, answers: Answers, step: int
 
 
 @torch.inference_mode()
-def agreement(target: VideoLlava, head: DraftHead, tests: list[Path]) -> float:
+def agreement(pair: ModelPair, head: Head, tests: list[Path]) -> float:
     """How often the head's likeliest token is the target's, reading true features: the first draft's
     acceptance.
     """
     right = total = 0
+    decoder, lm_head = pair.target.decoder, pair.target.lm_head
+    norm, readout = (
+        head.readout(decoder.norm, lm_head) if isinstance(head, DraftHead) else (decoder.norm, lm_head)
+    )
     for path in tests:
-        answers = Answers.load(path, target.lm_head.weight.device)
-        predicted, true, used = _predict(target, head, answers, answers.features[:, :-1])
-        norm, lm_head = head.readout(target.decoder.norm, target.lm_head)
-        same = lm_head(norm(predicted[used])).argmax(-1) == _logits(target, true[used]).argmax(-1)
+        answers = Answers.load(path, lm_head.weight.device)
+        predicted, used = _predict(pair, head, answers, answers.features[:, :-1])
+        true = _true(pair.target, answers)
+        same = readout(norm(predicted[used])).argmax(-1) == _logits(pair.target, true[used]).argmax(-1)
         right, total = right + int(same.sum()), total + len(same)
     return right / max(1, total)
 
 
-def _predict(
-    target: VideoLlava, head: DraftHead, answers: Answers, known: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The head's outputs [B, T - 1, d] for the answer's tokens but the first, from features `known`
-    [B, P + T - 2, layers * D] one row before each; the target's true last features [B, T - 1, D] there; and
-    bool [B, T - 1], which of them belong to an answer.
+def _predict(pair: ModelPair, head: Head, answers: Answers, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The head's outputs [B, T - 1, d] at the answer's tokens but the last, from features `known`
+    [B, P + T - 2, layers * D] one row before each; and bool [B, T - 1], which of them belong to an answer.
     """
-    ahead, used = _ahead(target, answers)
+    ahead, used = _ahead(pair.target, answers)
+    rows = used.shape[1]
     with _autocast(known.device):
-        predicted: Tensor = head(ahead, head.fuse(known), answers.events)[:, -used.shape[1] :].float()
-    return predicted, _true(target, answers), used
+        if isinstance(head, DraftHead):
+            predicted: Tensor = head(ahead, head.fuse(known), answers.events)[:, -rows:]
+        elif isinstance(head, Adapter):
+            predicted = head(_event_features(pair, answers)[:, 1:])
+        else:
+            adapted = head.adapter(_event_features(pair, answers)[:, :1])
+            predicted = head(adapted.expand(-1, rows, -1), known[:, -rows:])
+    return predicted.float(), used
+
+
+@torch.no_grad()
+def _event_features(pair: ModelPair, answers: Answers) -> Tensor:
+    """The event model's own features [B, T, F] at its prompt's last row and at the answer's tokens but the
+    last, as if it had written the answer.
+    """
+    model, batch = pair.event_model, len(answers.tokens)
+    before, after = (model.decoder.embed(ids).expand(batch, -1, -1) for ids in pair.event_ids)
+    said = model.decoder.embed(answers.tokens[:, :-1])
+    rows = torch.cat((before, answers.events, after, said), 1)
+    hidden: Tensor = model.decoder(rows).hidden
+    return hidden[:, -answers.tokens.shape[1] :]
 
 
 def _ahead(target: VideoLlava, answers: Answers) -> tuple[Tensor, Tensor]:

@@ -17,18 +17,18 @@ from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.speculative import DecoderTarget, NoDrafter, Prompt, generate
 from evspec_ros.training.draft_heads import (
     Answers,
-    EaglePlan,
+    HeadPlan,
     SceneBatch,
     agreement,
     answer,
-    train_eagle,
+    train_head,
 )
 from evspec_ros.training.loop import Schedule
 
 CLIP = ClipConfig(16, 32, 2, 2, 32, 16, projection_dim=16)
 VIDEO_TOKEN, EOS = 39, 2
 PROMPT = torch.tensor([1, 5, VIDEO_TOKEN, 7, 8])
-PLAN = EaglePlan(scenes=8, held_out=4, batch=4, schedule=Schedule(6, 1e-3, warmup=1), max_new_tokens=12)
+PLAN = HeadPlan(scenes=8, held_out=4, batch=4, schedule=Schedule(6, 1e-3, warmup=1), max_new_tokens=12)
 
 
 def _models() -> tuple[VideoLlava, EventGpt]:
@@ -58,9 +58,9 @@ def _quiet(stage: str, done: int, total: int, figure: float) -> None:
     """Progress that nobody looks at."""
 
 
-def _train(run: Path, plan: EaglePlan = PLAN, report=_quiet) -> EagleHead:  # type: ignore[no-untyped-def]
+def _train(run: Path, plan: HeadPlan = PLAN, report=_quiet) -> EagleHead:  # type: ignore[no-untyped-def]
     target, event_model = _models()
-    return train_eagle(target, event_model, PROMPT, _scenes, _scenes, run, plan, report)
+    return train_head(target, event_model, PROMPT, _scenes, _scenes, run, plan, report)
 
 
 def test_answers_are_the_target_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_only_the_head_learns(tmp_path: Path) -> None:
     """The target's weights are what they were."""
     target, event_model = _models()
     before = [parameter.clone() for parameter in target.parameters()]
-    train_eagle(target, event_model, PROMPT, _scenes, _scenes, tmp_path, PLAN, _quiet)
+    train_head(target, event_model, PROMPT, _scenes, _scenes, tmp_path, PLAN, _quiet)
     assert all(torch.equal(old, new) for old, new in zip(before, target.parameters(), strict=True))
 
 

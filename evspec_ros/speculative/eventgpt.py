@@ -1,0 +1,213 @@
+"""Token-level drafting: the event model writes on from what the target has written, from its own view of the
+scene.
+
+By its own output head, or by an adapter that turns its features into the target's. It begins while the target
+still reads its prompt: what it has written by then is verified in the target's first pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from evspec_ros.engines.decoder import DecoderEngine, Rows
+from evspec_ros.engines.selection import choose_engine
+from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.llama import KVCache
+from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.event_side import EventSide, Reading
+from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
+
+AHEAD = 32  # tokens written at most before the target's first one is known
+CACHE_STEP = 128  # rows
+
+Readout = Callable[[Tensor], Tensor]  # features [D_event] before the final norm -> logits [V]
+
+
+class EventWriter:
+    """One text of the event model's: what it has read behind its prompt, and what it says after each row."""
+
+    def __init__(self, model: EventGpt, readout: Readout | None = None) -> None:
+        """readout: in the place of its own head; reads the features [n, D_event] after the final norm."""
+        self._model = model
+        self._readout = readout
+        self._layers = () if readout is None else (model.config.text.num_layers,)
+        self._cache: KVCache | None = None
+        self._prompt_rows = 0
+        self.vocabulary = model.config.text.vocab_size
+        self.tokens: list[int] = []  # read behind the prompt
+        self.said: list[tuple[int, float]] = []  # the likeliest token after the prompt and after each of them
+
+    def read_prompt(self, ids: tuple[Sequence[int], Sequence[int]], events: Tensor) -> Tensor:
+        """Begin anew with the ids before the event tokens, those tokens [E, D_event] and the ids behind them;
+        the features of the last row [D_event].
+        """
+        before, after = (torch.tensor(part, device=events.device) for part in ids)
+        embeddings = self._model.embed_prompt(before, events, after)[None]
+        rows = embeddings.shape[1]
+        cache = self._empty_cache(rows + AHEAD)
+        hidden: Tensor = self._model.decoder(embeddings, cache).hidden[0, -1]
+        self._prompt_rows, self.tokens, self.said = rows, [], [self._likeliest(self._logits(hidden))]
+        return hidden
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Read on."""
+        assert self._cache is not None, "Cannot read on before a prompt"
+        output = self._engine.run(Rows(torch.tensor(tokens)), self._cache, self._layers)
+        for row in range(len(tokens)):
+            logits = (
+                output.logits[row]
+                if self._readout is None
+                else self._logits(self._model.decoder.norm(output.features[0][row]))
+            )
+            self.said.append(self._likeliest(logits))
+        self.tokens += tokens
+
+    @cached_property
+    def _engine(self) -> DecoderEngine:
+        """Made when it is first needed: a prompt alone is read by the modules."""
+        return choose_engine(self._model.decoder, self._model.lm_head).engine
+
+    def make_room(self, count: int) -> None:
+        """Let as many tokens follow the prompt as the model has positions for, at most `count`."""
+        cache = self._cache
+        assert cache is not None, "Cannot make room before a prompt"
+        rows = min(self._prompt_rows + count, self._model.config.text.max_positions)
+        if cache.capacity < rows:
+            self._cache = self._new_cache(rows)
+            self._cache.begin(cache.length)
+            self._cache.k[..., : cache.length, :] = cache.k[..., : cache.length, :]
+            self._cache.v[..., : cache.length, :] = cache.v[..., : cache.length, :]
+
+    @property
+    def room(self) -> int:
+        """How many more tokens it can read."""
+        assert self._cache is not None, "There is no room before a prompt"
+        return min(self._cache.capacity, self._model.config.text.max_positions) - self._cache.length
+
+    def forget(self, count: int) -> None:
+        """Keep the first `count` tokens alone."""
+        assert self._cache is not None, "Cannot forget before a prompt"
+        self._cache.truncate(self._prompt_rows + count)
+        del self.tokens[count:], self.said[count + 1 :]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = (self._readout or self._model.lm_head)(hidden)
+        return logits
+
+    @staticmethod
+    def _likeliest(logits: Tensor) -> tuple[int, float]:
+        chance, token = torch.softmax(logits, -1, dtype=torch.float32).max(-1)
+        return int(token), float(chance)
+
+    def _empty_cache(self, capacity: int) -> KVCache:
+        if self._cache is None or self._cache.capacity < capacity:
+            self._cache = self._new_cache(capacity)
+        self._cache.truncate(0)
+        return self._cache
+
+    def _new_cache(self, capacity: int) -> KVCache:
+        weight = self._model.lm_head.weight
+        rows = -(-capacity // CACHE_STEP) * CACHE_STEP
+        return KVCache(self._model.config.text, rows, dtype=weight.dtype, device=weight.device)
+
+
+class EventGptDrafter:
+    """Chains of the event model's likeliest tokens, drafted without chance."""
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        model: EventGpt,
+        events: EventSide,
+        vocabulary: int,
+        name: str = "eventgpt",
+        readout: Readout | None = None,
+    ) -> None:
+        """vocabulary: the target's; a token beyond it, such as those around events, ends a draft."""
+        self.name = name
+        self._writer = EventWriter(model, readout)
+        self._events = events
+        self._vocabulary = vocabulary
+        self._text: list[int] = []
+        self._able = False  # whether there were events to write about
+
+    def prepare(self, prompt: Prompt) -> None:
+        """Read events and question, and write ahead as long as the target reads."""
+        self._events.begin(prompt, lambda features, reading: self._begin(prompt, features, reading))
+
+    def start(self, _: Prompt, __: tuple[Tensor, ...], token: int, capacity: int) -> None:
+        """The first token is known."""
+        self._events.features()
+        self._text = [token]
+        if self._able:
+            self._writer.make_room(capacity)
+
+    def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
+        """What it writes behind the text, while its confidence is at least the limits' floor."""
+        writer, text = self._writer, self._text
+        if not self._able or max(text) >= writer.vocabulary:
+            return NO_DRAFT
+        known = agreeing(writer.tokens, text)
+        if known < len(text):
+            writer.forget(known)
+            if writer.room < len(text) - known:
+                return NO_DRAFT
+            writer.read(text[known:])
+        return self._chain(limits, writer.room)
+
+    def ahead(self, limits: DraftLimits) -> DraftTree:
+        """What it has written already behind the text, within the limits."""
+        if not self._able or agreeing(self._writer.tokens, self._text) < len(self._text):
+            return NO_DRAFT
+        return self._chain(limits, 0)
+
+    def _chain(self, limits: DraftLimits, more: int) -> DraftTree:
+        """The tokens behind the text, at most `more` of them not written yet."""
+        writer, first = self._writer, len(self._text)
+        most = min(limits.n_max, limits.tree_size, len(writer.said) - first + more)
+        tokens: list[int] = []
+        chances: list[float] = []
+        confidence = gain = 1.0
+        while len(tokens) < most:
+            if first + len(tokens) == len(writer.said):
+                writer.read(tokens[-1:])
+            token, chance = writer.said[first + len(tokens)]
+            confidence *= chance
+            if confidence < limits.floor(len(tokens), gain) or token >= self._vocabulary:
+                break
+            gain += confidence
+            tokens.append(token)
+            chances.append(chance)
+        return DraftTree.chain(tokens, chances)
+
+    def accept(self, tokens: Sequence[int], _: tuple[Tensor, ...]) -> None:
+        """The text goes on."""
+        self._text += tokens
+
+    def finish(self, tokens: Sequence[int]) -> None:
+        """Nothing is learnt from a whole text."""
+
+    def forget(self) -> None:
+        """Every text begins anew."""
+
+    def _begin(self, prompt: Prompt, features: Tensor | None, reading: Reading) -> None:
+        self._able = features is not None and prompt.event_ids is not None
+        if features is None or prompt.event_ids is None:
+            return
+        writer = self._writer
+        writer.read_prompt(prompt.event_ids, features)
+        while reading() and len(writer.tokens) < min(AHEAD, writer.room):
+            writer.read([writer.said[-1][0]])
+
+
+def agreeing(read: Sequence[int], text: Sequence[int]) -> int:
+    """How many tokens of the text were read, from the first on."""
+    for index, (one, other) in enumerate(zip(read, text, strict=False)):
+        if one != other:
+            return index
+    return min(len(read), len(text))
