@@ -19,6 +19,7 @@ Tensors by name; T rows, S visible rows, C the cache's capacity, as in `networks
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -42,11 +43,18 @@ def decoder_graph(
     graph = _Graph(config, lm_head.out_features, masked=True)
     graph.linear(graph.layers("embeddings", blocks, rotary, norm), lm_head.weight, "logits")
     embeddings = _tensor("embeddings", [1, "T", config.hidden_size])
-    return graph.model([embeddings], [_tensor("logits", [1, "T", lm_head.out_features])])
+    return graph.model([embeddings], [("logits", [1, "T", lm_head.out_features], TensorProto.FLOAT)])
 
 
 def draft_graph(
-    head: DraftHead, embedding: Tensor, norm: RMSNorm, lm_head: nn.Linear, candidates: int, *, masked: bool
+    head: DraftHead,
+    embedding: Tensor,
+    norm: RMSNorm,
+    lm_head: nn.Linear,
+    candidates: int,
+    *,
+    masked: bool = False,
+    steps: int = 1,
 ) -> onnx.ModelProto:
     """A draft head from token ids to the likeliest next tokens; embedding [V, D], norm and lm_head are the
     target's. Tensors as in `decoder_graph`, without bias where it is not masked, and besides:
@@ -54,34 +62,33 @@ def draft_graph(
         ids      int64 [1, T]                         the tokens at t + 1, in the place of embeddings
         carried  float32 [1, T, d]
         chances, tokens  float32, int64 [1, T, candidates], the most probable first
+
+    Each of the further steps reads the likeliest token of the one before, T = 1: its tensors carry its number
+    (`tokens.1`), its rows go to the same memory.
     """
     norm, readout = cast("tuple[RMSNorm, nn.Linear]", head.readout(norm, lm_head))
+    graph = _Graph(head.config.layer, readout.out_features, masked)
+    ids, carried = "ids", "carried"
+    for step in range(steps):
+        graph.suffix = f".{step}" if step else ""
+        x = graph.head_rows(head, embedding, ids, carried)
+        graph.linear(graph.layers(x, head.layers, head.rotary, norm), readout.weight, "logits")
+        spread = graph.node("Softmax", [graph.name("logits")], [graph.name("spread")], axis=-1)
+        best = graph.whole("candidates", [candidates])
+        graph.node("TopK", [spread, best], [graph.name("chances"), graph.name("tokens")], axis=-1)
+        if step + 1 < steps:
+            first = [graph.whole("0", [0]), graph.whole("1", [1]), graph.whole("axis", [2])]
+            ids = graph.node("Slice", [graph.name("tokens"), *first], [graph.name("likeliest")])
+            ids = graph.node("Squeeze", [ids, graph.whole("axis", [2])], [graph.name("next")])
+            carried = graph.name("entering.1")
     size, vocabulary = head.config.hidden_size, readout.out_features
-    graph = _Graph(head.config.layer, vocabulary, masked)
-    if isinstance(head, Eagle3Head):
-        table = embedding @ head.embed.weight.T
-        weight = graph.constant("weight.carry", head.carry_norm.weight)
-        carried = graph.rms_norm("carried", weight, "carry")
-    elif isinstance(head, EagleHead):
-        of_embedding, of_carried = torch.split(head.fc.weight, size, 1)
-        table = embedding @ of_embedding.T + head.fc.bias
-        carried = graph.linear("carried", of_carried, "carry")
-    else:
-        raise EngineError(f"There is no graph for a draft head of kind {head.config.kind!r}; use torch.")
-    embedded = graph.node("Gather", [graph.constant("table", table), "ids"], ["embedded"])
-    x = graph.node("Add", [embedded, carried], ["embeddings"])
-    graph.linear(graph.layers(x, head.layers, head.rotary, norm), readout.weight, "logits")
-    graph.node("Softmax", ["logits"], ["spread"], axis=-1)
-    graph.node("TopK", ["spread", graph.whole("candidates", [candidates])], ["chances", "tokens"], axis=-1)
-    best: list[int | str] = [1, "T", candidates]
+    likeliest: list[int | str] = [1, "T", candidates]
     return graph.model(
         [_tensor("ids", [1, "T"], TensorProto.INT64), _tensor("carried", [1, "T", size])],
-        [
-            _tensor("logits", [1, "T", vocabulary]),
-            _tensor("chances", best),
-            _tensor("tokens", best, TensorProto.INT64),
-        ],
-    )
+        [("logits", [1, "T", vocabulary], TensorProto.FLOAT), ("chances", likeliest, TensorProto.FLOAT),
+         ("tokens", likeliest, TensorProto.INT64)],
+        steps,
+    )  # fmt: skip
 
 
 class _Graph:
@@ -92,17 +99,37 @@ class _Graph:
         self._vocabulary = vocabulary
         self._masked = masked
         self._nodes: list[onnx.NodeProto] = []
-        self._weights: list[onnx.TensorProto] = []
+        self._weights: dict[str, onnx.TensorProto] = {}
+        self.suffix = ""  # of what is computed, where a graph computes it several times
+
+    def name(self, tensor: str) -> str:
+        """A tensor of the step that is being built."""
+        return tensor + self.suffix
+
+    def head_rows(self, head: DraftHead, embedding: Tensor, ids: str, carried: str) -> str:
+        """What a draft head's layer reads; the target's embeddings pass through the head's own product once
+        and for all.
+        """
+        if isinstance(head, Eagle3Head):
+            table = self.constant("table", lambda: embedding @ head.embed.weight.T)
+            carry = self.rms_norm(carried, head.carry_norm.weight, "carry")
+        elif isinstance(head, EagleHead):
+            of_embedding, of_carried = torch.split(head.fc.weight, head.config.hidden_size, 1)
+            table = self.constant("table", lambda: embedding @ of_embedding.T + head.fc.bias)
+            carry = self.linear(carried, of_carried, "carry")
+        else:
+            raise EngineError(f"There is no graph for a draft head of kind {head.config.kind!r}; use torch.")
+        embedded = self.node("Gather", [table, ids], [self.name("embedded")])
+        return self.node("Add", [embedded, carry], [self.name("embeddings")])
 
     def layers(self, x: str, blocks: nn.ModuleList, rotary: Rotary, norm: RMSNorm) -> str:
         """Decoder layers and the norm behind them."""
-        self.constant("cos", rotary.cos[:, : self._config.head_dim // 2])
-        self.constant("sin", rotary.sin[:, self._config.head_dim // 2 :])
+        self.constant("cos", lambda: rotary.cos[:, : self._config.head_dim // 2])
+        self.constant("sin", lambda: rotary.sin[:, self._config.head_dim // 2 :])
         layers = [cast("DecoderLayer", layer) for layer in blocks]
         entering_norms = [layer.input_layernorm.weight for layer in layers[1:]] + [norm.weight]
         residual = x
-        weight = self.constant("weight.norm", layers[0].input_layernorm.weight)
-        normed = self.rms_norm(residual, weight, "normed")
+        normed = self.rms_norm(residual, layers[0].input_layernorm.weight, "normed")
         for index, (layer, following) in enumerate(zip(layers, entering_norms, strict=True)):
             attended = self.attention(normed, layer, index)
             residual, normed = self.add_norm(
@@ -114,13 +141,14 @@ class _Graph:
 
     def whole(self, name: str, values: list[int]) -> str:
         """Whole numbers."""
-        self._weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        self._weights[name] = numpy_helper.from_array(np.array(values, np.int64), name)
         return name
 
-    def constant(self, name: str, value: Tensor) -> str:
-        """A weight."""
-        array = value.detach().numpy().astype(np.float32)
-        self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    def constant(self, name: str, value: Callable[[], Tensor]) -> str:
+        """A weight, which several steps may share."""
+        if name not in self._weights:
+            array = value().detach().numpy().astype(np.float32)
+            self._weights[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
     def node(self, operator: str, inputs: list[str], outputs: list[str], **attributes: object) -> str:
@@ -130,29 +158,29 @@ class _Graph:
 
     def linear(self, x: str, weight: Tensor, name: str) -> str:
         """X [1, T, in] times a torch weight [out, in] -> [1, T, out]."""
-        return self.node("MatMul", [x, self.constant(f"weight.{name}", weight.T)], [name])
+        return self.node("MatMul", [x, self.constant(f"weight.{name}", lambda: weight.T)], [self.name(name)])
 
-    def rms_norm(self, x: str, weight: str, name: str) -> str:
+    def rms_norm(self, x: str, weight: Tensor, name: str) -> str:
         """An RMS norm alone."""
         return self.node(
             "SimplifiedLayerNormalization",
-            [x, weight],
-            [name],
+            [x, self.constant(f"norm.{name}", lambda: weight)],
+            [self.name(name)],
             axis=-1,
             epsilon=self._config.rms_norm_eps,
         )
 
     def add_norm(self, x: str, residual: str, weight: Tensor, total: str) -> tuple[str, str]:
         """Their sum, called `total`, and its RMS norm."""
-        normed = f"normed.{total}"
+        normed = self.name(f"normed.{total}")
         self.node(
             "SkipSimplifiedLayerNormalization",
-            [x, residual, self.constant(f"weight.{normed}", weight)],
-            [normed, "", "", total],
+            [x, residual, self.constant(f"norm.{total}", lambda: weight)],
+            [normed, "", "", self.name(total)],
             domain=_MICROSOFT,
             epsilon=self._config.rms_norm_eps,
         )
-        return total, normed
+        return self.name(total), normed
 
     def attention(self, x: str, layer: DecoderLayer, index: int) -> str:
         """Rotation, cache and attention in one operator between two products."""
@@ -160,11 +188,12 @@ class _Graph:
         weight = torch.cat((heads.q_proj.weight, heads.k_proj.weight, heads.v_proj.weight))
         packed = self.linear(x, weight, f"qkv.{index}")
         past = [f"past_{part}.{index}" for part in "kv"]
+        places = [self.name(name) for name in ("last", "total")]
         bias = ["bias"] if self._masked else []
         mixed = self.node(
             "GroupQueryAttention",
-            [packed, "", "", *past, "last", "total", "cos", "sin", "positions", *bias],
-            [f"mixed.{index}", *(f"present_{part}.{index}" for part in "kv")],
+            [packed, "", "", *past, *places, "cos", "sin", self.name("positions"), *bias],
+            [self.name(f"mixed.{index}"), *(self.name(f"present_{part}.{index}") for part in "kv")],
             domain=_MICROSOFT,
             num_heads=self._config.num_heads,
             kv_num_heads=self._config.num_kv_heads,
@@ -175,32 +204,38 @@ class _Graph:
     def mlp(self, x: str, layer: DecoderLayer, index: int) -> str:
         """SwiGLU; QuickGelu with alpha 1 is SiLU."""
         weight = torch.cat((layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight))
-        gate, up = f"gate.{index}", f"up.{index}"
+        gate, up = self.name(f"gate.{index}"), self.name(f"up.{index}")
         self.node("Split", [self.linear(x, weight, f"gate_up.{index}")], [gate, up], axis=-1, num_outputs=2)
-        active = self.node("QuickGelu", [gate], [f"active.{index}"], domain=_MICROSOFT, alpha=1.0)
-        inner = self.node("Mul", [active, up], [f"inner.{index}"])
+        active = self.node("QuickGelu", [gate], [self.name(f"active.{index}")], domain=_MICROSOFT, alpha=1.0)
+        inner = self.node("Mul", [active, up], [self.name(f"inner.{index}")])
         return self.linear(inner, layer.mlp.down_proj.weight, f"changed.{index}")
 
-    def model(self, read: list[onnx.ValueInfoProto], written: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
-        """All of it, with what is read and written beside places, cache and the layers' inputs."""
+    def model(
+        self, read: list[onnx.ValueInfoProto], written: list[tuple[str, list[int | str], int]], steps: int = 1
+    ) -> onnx.ModelProto:
+        """All of it, with what is read and, of each step, written beside places, cache and the layers'
+        inputs.
+        """
         sizes = self._config
         rows: list[int | str] = [1, "T", sizes.hidden_size]
         cache: list[int | str] = [1, sizes.num_kv_heads, "C", sizes.head_dim]
-        layers = range(sizes.num_layers)
-        inputs = [
-            *read,
-            _tensor("positions", [1, "T"], TensorProto.INT64),
-            *([_tensor("bias", [1, 1, "T", "S"])] if self._masked else []),
-            _tensor("last", [1], TensorProto.INT32),
-            _tensor("total", [], TensorProto.INT32),
-            *(_tensor(f"past_{part}.{index}", cache) for index in layers for part in "kv"),
-        ]
-        outputs = [
-            *written,
-            *(_tensor(f"entering.{index + 1}", rows) for index in layers),
-            *(_tensor(f"present_{part}.{index}", cache) for index in layers for part in "kv"),
-        ]
-        graph = helper.make_graph(self._nodes, "decoder", inputs, outputs, self._weights)
+        memory = [f"{part}.{index}" for index in range(sizes.num_layers) for part in "kv"]
+        inputs = [*read, *([_tensor("bias", [1, 1, "T", "S"])] if self._masked else [])]
+        outputs = []
+        for step in range(steps):
+            self.suffix = f".{step}" if step else ""
+            inputs += [
+                _tensor(self.name("positions"), [1, "T"], TensorProto.INT64),
+                _tensor(self.name("last"), [1], TensorProto.INT32),
+                _tensor(self.name("total"), [], TensorProto.INT32),
+            ]
+            outputs += [
+                *(_tensor(self.name(name), shape, kind) for name, shape, kind in written),
+                *(_tensor(self.name(f"entering.{index + 1}"), rows) for index in range(sizes.num_layers)),
+                *(_tensor(self.name(f"present_{name}"), cache) for name in memory),
+            ]
+        inputs += [_tensor(f"past_{name}", cache) for name in memory]
+        graph = helper.make_graph(self._nodes, "decoder", inputs, outputs, list(self._weights.values()))
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR)
 

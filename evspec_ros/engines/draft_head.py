@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -16,7 +17,8 @@ from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
-CANDIDATES = 8  # tokens told of each row; EAGLE-2 takes up to ten
+AHEAD = 4  # steps of a chain that one run computes
+CANDIDATES = 4  # tokens told of each row
 
 
 class HeadPass(NamedTuple):
@@ -43,6 +45,11 @@ class HeadEngine(Protocol):
     ) -> HeadPass:
         """T tokens at t + 1 and carried [T, d] from t; depths int64 [T] and visible bool [T, W] over the
         last W rows, T new ones among them, or both None for rows one after another.
+        """
+
+    def run_on(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
+        """A token at t + 1 and carried [1, d] from t, then perhaps the likeliest token behind it, and so on:
+        what each of these rows says. All of them are in the cache; the next pass may overwrite the outputs.
         """
 
 
@@ -73,18 +80,30 @@ class TorchDraftHead:
         chances, tokens = spread.topk(min(CANDIDATES, spread.shape[-1]), dim=-1)
         return HeadPass(output, logits, tokens.cpu().numpy(), chances.cpu().numpy())
 
+    def run_on(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
+        """See HeadEngine; one row."""
+        return (self.run([token], carried, cache),)
+
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """Tensors of passes over one number of rows, and views of them that are quick to fill."""
+    """Tensors of passes over one number of rows, and views of them that are quick to fill; places of every
+    step.
+    """
 
     bound: BoundTensors
     ids: NDArray[np.int64]
     carried: Tensor
-    positions: NDArray[np.int64]
-    last: NDArray[np.int32]
-    total: NDArray[np.int32]
-    output: HeadPass
+    positions: list[NDArray[np.int64]]
+    last: list[NDArray[np.int32]]
+    total: list[NDArray[np.int32]]
+    outputs: list[HeadPass]
+
+    def place(self, step: int, first: int, rows: int) -> None:
+        """A step's rows come one after another, the first of them at position `first`."""
+        self.positions[step][0] = _consecutive(first, rows)
+        self.last[step][0] = self.total[step][()] = first + rows
+        self.last[step][0] -= 1
 
 
 class OnnxDraftHead:
@@ -94,9 +113,9 @@ class OnnxDraftHead:
         self._sizes = head.config
         self._parts = (head, target.embed_tokens.weight.detach(), target.norm, lm_head)
         self._vocabulary = cast("nn.Linear", head.readout(target.norm, lm_head)[1]).out_features
-        self._engines: dict[bool, OnnxEngine] = {}
+        self._engines: dict[tuple[bool, int], OnnxEngine] = {}
         self._cache: KVCache | None = None  # what the passes are bound to
-        self._passes: dict[tuple[int, bool], _Pass] = {}
+        self._passes: dict[tuple[int, bool, int], _Pass] = {}
 
     def run(
         self,
@@ -107,55 +126,80 @@ class OnnxDraftHead:
         visible: Tensor | None = None,
     ) -> HeadPass:
         """See HeadEngine."""
-        rows = len(ids)
-        prefix = cache.length
+        rows, prefix = len(ids), cache.length
         cache.begin(rows)
-        tensors = self._pass(rows, cache, visible is not None)
+        tensors = self._pass(rows, cache, masked=visible is not None)
         tensors.ids[0] = ids
         tensors.carried.copy_(carried)
-        tensors.positions[0] = range(prefix, prefix + rows) if depths is None else depths.numpy() + prefix
-        tensors.last[0], tensors.total[()] = cache.length - 1, cache.length
+        tensors.place(0, prefix, rows)
+        if depths is not None:
+            tensors.positions[0][0] = depths.numpy() + prefix
         if visible is not None:
             bias = torch.zeros(1, 1, rows, cache.length)
             bias[0, 0, :, cache.length - visible.shape[1] :].masked_fill_(~visible, float("-inf"))
             tensors.bound.put("bias", bias)
         tensors.bound.run()
-        return tensors.output
+        return tensors.outputs[0]
 
-    def _pass(self, rows: int, cache: KVCache, masked: bool) -> _Pass:
+    def run_on(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
+        """See HeadEngine; AHEAD rows, or as many as there is room for."""
+        prefix = cache.length
+        steps = max(1, min(AHEAD, cache.capacity - prefix))
+        cache.begin(steps)
+        tensors = self._pass(1, cache, steps=steps)
+        tensors.ids[0] = token
+        tensors.carried.copy_(carried)
+        for step in range(steps):
+            tensors.place(step, prefix + step, 1)
+        tensors.bound.run()
+        return tensors.outputs
+
+    def _pass(self, rows: int, cache: KVCache, *, masked: bool = False, steps: int = 1) -> _Pass:
         if cache is not self._cache:
             self._cache, self._passes = cache, {}
-        if (rows, masked) not in self._passes:
-            self._passes[rows, masked] = self._bound(rows, cache, masked)
-        return self._passes[rows, masked]
+        if (rows, masked, steps) not in self._passes:
+            self._passes[rows, masked, steps] = self._bound(rows, cache, masked, steps)
+        return self._passes[rows, masked, steps]
 
-    def _bound(self, rows: int, cache: KVCache, masked: bool) -> _Pass:
+    def _bound(self, rows: int, cache: KVCache, masked: bool, steps: int) -> _Pass:
         """New tensors, bound together with the cache's memory."""
-        if masked not in self._engines:
-            best = min(CANDIDATES, self._vocabulary)
-            self._engines[masked] = OnnxEngine(draft_graph(*self._parts, best, masked=masked), 1)
         sizes, best = self._sizes, min(CANDIDATES, self._vocabulary)
-        inputs: dict[str, Tensor] = {
+        if (masked, steps) not in self._engines:
+            graph = draft_graph(*self._parts, best, masked=masked, steps=steps)
+            self._engines[masked, steps] = OnnxEngine(graph, 1)
+        memory = {"k.0": cache.k[0], "v.0": cache.v[0]}
+        inputs = {
             "ids": torch.empty(1, rows, dtype=torch.int64),
             "carried": torch.empty(1, rows, sizes.hidden_size),
-            "positions": torch.empty(1, rows, dtype=torch.int64),
-            "last": torch.empty(1, dtype=torch.int32),
-            "total": torch.empty((), dtype=torch.int32),
+        } | {f"past_{name}": tensor for name, tensor in memory.items()}
+        outputs: dict[str, Tensor] = {}
+        suffixes = [f".{step}" if step else "" for step in range(steps)]
+        for suffix in suffixes:
+            inputs[f"positions{suffix}"] = torch.empty(1, rows, dtype=torch.int64)
+            inputs[f"last{suffix}"] = torch.empty(1, dtype=torch.int32)
+            inputs[f"total{suffix}"] = torch.empty((), dtype=torch.int32)
+            outputs[f"logits{suffix}"] = torch.empty(1, rows, self._vocabulary)
+            outputs[f"entering.1{suffix}"] = torch.empty(1, rows, sizes.hidden_size)
+            outputs[f"tokens{suffix}"] = torch.empty(1, rows, best, dtype=torch.int64)
+            outputs[f"chances{suffix}"] = torch.empty(1, rows, best)
+            outputs |= {f"present_{name}{suffix}": tensor for name, tensor in memory.items()}
+        said = [
+            HeadPass(
+                outputs[f"entering.1{suffix}"][0],
+                outputs[f"logits{suffix}"][0],
+                outputs[f"tokens{suffix}"][0].numpy(),
+                outputs[f"chances{suffix}"][0].numpy(),
+            )
+            for suffix in suffixes
+        ]
+        places: dict[str, Any] = {
+            name: [inputs[f"{name}{suffix}"].numpy() for suffix in suffixes]
+            for name in ("positions", "last", "total")
         }
-        outputs = {
-            "logits": torch.empty(1, rows, self._vocabulary),
-            "entering.1": torch.empty(1, rows, sizes.hidden_size),
-            "tokens": torch.empty(1, rows, best, dtype=torch.int64),
-            "chances": torch.empty(1, rows, best),
-        }
-        memory = {"k.0": cache.k[0], "v.0": cache.v[0]}
-        views: dict[str, Any] = {name: tensor.numpy() for name, tensor in (inputs | outputs).items()}
-        said = HeadPass(
-            outputs["entering.1"][0], outputs["logits"][0], views["tokens"][0], views["chances"][0]
-        )
-        bound = self._engines[masked].bind(
-            inputs | {f"past_{name}": tensor for name, tensor in memory.items()},
-            outputs | {f"present_{name}": tensor for name, tensor in memory.items()},
-        )
-        quick = {name: views[name] for name in ("ids", "positions", "last", "total")}
-        return _Pass(bound=bound, carried=inputs["carried"][0], output=said, **quick)
+        bound = self._engines[masked, steps].bind(inputs, outputs)
+        return _Pass(bound, inputs["ids"].numpy(), inputs["carried"][0], outputs=said, **places)
+
+
+@lru_cache(maxsize=1024)
+def _consecutive(first: int, rows: int) -> NDArray[np.int64]:
+    return np.arange(first, first + rows)

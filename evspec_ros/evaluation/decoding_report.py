@@ -13,10 +13,12 @@ from rich.table import Table
 from evspec_ros.errors import EvspecError
 from evspec_ros.evaluation.decoding import DecodingReport, DecodingRow
 
+WIDTH = 104  # characters that the tables need
+
 
 def print_report(report: DecodingReport) -> None:
     """One table for each of its parts, and the cost curve."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=max(WIDTH, Console().width))
     for title, rows in _parts(report):
         if rows:
             console.print(_table(f"{title}: {rows[0].scenes} windows", rows))
@@ -35,9 +37,9 @@ def _parts(report: DecodingReport) -> list[tuple[str, Sequence[DecodingRow]]]:
 
 def _table(title: str, rows: Sequence[DecodingRow]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
-    figures = ("speed-up", "decode", "length", "rate", "prefill ms", "draft ms", "verify ms")
-    for column in ("drafter", "overlap", "T", *figures, "events ms", "hidden ms", "same"):
-        table.add_column(column, justify="left" if column == "drafter" else "right")
+    figures = ("speed-\nup", "de-\ncode", "length", "rate", "prefill\nms", "draft\nms", "verify\nms")
+    for column in ("drafter", "over-\nlap", "T", *figures, "events\nms", "hidden\nms", "same"):
+        table.add_column(column, justify="left" if column == "drafter" else "right", no_wrap=True)
     for row in rows:
         values = (
             row.temperature, row.speedup, row.speedup_decode, row.mean_accepted_length, row.acceptance_rate,

@@ -107,6 +107,10 @@ class DraftHead(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(layer)])
         self.rotary = Rotary(layer)
 
+    def context(self, prompt_rows: int) -> int:
+        """How many of the prompt's last rows it reads."""
+        return prompt_rows
+
     def feature_layers(self, target_layers: int) -> tuple[int, ...]:
         """Which of the target's layers it reads the features of, as `LlamaDecoder.forward` counts them."""
         raise NotImplementedError
@@ -204,7 +208,9 @@ class EagleHead(DraftHead):
 class Eagle3Config:
     """The sizes of an EAGLE-3 head: hidden_size is its own width d, target_size the target's D.
 
-    layers: which of the target's features are fused, as `LlamaDecoder.forward` counts them.
+    layers: which of the target's features are fused, as `LlamaDecoder.forward` counts them; context: how many
+    of the prompt's last rows it reads (what it needs of the video lies in their features; as in ViSpec, arXiv
+    2509.15235, a draft head does well with few of a video's rows).
     """
 
     target_size: int
@@ -216,6 +222,7 @@ class Eagle3Config:
     head_dim: int
     event_size: int
     max_positions: int
+    context: int = 24
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     kind: str = "eagle3"
@@ -285,6 +292,10 @@ class Eagle3Head(DraftHead):
         self.norm = RMSNorm(size, config.rms_norm_eps)
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
         self.apply(initialise)
+
+    def context(self, prompt_rows: int) -> int:
+        """Those of its config, where there are as many."""
+        return min(prompt_rows, self.config.context)
 
     def feature_layers(self, target_layers: int) -> tuple[int, ...]:  # noqa: ARG002
         """Those of its config."""

@@ -5,8 +5,6 @@ description where it is still followed, and of what an EAGLE-3 head grows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import mul
 
 import torch
 from torch import Tensor
@@ -58,9 +56,9 @@ class CombinedDrafter:
         trees: list[DraftTree] = []
         trusted = False
         if self._event_writer is not None:
-            trees.append(_as_paths(self._event_writer.ahead(limits)))
+            trees.append(self._event_writer.ahead(limits))
         if self._previous is not None:
-            followed = _as_paths(self._previous.propose(limits, sampling, generator))
+            followed = self._previous.propose(limits, sampling, generator)
             trusted = len(followed) > 0 and bool(followed.probabilities[0] >= TRUSTED)
             trees.append(followed)
         if self._head is not None and not trusted:
@@ -85,9 +83,3 @@ class CombinedDrafter:
         """The texts are forgotten."""
         for part in self._parts:
             part.forget()
-
-
-def _as_paths(chain: DraftTree) -> DraftTree:
-    """The chain with the probabilities of whole paths."""
-    chances = list(accumulate(chain.probabilities.tolist(), mul))
-    return DraftTree.chain(chain.tokens.tolist(), chances)

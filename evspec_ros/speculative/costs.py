@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from evspec_ros.speculative.target import Target
 from evspec_ros.speculative.tree import DraftTree
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 60, 64)
-REPETITIONS = 7
+REPETITIONS = 5
 _DRAFT = 8  # nodes of the draft that is timed
 
 
@@ -26,8 +25,8 @@ def measure_costs(target: Target, drafter: Drafter, prompt: Prompt) -> PassCosts
 
 @torch.inference_mode()
 def measure_passes(target: Target, prompt: Prompt, rows: Sequence[int] = ROWS) -> tuple[float, ...]:
-    """Milliseconds of a pass over 1, 2, ..., max(rows) rows; linear between the sizes that are timed."""
-    first = target.prefill(prompt.embeddings, REPETITIONS * 2 * len(rows) + max(rows), ())
+    """Milliseconds of a pass over 1, 2, ..., max(rows) rows; the convex minorant of those timed."""
+    first = target.prefill(prompt.embeddings, (REPETITIONS + 1) * len(rows) + max(rows), ())
     token = int(first.logits[0].argmax())
 
     def verification(count: int) -> Callable[[], None]:
@@ -39,9 +38,26 @@ def measure_passes(target: Target, prompt: Prompt, rows: Sequence[int] = ROWS) -
 
         return run
 
-    timed = [_median_ms(verification(count)) for count in rows]
-    every = np.interp(np.arange(1, max(rows) + 1), rows, np.maximum.accumulate(timed))
-    return tuple(every.tolist())
+    timed = [_least_ms(verification(count)) for count in rows]
+    return tuple(convex_minorant(rows, timed))
+
+
+def convex_minorant(places: Sequence[int], values: Sequence[float]) -> list[float]:
+    """The largest convex function of 1, 2, ..., the last place that is nowhere above the values: what others
+    on the machine added to a timing here and there must not look like the end of what pays.
+    """
+    hull: list[tuple[int, float]] = []
+    for x, y in zip(places, values, strict=True):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], (x, y)):
+            hull.pop()
+        hull.append((x, y))
+    corners = np.array(hull)
+    every: list[float] = np.interp(np.arange(1, places[-1] + 1), corners[:, 0], corners[:, 1]).tolist()
+    return every
+
+
+def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
+    return (right[1] - left[1]) / (right[0] - left[0])
 
 
 @torch.inference_mode()
@@ -56,14 +72,14 @@ def measure_draft(target: Target, drafter: Drafter, prompt: Prompt) -> float:
         tree = drafter.propose(DraftLimits(_DRAFT, _DRAFT), Sampling(), torch.Generator())
         drafts.append((time.perf_counter() - started) * 1e3 / max(1, len(tree)))
     drafter.forget()
-    return median(drafts) if len(tree) else 0.0
+    return min(drafts) if len(tree) else 0.0
 
 
-def _median_ms(run: Callable[[], None]) -> float:
+def _least_ms(run: Callable[[], None]) -> float:
     run()
     taken = []
     for _ in range(REPETITIONS):
         started = time.perf_counter()
         run()
         taken.append((time.perf_counter() - started) * 1e3)
-    return median(taken)
+    return min(taken)

@@ -6,13 +6,13 @@ confident nodes as in EAGLE-2 (arXiv 2406.16858), which EAGLE-3 (arXiv 2503.0184
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evspec_ros.engines.draft_head import HeadEngine, HeadPass, OnnxDraftHead, TorchDraftHead
+from evspec_ros.engines.draft_head import CANDIDATES, HeadEngine, HeadPass, OnnxDraftHead, TorchDraftHead
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache
@@ -22,7 +22,7 @@ from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import ROOT, DraftTree, likeliest
 
-BRANCHES = 4  # rows that a tree grows from at each depth
+BRANCHES = CANDIDATES  # rows that a tree grows from at each depth, and children that each of them may have
 
 
 def head_engine(target: DecoderTarget, head: DraftHead) -> HeadEngine:
@@ -69,9 +69,10 @@ class EagleDrafter:
         events = self._events.features()
         event_rows = 0 if events is None else len(events)
         cache = self._empty_cache(event_rows + prompt.embeddings.shape[1] + capacity)
-        ahead = prompt.embeddings[:, 1:]
-        carried = self._fuse(features)
-        if ahead.shape[1] > 0 or event_rows > 0:
+        rows = self._head.context(prompt.embeddings.shape[1] - 1)
+        ahead = prompt.embeddings[:, prompt.embeddings.shape[1] - rows :]
+        carried = self._fuse(tuple(feature[-rows - 1 :] for feature in features))
+        if rows > 0 or event_rows > 0:
             self._head.fill(ahead, carried[None, :-1], None if events is None else events[None], cache)
         self._known = cache.length
         self._ids, self._carried = [token], [carried[-1:]]
@@ -86,7 +87,7 @@ class EagleDrafter:
         said = self._engine.run(self._ids, carried, cache)
         self._known = cache.length
         self._ids, self._carried = [], []
-        if self._branches == 1:
+        if self._branches == 1 and not sampling.greedy:
             return self._chain(said, cache, limits, sampling, generator)
         return self._tree(said, cache, limits)
 
@@ -109,79 +110,86 @@ class EagleDrafter:
         sampling: Sampling,
         generator: torch.Generator,
     ) -> DraftTree:
-        """Token after token, while the product of the steps' largest probabilities is high enough."""
+        """Drawn token after token, while the product of the steps' largest probabilities is high enough."""
         tokens: list[int] = []
-        probabilities: list[float] = []
         distributions: list[Tensor] = []
         confidence = gain = 1.0
         for _ in range(min(limits.n_max, limits.tree_size)):
             if tokens:
                 said = self._engine.run(tokens[-1:], said.output[-1:], cache)
-            probability, token = float(said.chances[-1, 0]), int(said.tokens[-1, 0])
-            confidence *= probability
+            confidence *= float(said.chances[-1, 0])
             if confidence < limits.floor(len(tokens), gain):  # before the draw, so that sampling stays exact
                 break
             gain += confidence
-            if not sampling.greedy:
-                distribution = sampling.probabilities(said.logits[-1]).cpu()
-                token = draw(distribution, generator)
-                probability = float(distribution[token])
-                distributions.append(distribution)
-            tokens.append(token)
-            probabilities.append(probability)
-        return DraftTree.chain(tokens, probabilities, torch.stack(distributions) if distributions else None)
+            distributions.append(sampling.probabilities(said.logits[-1]).cpu())
+            tokens.append(draw(distributions[-1], generator))
+        chances = [float(q[token]) for q, token in zip(distributions, tokens, strict=True)]
+        return DraftTree.chain(tokens, chances, torch.stack(distributions) if distributions else None)
 
     def _tree(self, said: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
-        """Grown depth by depth from the most confident nodes of the last depth; its probabilities are those
-        of whole paths.
+        """Grown depth by depth from the most confident nodes of the last one; of all nodes the best ones
+        stay.
         """
         tokens: list[int] = []
         parents: list[int] = []
-        chances: list[float] = []
-        rows: dict[int, int] = {}  # node -> its row among those that the head has read for this tree
-        seen = np.zeros((0, 0), np.bool_)  # which of these rows each of them sees
-        grown, gain = [(ROOT, 1.0)], 1.0  # nodes whose children are told in `said`, and their chances
+        chances: list[float] = []  # of the whole path
+        paths: dict[int, tuple[int, ...]] = {ROOT: ()}  # of the nodes that were read: their path's rows
+        read, gain = 0, 1.0
+        frontier = [ROOT]  # the nodes that `said` goes on from, in the order of its last rows
+        ahead: deque[HeadPass] = deque()  # what it says further on if it reads its own likeliest tokens
         for depth in range(limits.n_max):
-            first = len(tokens)
-            floor = limits.floor(len(rows), gain)
-            for row, (node, chance) in enumerate(grown, start=len(said.tokens) - len(grown)):
-                for token, p in zip(said.tokens[row].tolist(), said.chances[row].tolist(), strict=True):
-                    if chance * p >= floor:
-                        tokens.append(token)
-                        parents.append(node)
-                        chances.append(chance * p)
-            left = limits.tree_size - len(rows)
-            order = sorted(range(first, len(tokens)), key=lambda node: -chances[node])
-            frontier = sorted(order[: min(self._branches, left)])
-            gain += sum(chances[node] for node in frontier)
-            if not frontier or depth + 1 == limits.n_max:
+            first, grown = len(tokens), len(frontier)
+            floor = limits.floor(read, gain)
+            told = zip(frontier, said.tokens[-grown:].tolist(), said.chances[-grown:].tolist(), strict=True)
+            for node, likely, shares in told:
+                before = chances[node] if node != ROOT else 1.0
+                for token, share in zip(likely[: self._branches], shares, strict=False):
+                    if before * share < floor:
+                        break  # the next ones are less likely still
+                    tokens.append(token)
+                    parents.append(node)
+                    chances.append(before * share)
+            best = sorted(range(first, len(tokens)), key=chances.__getitem__, reverse=True)
+            best = sorted(best[: min(self._branches, limits.tree_size - read)])
+            if not best or depth + 1 == limits.n_max:
                 break
-            count = len(rows)
-            wider = np.zeros((count + len(frontier),) * 2, np.bool_)
-            wider[:count, :count] = seen
-            for place, node in enumerate(frontier, start=count):
-                if parents[node] != ROOT:
-                    wider[place] = wider[rows[parents[node]]]
-                wider[place, place] = True
-                rows[node] = place
-            seen = wider
-            from_rows = {
-                node: row for row, (node, _) in enumerate(grown, start=len(said.tokens) - len(grown))
-            }
-            carried = said.output[[from_rows[parents[node]] for node in frontier]]
-            ids = [tokens[node] for node in frontier]
-            if len(frontier) == 1 and count == depth:  # a chain so far: one row after another
-                said = self._engine.run(ids, carried, cache)
+            carried = _rows(said.output, [frontier.index(parents[node]) - grown for node in best])
+            frontier = best
+            for row, node in enumerate(frontier, start=read):
+                paths[node] = (*paths[parents[node]], row)
+                gain += chances[node]
+            read += len(frontier)
+            if read == depth + 1 and frontier[0] == first:  # the likeliest token at every depth so far
+                if not ahead:
+                    ahead.extend(self._engine.run_on(tokens[first], carried, cache))
+                said = ahead.popleft()
             else:
-                depths = torch.full((len(ids),), depth - count, dtype=torch.int64)
-                said = self._engine.run(ids, carried, cache, depths, torch.from_numpy(seen[count:]))
-            grown = [(node, chances[node]) for node in frontier]
-        whole = DraftTree.from_parents(tokens, parents, chances)
+                cache.truncate(self._known + read - len(frontier))
+                ahead.clear()
+                ids = [tokens[node] for node in frontier]
+                said = self._read(ids, carried, cache, [paths[node] for node in frontier])
 
         def enough(nodes: int, tokens_gained: float, chance: float) -> bool:
             return nodes == limits.tree_size or chance < limits.floor(nodes, tokens_gained)
 
-        return likeliest([whole], enough)
+        shares = [
+            chance / (chances[parent] if parent != ROOT else 1.0)
+            for chance, parent in zip(chances, parents, strict=True)
+        ]
+        return likeliest([DraftTree.from_parents(tokens, parents, shares)], enough)
+
+    def _read(
+        self, ids: list[int], carried: Tensor, cache: KVCache, paths: list[tuple[int, ...]]
+    ) -> HeadPass:
+        """A pass over nodes of one depth; each one's path, itself last, in rows behind what is known."""
+        rows, depth = paths[-1][-1] + 1, len(paths[-1])
+        if rows == depth:  # one row in every depth so far
+            return self._engine.run(ids, carried, cache)
+        visible = torch.zeros(len(ids), rows, dtype=torch.bool)
+        for row, path in enumerate(paths):
+            visible[row, list(path)] = True
+        depths = torch.full((len(ids),), depth - 1 + len(ids) - rows, dtype=torch.int64)
+        return self._engine.run(ids, carried, cache, depths, visible)
 
     def _fuse(self, features: tuple[Tensor, ...]) -> Tensor:
         """The target's features [n, D] per layer as the head carries them, [n, d]."""
@@ -193,3 +201,8 @@ class EagleDrafter:
             self._cache = self._head.new_cache(capacity)
         self._cache.truncate(0)
         return self._cache
+
+
+def _rows(outputs: Tensor, rows: list[int]) -> Tensor:
+    """Some rows of outputs [T, d], counted from the end; one row as a view."""
+    return outputs[rows[0] :][:1] if len(rows) == 1 else outputs[rows]

@@ -69,7 +69,9 @@ class DraftTree:
 
     @staticmethod
     def chain(
-        tokens: Sequence[int], probabilities: Sequence[float], distributions: torch.Tensor | None = None
+        tokens: Sequence[int] | NDArray[np.int64],
+        probabilities: Sequence[float],
+        distributions: torch.Tensor | None = None,
     ) -> DraftTree:
         """Each token follows the one before it; the first follows the root."""
         size = len(tokens)
@@ -109,6 +111,13 @@ class DraftTree:
             found.append((*(found[parent] if parent != ROOT else ()), token))
         return found
 
+    def path_chances(self) -> list[float]:
+        """The drafter's probability of each node's whole path."""
+        found: list[float] = []
+        for chance, parent in zip(self.probabilities.tolist(), self.parents.tolist(), strict=True):
+            found.append(chance * (found[parent] if parent != ROOT else 1.0))
+        return found
+
     def row_depths(self) -> NDArray[np.int64]:
         """int64 [N + 1] over rows: how far each lies below the root, so that position = prefix length +
         depth.
@@ -130,31 +139,44 @@ class DraftTree:
 
 
 def likeliest(trees: Sequence[DraftTree], enough: Callable[[int, float, float], bool]) -> DraftTree:
-    """Trees drafted without chance merged by their paths, their nodes taken from the most probable on until
-    `enough(nodes so far, tokens that they gain with the bonus, the next one's probability)`.
+    """Trees drafted without chance merged by their paths, their nodes taken from the likeliest path on until
+    `enough(nodes so far, tokens that they gain with the bonus, the next path's probability)`.
 
-    probabilities here mean those of the whole path; of two trees that hold one path the higher one counts.
+    Of a path that two trees hold the higher probability counts.
     """
+    trees = [tree for tree in trees if len(tree)]
+    if len(trees) == 1 and trees[0].is_chain:
+        return _beginning(trees[0], enough)
     chances: dict[tuple[int, ...], float] = {}
     for tree in trees:
-        for path, chance in zip(tree.paths(), tree.probabilities.tolist(), strict=True):
+        for path, chance in zip(tree.paths(), tree.path_chances(), strict=True):
             chances[path] = max(chance, chances.get(path, 0.0))
     gain = 1.0
     chosen: dict[tuple[int, ...], int] = {(): ROOT}
     tokens: list[int] = []
     parents: list[int] = []
-    probabilities: list[float] = []
+    shares: list[float] = []
     for path in sorted(chances, key=lambda path: (-chances[path], len(path))):
         if enough(len(tokens), gain, chances[path]):
             break
-        if path[:-1] not in chosen:  # a later path of the same chance as its beginning, or one less likely
+        if path[:-1] not in chosen:  # the other tree thought less of the beginning
             continue
         chosen[path] = len(tokens)
         tokens.append(path[-1])
         parents.append(chosen[path[:-1]])
-        probabilities.append(chances[path])
+        shares.append(min(1.0, chances[path] / chances.get(path[:-1], 1.0)))
         gain += chances[path]
-    return DraftTree.from_parents(tokens, parents, probabilities)
+    return DraftTree.from_parents(tokens, parents, shares)
+
+
+def _beginning(chain: DraftTree, enough: Callable[[int, float, float], bool]) -> DraftTree:
+    """A chain's nodes up to where there are enough."""
+    gain = 1.0
+    for size, chance in enumerate(chain.path_chances()):
+        if enough(size, gain, chance):
+            return DraftTree.chain(chain.tokens[:size], chain.probabilities[:size].tolist())
+        gain += chance
+    return chain
 
 
 @lru_cache(maxsize=256)

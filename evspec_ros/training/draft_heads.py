@@ -248,7 +248,8 @@ def eagle3_loss(pair: ModelPair, head: Head, answers: Answers, _: int, plan: Hea
     assert isinstance(head, DraftHead)
     target = pair.target
     ahead, used = _ahead(target, answers)
-    fused = head.fuse(answers.features[:, :-1])
+    rows = head.context(answers.prompt.shape[1] - 1) + used.shape[1]
+    ahead, fused = ahead[:, -rows:], head.fuse(answers.features[:, -rows - 1 : -1])
     outputs = unrolled(head, ahead, fused, answers.events, used.shape[1], plan.unroll)
     with torch.no_grad():
         wanted = torch.softmax(_logits(target, _true(target, answers)).float(), -1)
@@ -284,7 +285,8 @@ def _predict(pair: ModelPair, head: Head, answers: Answers, known: Tensor) -> tu
     rows = used.shape[1]
     with _autocast(known.device):
         if isinstance(head, DraftHead):
-            predicted: Tensor = head(ahead, head.fuse(known), answers.events)[:, -rows:]
+            read = head.context(answers.prompt.shape[1] - 1) + rows
+            predicted: Tensor = head(ahead[:, -read:], head.fuse(known[:, -read:]), answers.events)[:, -rows:]
         elif isinstance(head, Adapter):
             predicted = head(_event_features(pair, answers)[:, 1:])
         else:

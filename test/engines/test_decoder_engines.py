@@ -13,13 +13,11 @@ from transformers import LlamaForCausalLM
 
 from evspec_ros.engines.cuda_graphs import GraphedDecoder, StaticRows, static_pass
 from evspec_ros.engines.decoder import DecoderEngine, DecoderPass, Rows, TorchDecoder
-from evspec_ros.engines.onnx_decoder import OnnxDecoder, OnnxDraftHead
+from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError, GenerationError
-from evspec_ros.networks.draft_head import EagleConfig, EagleHead
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder
 from evspec_ros.speculative import DecoderTarget, DraftLimits, DraftTree, NoDrafter, Prompt, generate
-from evspec_ros.speculative.eagle import head_step
 from evspec_ros.speculative.sampling import Sampling
 
 TOLERANCE = 1e-4
@@ -282,28 +280,3 @@ def test_cuda_graphs_refuse_a_decoder_on_the_cpu() -> None:
     """Before anything is captured."""
     with pytest.raises(EngineError, match="set device to cuda"):
         GraphedDecoder(*_networks())
-
-
-def test_a_draft_head_in_a_graph_drafts_as_its_modules_do() -> None:
-    """Several rows behind a prompt, then one after the other: equal features, logits and cache."""
-    torch.manual_seed(5)
-    config = LlamaConfig(VOCABULARY, 32, 48, 2, 2, 2, 16, max_positions=64)
-    decoder, lm_head = LlamaDecoder(config).eval(), nn.Linear(32, VOCABULARY, bias=False)
-    head = EagleHead(EagleConfig.for_target(config, 12, event_rows=5)).eval()
-    for parameter in (*head.parameters(), decoder.norm.weight):
-        parameter.normal_(std=0.5)
-    modules = head_step(DecoderTarget(decoder, lm_head, (), str), head)
-    graph = head_step(DecoderTarget(decoder, lm_head, (), str, engine=OnnxDecoder(decoder, lm_head)), head)
-    assert isinstance(graph, OnnxDraftHead)
-    caches = head.new_cache(40), head.new_cache(40)
-    prompt, events = torch.randn(2, 1, 6, 32), torch.randn(1, 5, 12)
-    for cache in caches:
-        head.fill(prompt[0], prompt[1], events, cache)
-    for rows in (3, 1, 1):
-        ahead, known = torch.randn(2, 1, rows, 32)
-        ours, theirs = (
-            step(ahead, known, cache) for step, cache in zip((graph, modules), caches, strict=True)
-        )
-        for found, expected in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(caches[0].k, caches[1].k, rtol=0, atol=TOLERANCE)

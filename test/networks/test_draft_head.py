@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.adapters import FeatureConfig, FeatureHead
+from evspec_ros.networks.checkpoints import (
+    DRAFT_HEADS,
+    load_draft_head,
+    read_draft_head_config,
+    save_draft_head,
+)
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.tiny import tiny_video_llava
@@ -80,11 +90,44 @@ def test_the_config_is_what_it_was_after_a_round_trip() -> None:
     assert EagleConfig.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.parametrize("kind", list(DRAFT_HEADS))
+def test_every_kind_of_head_survives_its_checkpoint(kind: str, tmp_path: Path) -> None:
+    """Config and weights, in half precision."""
+    sizes = DRAFT_HEADS[kind].config.for_target(TARGET, 12, EVENTS)
+    torch.manual_seed(0)
+    head = DRAFT_HEADS[kind].head(sizes).half().float()
+    save_draft_head(head, tmp_path / "head")
+    found = load_draft_head(tmp_path / "head")
+    assert found.config == sizes
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("kind", list(DRAFT_HEADS))
 @pytest.mark.parametrize(
     ("change", "says"), [({"kind": "eagle9"}, "eagle9"), ({"hidden_size": None}, "hidden_size")]
 )
-def test_a_foreign_or_incomplete_config_is_refused(change: dict[str, object], says: str) -> None:
+def test_a_foreign_or_incomplete_config_is_refused(
+    kind: str, change: dict[str, object], says: str, tmp_path: Path
+) -> None:
     """The message names what was found or what is missing."""
-    config = {**EagleConfig.for_target(TARGET, 12, EVENTS).to_dict(), **change}
+    config = {**DRAFT_HEADS[kind].config.for_target(TARGET, 12, EVENTS).to_dict(), **change}
+    kept = {name: value for name, value in config.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(kept), encoding="utf-8")
     with pytest.raises(CheckpointError, match=says):
-        EagleConfig.from_dict({name: value for name, value in config.items() if value is not None})
+        read_draft_head_config(tmp_path)
+
+
+def test_an_unknown_fusion_is_refused() -> None:
+    """The message names it and those that there are."""
+    config = {**FeatureConfig(32, 12).to_dict(), "fusion": "half"}
+    with pytest.raises(CheckpointError, match=r"half.*factorised or full"):
+        FeatureConfig.from_dict(config)
+
+
+def test_the_factorised_fusion_of_a_7b_target_is_a_tenth_of_the_full_one() -> None:
+    """Weights of the fusion: 3.1 million against the design paper's 33.6."""
+    with torch.device("meta"):
+        heads = [FeatureHead(FeatureConfig(4096, 4096, fusion=fusion)) for fusion in ("factorised", "full")]
+    sizes = [sum(weight.numel() for weight in head.fusion.parameters()) for head in heads]
+    assert [round(size / 1e6, 1) for size in sizes] == [3.2, 33.6]

@@ -1,8 +1,10 @@
-"""Decoding with real networks: a small random LLaMA as target, random draft heads."""
+"""Decoding with real networks: a small random LLaMA as target, a random event model, random draft heads."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ import torch
 from speculative_fakes import ScriptedDrafter, following_script, random_trees
 
 from evspec_ros.errors import GenerationError
+from evspec_ros.networks.checkpoints import DRAFT_HEADS
+from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
 from evspec_ros.speculative import (
+    DRAFTERS,
     DecoderTarget,
     Drafter,
     DraftLimits,
@@ -21,6 +27,7 @@ from evspec_ros.speculative import (
     EventSide,
     NoDrafter,
     Prompt,
+    drafter_kind,
     generate,
     make_drafter,
 )
@@ -50,13 +57,35 @@ def _target(seed: int = 0, kv_dtype: torch.dtype | None = None) -> DecoderTarget
     )
 
 
-def _head(seed: int = 0) -> EagleHead:
-    torch.manual_seed(seed)
-    head = EagleHead(EagleConfig.for_target(CONFIG, EVENT_SIZE, event_rows=8)).eval()
+def _head(kind: str = "eagle") -> Any:
+    """The EAGLE-3 head reads the last five of the prompt's rows."""
+    torch.manual_seed(0)
+    sizes = DRAFT_HEADS[kind].config.for_target(CONFIG, EVENT_SIZE, 8)
+    if kind == "eagle3":
+        sizes = replace(sizes, context=5)
+    head = DRAFT_HEADS[kind].head(sizes).eval()
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.normal_(std=0.3)
     return head
+
+
+def _event_model() -> EventGpt:
+    """Knows the target's tokens and one more, and no more positions than a text needs at times."""
+    torch.manual_seed(4)
+    clip = ClipConfig(8, 16, 1, 2, 32, 16, projection_dim=8)
+    text = LlamaConfig(VOCABULARY + 1, EVENT_SIZE, 16, 2, 2, 2, 6, max_positions=32)
+    model = EventGpt(EventGptConfig(text, clip)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+def _drafter(name: str, target: DecoderTarget, *, overlap: bool = False, pooling: int = 1) -> Drafter:
+    kind = drafter_kind(name).head_kind
+    events = EventSide(overlap=overlap, pooling=pooling)
+    return make_drafter(name, target, DraftModels(_head(kind) if kind else None, _event_model(), events))
 
 
 def _prompts(count: int, rows: int = 12) -> list[Prompt]:
@@ -65,8 +94,9 @@ def _prompts(count: int, rows: int = 12) -> list[Prompt]:
     prompts = []
     for index in range(count):
         embeddings = torch.randn(1, rows + index % 3, CONFIG.hidden_size, generator=generator)
-        events = torch.randn(5, EVENT_SIZE, generator=generator)
-        prompts.append(Prompt(embeddings, events=partial(torch.clone, events) if index % 2 else None))
+        events = torch.randn(9, EVENT_SIZE, generator=generator)
+        read = partial(torch.clone, events) if index % 2 else None
+        prompts.append(Prompt(embeddings, (7,) * (rows + index % 3), read, ((1, 3), (4, 5, 6))))
     return prompts
 
 
@@ -82,8 +112,7 @@ def _naive(target: DecoderTarget, prompt: Prompt, length: int = LENGTH) -> list[
 
 def _drafters(target: DecoderTarget, text: list[int]) -> dict[str, Drafter]:
     return {
-        "none": NoDrafter(),
-        "eagle": make_drafter("eagle", target, DraftModels(_head())),
+        **{name: _drafter(name, target) for name in DRAFTERS},
         "perfect": following_script(text, vocabulary=VOCABULARY),
         "wrong": following_script(text, wrong_by=1, vocabulary=VOCABULARY),
         "random": random_trees(VOCABULARY, seed=1),
@@ -108,7 +137,7 @@ def _hidden_in_a_tree(text: list[int]):  # type: ignore[no-untyped-def]
     return guess
 
 
-@pytest.mark.parametrize("kind", ["none", "eagle", "perfect", "wrong", "random", "perfect in a tree"])
+@pytest.mark.parametrize("kind", [*DRAFTERS, "perfect", "wrong", "random", "perfect in a tree"])
 def test_greedy_text_is_the_target_s_own_whatever_the_drafter(kind: str) -> None:
     """Against whole passes without a cache, 2 targets, 6 prompts each, several limits."""
     for seed in range(2):
@@ -119,6 +148,18 @@ def test_greedy_text_is_the_target_s_own_whatever_the_drafter(kind: str) -> None
             for limits in (DraftLimits(1, 1), DraftLimits(4, 12), DraftLimits(6, 18, p_min=0.05)):
                 found = generate(target, drafter, prompt, max_new_tokens=LENGTH, limits=limits)
                 assert list(found.tokens) == text
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("pooling", [1, 2, 4])
+@pytest.mark.parametrize("name", [name for name, kind in DRAFTERS.items() if kind.reads_events])
+def test_greedy_text_does_not_depend_on_how_events_are_read(name: str, pooling: int, overlap: bool) -> None:
+    """Beside the prefill or before it, all event tokens or some averaged: the target's own text."""
+    target = _target()
+    drafter = _drafter(name, target, overlap=overlap, pooling=pooling)
+    for prompt in _prompts(4):
+        found = generate(target, drafter, prompt, max_new_tokens=LENGTH, limits=DraftLimits(5, 9))
+        assert list(found.tokens) == _naive(target, prompt)
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8])
@@ -169,14 +210,14 @@ def test_features_after_acceptance_are_those_of_one_whole_pass() -> None:
         torch.testing.assert_close(found, expected[0, : len(found)], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_each_draft_is_what_the_head_says_of_the_whole_text_so_far(temperature: float) -> None:
+@pytest.mark.parametrize(("kind", "temperature"), [("eagle", 0.0), ("eagle", 1.0), ("eagle3", 0.0)])
+def test_each_draft_is_what_the_head_says_of_the_whole_text_so_far(kind: str, temperature: float) -> None:
     """At every step the cached drafter proposes what whole passes without any cache propose.
 
     This is where a stale feature, a norm applied twice, a cache out of step or a token off by one shows; the
     text itself would still be right.
     """
-    target, head = _target(), _head()
+    target, head = _target(), _head(kind)
     for prompt in _prompts(4):
         drafter = EagleDrafter(target, head, EventSide())
         proposals: list[DraftTree] = []
@@ -203,25 +244,71 @@ def test_each_draft_is_what_the_head_says_of_the_whole_text_so_far(temperature: 
 
 @torch.inference_mode()
 def _chain_of_whole_passes(
-    target: DecoderTarget, head: EagleHead, prompt: Prompt, tokens: list[int], tree: DraftTree
+    target: DecoderTarget, head: Any, prompt: Prompt, tokens: list[int], tree: DraftTree
 ) -> torch.Tensor:
     """Probability of each token of a chain by the head; without chance, the likeliest."""
     ahead = torch.cat((prompt.embeddings[:, 1:], target.embed(torch.tensor([tokens]))), 1)
     read = torch.cat((prompt.embeddings, target.embed(torch.tensor([tokens[:-1]], dtype=torch.long))), 1)
-    features = target.decoder(read, layers=(CONFIG.num_layers,)).features[0]
+    layers = head.feature_layers(CONFIG.num_layers)
+    carried = head.fuse(torch.cat(target.decoder(read, layers=layers).features, -1))
+    unread = prompt.embeddings.shape[1] - 1 - head.context(prompt.embeddings.shape[1] - 1)
+    ahead, carried = ahead[:, unread:], carried[:, unread:]
     events = None if prompt.events is None else prompt.events()[None]
+    norm, lm_head = head.readout(target.decoder.norm, target.lm_head)
     found = []
     for node, token in enumerate(tree.tokens.tolist()):
         if node > 0:
             ahead = torch.cat((ahead, target.embed(torch.tensor([[tree.tokens[node - 1]]]))), 1)
-        features = torch.cat((features[:, : ahead.shape[1]], head(ahead, features, events)[:, -1:]), 1)
-        p = torch.softmax(target.lm_head(target.decoder.norm(features[0, -1])), -1)
+        carried = torch.cat((carried[:, : ahead.shape[1]], head(ahead, carried, events)[:, -1:]), 1)
+        p = torch.softmax(lm_head(norm(carried[0, -1])), -1)
         if tree.distributions is None:
             assert int(p.argmax()) == token
         else:
             torch.testing.assert_close(tree.distributions[node], p, atol=1e-4, rtol=1e-4)
         found.append(p[token])
     return torch.stack(found)
+
+
+@torch.inference_mode()
+def _paths_of_whole_passes(
+    head: Any, target: DecoderTarget, prompt: Prompt, first: int
+) -> dict[tuple[int, ...], float]:
+    """Of every path of at most two tokens behind the first one: its probability by passes without a cache."""
+    layers = head.feature_layers(CONFIG.num_layers)
+    carried = head.fuse(torch.cat(target.decoder(prompt.embeddings, layers=layers).features, -1))
+    rows = head.context(prompt.embeddings.shape[1] - 1)
+    ahead = torch.cat((prompt.embeddings[:, 1:], target.embed(torch.tensor([[first]]))), 1)[:, -rows - 1 :]
+    carried = carried[:, -rows - 1 :]
+    events = None if prompt.events is None else prompt.events()[None]
+    norm, lm_head = head.readout(target.decoder.norm, target.lm_head)
+    output = head(ahead, carried, events)[:, -1:]
+    once = torch.softmax(lm_head(norm(output[0, 0])), -1)
+    found = {(token,): float(p) for token, p in enumerate(once)}
+    for token in range(VOCABULARY):
+        further = torch.cat((ahead, target.embed(torch.tensor([[token]]))), 1)
+        last = head(further, torch.cat((carried, output), 1), events)[0, -1]
+        twice = torch.softmax(lm_head(norm(last)), -1) * once[token]
+        found |= {(token, then): float(p) for then, p in enumerate(twice)}
+    return found
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_tree_s_nodes_have_the_probabilities_that_whole_passes_give_them(kind: str) -> None:
+    """Two levels, several branches, each seeing its own path alone; siblings in order of their chances."""
+    target, head = _target(), _head(kind)
+    for prompt in _prompts(4):
+        drafter = EagleDrafter(target, head, EventSide(), branches=3)
+        with torch.inference_mode():
+            first = target.prefill(prompt.embeddings, 40, drafter.layers)
+            drafter.prepare(prompt)
+            drafter.start(prompt, first.features, 3, 40)
+            tree = drafter.propose(DraftLimits(2, 12), Sampling(), torch.Generator())
+        expected = _paths_of_whole_passes(head, target, prompt, 3)
+        assert tree.depth == 2
+        assert len(tree) == 12
+        for path, chance in zip(tree.paths(), tree.path_chances(), strict=True):
+            assert chance == pytest.approx(expected[path], abs=1e-4)
+        assert (np.diff(tree.path_chances()) <= 1e-6).all()
 
 
 def test_events_change_what_is_drafted_and_not_what_is_said() -> None:
@@ -292,7 +379,7 @@ def test_drafters_go_by_name() -> None:
     """An unknown name, a missing head and a head for another target are refused in one sentence."""
     target = _target()
     assert make_drafter("none", target).name == "none"
-    with pytest.raises(GenerationError, match="none, eagle"):
+    with pytest.raises(GenerationError, match=r"none, prompt_lookup, .*combined"):
         make_drafter("eagel", target)
     with pytest.raises(GenerationError, match="needs a draft head"):
         make_drafter("eagle", target)
