@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--drafter", action="append", default=[], help="may be given again; default: all that have a head"
     )
     decode.add_argument(
-        "--n-max", type=_count, default=32, help="most tokens per draft; default: %(default)s"
+        "--n-max", type=_count, default=40, help="most tokens per draft; default: %(default)s"
     )
     decode.add_argument(
         "--p-min", type=_probability, default=0.0, help="confidence to draft on; default: %(default)s"

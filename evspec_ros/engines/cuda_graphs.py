@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evspec_ros.engines.decoder import DecoderPass, Rows
+from evspec_ros.engines.decoder import DecoderPass, Rows, TorchDecoder
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
@@ -139,6 +139,8 @@ class GraphedDecoder:
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
         count, prefix = rows.ids.numel(), cache.length
+        if rows.visible is not None and rows.visible.shape[1] > count:  # several texts; a graph knows one
+            return TorchDecoder(self._decoder, self._lm_head).run(rows, cache, layers)
         cache.begin(count)
         if cache is not self._cache:
             self._cache, self._graphs = cache, {}

@@ -19,8 +19,9 @@ from evspec_ros.networks.llama import KVCache, LlamaDecoder
 class Rows:
     """T new rows behind the cached prefix, all on the CPU.
 
-    ids: int64 [T], token ids. depths: int64 [T], position - prefix length; visible: bool [T, T], True where a
-    row may see another, itself and earlier rows alone. Both None: one after another, causal.
+    ids: int64 [T], token ids. depths: int64 [T], position - prefix length; visible: bool [T, W] over the last
+    W >= T rows, the new ones among them, True where a new row may see one, itself and earlier rows alone;
+    what lies before these it sees. Both None: one after another, causal.
     """
 
     ids: Tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evspec_ros.engines.decoder import DecoderPass, Rows
+from evspec_ros.engines.decoder import DecoderPass, Rows, TorchDecoder
 from evspec_ros.engines.decoder_graph import decoder_graph
 from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder, RMSNorm, Rotary
@@ -34,10 +34,14 @@ class OnnxDecoder:
 
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Linear) -> None:
         self._embedding = decoder.embed_tokens.weight.detach()
+        self._modules = TorchDecoder(decoder, lm_head)
+        self._positions = decoder.config.max_positions
         self._layers = _OnnxLayers(decoder.config, decoder.layers, decoder.rotary, decoder.norm, lm_head)
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
+        if cache.length + rows.ids.numel() > self._positions:  # several texts in one cache: its attention
+            return self._modules.run(rows, cache, layers)  # takes no more rows than there are positions
         tensors = self._layers.begin(rows.ids.numel(), cache, layers)
         torch.index_select(self._embedding, 0, rows.ids, out=tensors.embeddings[0])
         return self._layers.run(tensors, cache, rows.depths, rows.visible)
@@ -80,7 +84,7 @@ class _OnnxLayers:
         tensors.total.fill_(cache.length)
         bias = tensors.bias[: count * cache.length].view(1, 1, count, cache.length).zero_()
         if visible is not None:
-            bias[0, 0, :, prefix:].masked_fill_(~visible, float("-inf"))
+            bias[0, 0, :, -visible.shape[1] :].masked_fill_(~visible, float("-inf"))
         tensors.bound.put("bias", bias)
         tensors.bound.run()
         return tensors.output

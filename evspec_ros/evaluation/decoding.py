@@ -281,7 +281,9 @@ class Bench:
             entry.drafter.forget()
         self._passes_ms = self._passes_ms or measure_passes(self.decoder, prompt)
         for entry in entries:
-            costs = PassCosts(self._passes_ms, measure_draft(self.decoder, entry.drafter, prompt))
+            costs = PassCosts(
+                self._passes_ms, measure_draft(self.decoder, entry.drafter, prompt, self._passes_ms)
+            )
             entry.limits = replace(self._limits, costs=costs)
 
     def _describe_counted(self, entry: Entry, window: SceneBatch, seed: int) -> None:

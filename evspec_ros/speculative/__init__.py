@@ -4,7 +4,7 @@ cameras.
 
 from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits, NoDrafter, Prompt
 from evspec_ros.speculative.event_side import EventSide
-from evspec_ros.speculative.generate import Generation, generate
+from evspec_ros.speculative.generate import Generation, generate, generate_together
 from evspec_ros.speculative.registry import (
     DRAFTERS,
     INGREDIENTS,
@@ -14,13 +14,14 @@ from evspec_ros.speculative.registry import (
     make_drafter,
 )
 from evspec_ros.speculative.statistics import DecodingStatistics
-from evspec_ros.speculative.target import DecoderTarget, Target, TargetPass
+from evspec_ros.speculative.target import Block, DecoderTarget, Target, TargetPass
 from evspec_ros.speculative.tree import DraftTree
 
 __all__ = [
     "DEFAULT_LIMITS",
     "DRAFTERS",
     "INGREDIENTS",
+    "Block",
     "DecoderTarget",
     "DecodingStatistics",
     "DraftLimits",
@@ -35,6 +36,7 @@ __all__ = [
     "TargetPass",
     "drafter_kind",
     "generate",
+    "generate_together",
     "make_combined",
     "make_drafter",
 ]

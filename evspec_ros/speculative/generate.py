@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from evspec_ros.errors import GenerationError
 from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits, Prompt
-from evspec_ros.speculative.sampling import Sampling
+from evspec_ros.speculative.sampling import GREEDY, Sampling
 from evspec_ros.speculative.statistics import DecodingStatistics
-from evspec_ros.speculative.target import Target
+from evspec_ros.speculative.target import Block, Target, TargetPass
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
-from evspec_ros.speculative.verification import EXACT, Acceptance, verify
+from evspec_ros.speculative.verification import EXACT, Acceptance, Verdict, verify
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def generate(
     seed: int = 0,
     limits: DraftLimits = DEFAULT_LIMITS,
     acceptance: Acceptance = EXACT,
-    on_tokens: Callable[[list[int]], None] | None = None,
+    on_tokens: Callable[[list[int]], None] = lambda _: None,
 ) -> Generation:
     """Let the target continue a prompt, sooner where the drafter guesses right.
 
@@ -50,65 +50,173 @@ def generate(
     after temperature, top_k and top_p, and one seed gives one text. on_tokens is called with each piece as it
     is known. Raises GenerationError on impossible settings or a prompt too long for the model.
     """
+    (generation,) = generate_together(
+        target,
+        [drafter],
+        [prompt],
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature, top_p, top_k),
+        seed=seed,
+        limits=limits,
+        acceptance=acceptance,
+        on_tokens=lambda _, tokens: on_tokens(tokens),
+    )
+    return generation
+
+
+def generate_together(
+    target: Target,
+    drafters: Sequence[Drafter],
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    limits: DraftLimits = DEFAULT_LIMITS,
+    acceptance: Acceptance = EXACT,
+    on_tokens: Callable[[int, list[int]], None] = lambda *_: None,
+) -> tuple[Generation, ...]:
+    """`generate` for several prompts, each with a drafter of its own: what they begin with is read once, and
+    all drafts of a turn are verified in one pass. Each text is what `generate` alone would write.
+
+    on_tokens is called with the prompt's number as well. A pass counts, with all of its time, for every text
+    that it served.
+    """
     if max_new_tokens < 1:
         raise GenerationError(f"max_new_tokens is {max_new_tokens}; give a whole number of at least 1.")
-    sampling = Sampling(temperature, top_p, top_k)
-    generator = torch.Generator().manual_seed(seed)
-    tally = _Tally()
     watch = _Stopwatch(target.device)
     capacity = max_new_tokens + limits.tree_size
+    texts = [
+        _Text(
+            drafter, prompt, _Settings(max_new_tokens, sampling, seed, limits, acceptance, target.end_tokens)
+        )
+        for drafter, prompt in zip(drafters, prompts, strict=True)
+    ]
+    layers = tuple(sorted({layer for drafter in drafters for layer in drafter.layers}))
 
     with torch.inference_mode():
-        # 1. Read the prompt; its last row yields the first token, the root of the first tree.
-        drafter.prepare(prompt)  # its events are part of reading, not of writing
-        output = target.prefill(prompt.embeddings, capacity, drafter.layers)
-        tokens = verify(NO_DRAFT, output.logits, sampling, generator).tokens
-        tally.prefill_ms = watch.lap()
-        tally.prompt_rows, tally.reused_rows = prompt.embeddings.shape[1], output.reused
-        if on_tokens is not None:
-            on_tokens(list(tokens))
+        # 1. Read the prompts; each one's last row yields its first token, the root of its first tree.
+        for text in texts:
+            text.drafter.prepare(text.prompt)  # its events are part of reading, not of writing
+        outputs = target.prefill([prompt.embeddings for prompt in prompts], capacity, layers)
+        firsts = [text.begin(output) for text, output in zip(texts, outputs, strict=True)]
+        prefill_ms = watch.lap()
+        for number, (text, token) in enumerate(zip(texts, firsts, strict=True)):
+            text.tally.prefill_ms = prefill_ms
+            on_tokens(number, [token])
         watch.lap()
+        for text, output in zip(texts, outputs, strict=True):
+            if not text.complete:
+                text.drafter.start(text.prompt, text.features(output, layers), text.tokens[-1], capacity)
+                text.tally.draft_ms += watch.lap()
 
-        if not _complete(tokens, max_new_tokens, target.end_tokens):
-            drafter.start(prompt, output.features, tokens[-1], capacity)
-            tally.draft_ms += watch.lap()
-        while not _complete(tokens, max_new_tokens, target.end_tokens):
-            # 2. Draft, but never more than can still be emitted beside the bonus token.
-            remaining = max_new_tokens - len(tokens)
-            depth = min(limits.n_max, remaining - 1)
-            if depth > 0 and limits.tree_size > 0:
-                tree = drafter.propose(replace(limits, n_max=depth), sampling, generator)
-            else:
-                tree = NO_DRAFT
-            tally.draft_ms += watch.lap()
+        while writing := [(number, text) for number, text in enumerate(texts) if not text.complete]:
+            # 2. Draft.
+            trees = []
+            for _, text in writing:
+                trees.append(text.draft())
+                text.tally.draft_ms += watch.lap()
 
             # 3. Verify all nodes in one pass and keep what the target agrees with.
-            output = target.extend(tokens[-1], tree)
-            verdict = verify(tree, output.logits, sampling, generator, acceptance)
-            target.keep(verdict.rows)
-            tally.verify_ms += watch.lap()
+            blocks = [
+                Block(number, text.tokens[-1], tree)
+                for (number, text), tree in zip(writing, trees, strict=True)
+            ]
+            outputs = target.extend(blocks)
+            verdicts = [
+                text.judge(tree, output)
+                for (_, text), tree, output in zip(writing, trees, outputs, strict=True)
+            ]
+            target.keep([verdict.rows for verdict in verdicts])
+            verify_ms = watch.lap()
 
             # 4. Emit, up to an end token inside the block.
-            emitted = _up_to_end(verdict.tokens, target.end_tokens)
-            tokens += emitted
-            tally.count(tree, emitted, len(verdict.rows) - 1)
-            if on_tokens is not None:
-                on_tokens(emitted)
-            tally.other_ms += watch.lap()
+            for (number, text), tree, verdict in zip(writing, trees, verdicts, strict=True):
+                on_tokens(number, text.emit(tree, verdict))
+                text.tally.verify_ms += verify_ms
+                text.tally.other_ms += watch.lap()
 
-            # 5. Let the drafter see the target's own features where it had only predicted them.
-            if not _complete(tokens, max_new_tokens, target.end_tokens):
-                drafter.accept(verdict.tokens, _at_rows(output.features, verdict.rows))
-                tally.draft_ms += watch.lap()
-        drafter.finish(tokens)
+            # 5. Let the drafters see the target's own features where they had only predicted them.
+            for (_, text), verdict, output in zip(writing, verdicts, outputs, strict=True):
+                if not text.complete:
+                    features = _at_rows(text.features(output, layers), verdict.rows)
+                    text.drafter.accept(verdict.tokens, features)
+                    text.tally.draft_ms += watch.lap()
+        for text in texts:
+            text.drafter.finish(text.tokens)
 
-    return Generation(
-        tuple(tokens), target.detokenize(tokens), tally.statistics(len(tokens)), acceptance.lossless
+    return tuple(
+        Generation(
+            tuple(text.tokens),
+            target.detokenize(text.tokens),
+            text.tally.statistics(len(text.tokens)),
+            acceptance.lossless,
+        )
+        for text in texts
     )
 
 
-def _complete(tokens: list[int], max_new_tokens: int, end_tokens: Collection[int]) -> bool:
-    return len(tokens) >= max_new_tokens or tokens[-1] in end_tokens
+@dataclass(frozen=True)
+class _Settings:
+    """How every text of a call is written."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+    limits: DraftLimits
+    acceptance: Acceptance
+    end_tokens: Collection[int]
+
+
+class _Text:
+    """One text while it is written."""
+
+    def __init__(self, drafter: Drafter, prompt: Prompt, settings: _Settings) -> None:
+        self.drafter = drafter
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self.tally = _Tally()
+        self._settings = settings
+        self._generator = torch.Generator().manual_seed(settings.seed)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow."""
+        settings = self._settings
+        return len(self.tokens) >= settings.max_new_tokens or self.tokens[-1] in settings.end_tokens
+
+    def begin(self, output: TargetPass) -> int:
+        """The first token."""
+        self.tokens = verify(NO_DRAFT, output.logits, self._settings.sampling, self._generator).tokens
+        self.tally.prompt_rows, self.tally.reused_rows = self.prompt.embeddings.shape[1], output.reused
+        return self.tokens[0]
+
+    def draft(self) -> DraftTree:
+        """What the drafter proposes, but never more than can still be emitted beside the bonus token."""
+        limits = self._settings.limits
+        depth = min(limits.n_max, self._settings.max_new_tokens - len(self.tokens) - 1)
+        if depth <= 0 or limits.tree_size <= 0:
+            return NO_DRAFT
+        return self.drafter.propose(replace(limits, n_max=depth), self._settings.sampling, self._generator)
+
+    def judge(self, tree: DraftTree, output: TargetPass) -> Verdict:
+        """What the target accepts of it."""
+        return verify(
+            tree, output.logits, self._settings.sampling, self._generator, self._settings.acceptance
+        )
+
+    def emit(self, tree: DraftTree, verdict: Verdict) -> list[int]:
+        """The text's next tokens."""
+        emitted = _up_to_end(verdict.tokens, self._settings.end_tokens)
+        self.tokens += emitted
+        self.tally.count(tree, emitted, len(verdict.rows) - 1)
+        return emitted
+
+    def features(self, output: TargetPass, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Of the features of `layers`, those that the drafter asked for."""
+        if layers == self.drafter.layers:
+            return output.features
+        return tuple(output.features[layers.index(layer)] for layer in self.drafter.layers)
 
 
 def _up_to_end(tokens: list[int], end_tokens: Collection[int]) -> list[int]:
@@ -137,7 +245,7 @@ class _Stopwatch:
     def lap(self) -> float:
         """Milliseconds since the last call."""
         if self._cuda is not None:
-            torch.cuda.synchronize(self._cuda)
+            torch.cuda.current_stream(self._cuda).synchronize()  # the event model has a stream of its own
         last, self._last = self._last, time.perf_counter()
         return (self._last - last) * 1e3
 

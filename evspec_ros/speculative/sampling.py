@@ -54,6 +54,9 @@ class Sampling:
         return probabilities
 
 
+GREEDY = Sampling()
+
+
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:
     """One token of a distribution [V], which lies on the generator's device."""
     return int(torch.multinomial(probabilities, 1, generator=generator))

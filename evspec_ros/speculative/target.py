@@ -32,8 +32,20 @@ class TargetPass:
     reused: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What is read of one text in a pass: the last token emitted, the root, and a tree behind it."""
+
+    text: int
+    root: int
+    tree: DraftTree
+
+
 class Target(Protocol):
-    """What the generate loop needs of a target. A new prefill takes the place of the one before it."""
+    """What the generate loop needs of a target, which writes one text or several at a time, numbered from 0.
+
+    A new prefill takes the place of the one before it.
+    """
 
     @property
     def device(self) -> torch.device:
@@ -43,18 +55,21 @@ class Target(Protocol):
     def end_tokens(self) -> frozenset[int]:
         """Tokens after which the text is complete."""
 
-    def prefill(self, embeddings: Tensor, capacity: int, layers: tuple[int, ...]) -> TargetPass:
-        """Read a prompt [1, P, D]; up to `capacity` rows may follow, with features of `layers` from now on.
+    def prefill(self, prompts: Sequence[Tensor], capacity: int, layers: tuple[int, ...]) -> list[TargetPass]:
+        """Read a prompt [1, P, D] for each text; up to `capacity` rows may follow each of them, with features
+        of `layers` from now on.
 
         Raises GenerationError where prompt and capacity together exceed what the model can hold.
         """
 
-    def extend(self, root: int, tree: DraftTree) -> TargetPass:
-        """Read the root token and the tree's N nodes: N + 1 rows, each seeing its ancestors alone."""
+    def extend(self, blocks: Sequence[Block]) -> list[TargetPass]:
+        """Read each block's root and tree of N nodes in one pass: N + 1 rows, each seeing its own text and
+        its ancestors alone.
+        """
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Of the rows of the last `extend`, keep these (ascending, a path from the root) and forget the
-        others.
+    def keep(self, rows: Sequence[Sequence[int]]) -> None:
+        """Of each block of the last `extend`, keep these rows (ascending, a path from the root) and forget
+        the others.
         """
 
     def detokenize(self, tokens: Sequence[int]) -> str:
@@ -71,18 +86,24 @@ class _Read:
 
     def common_rows(self, embeddings: Tensor, layers: tuple[int, ...]) -> int:
         """How many rows another prompt [Q, D] has in common with it from the first on, its last one never."""
-        if layers != self.layers:
-            return 0
-        rows = min(len(self.embeddings), len(embeddings) - 1)
-        same = (self.embeddings[:rows] == embeddings[:rows]).all(-1)
-        return int(same.cumprod(0).sum())
+        return _common_rows(self.embeddings, embeddings) if layers == self.layers else 0
+
+
+@dataclass
+class _Text:
+    """One of several texts in one cache: how long it is, prompt included, and which rows of the cache are its
+    own, bool [capacity].
+    """
+
+    length: int
+    seen: Tensor
 
 
 class DecoderTarget:
     """A LLaMA decoder with its output head as a Target; one static KV cache serves every generation.
 
     A prompt that begins as the last one did (the same frames and another question, say) is read from where
-    they part.
+    they part; of prompts read together what all begin with is kept once.
 
     end_tokens: tokens after which the text is complete; detokenize: tokens -> text without special tokens;
     kv_dtype: what the cache is kept in (as `KVCache`), the decoder's own dtype where it is None; engine: what
@@ -109,55 +130,122 @@ class DecoderTarget:
         self._cache: KVCache | None = None
         self._prompt: _Read | None = None
         self._read = 0  # rows in the cache that are not the last pass's
+        self._blocks: list[tuple[int, int]] = []  # of the last pass: each block's text and rows
+        self._texts: list[_Text] = []  # where there are several
 
-    def prefill(self, embeddings: Tensor, capacity: int, layers: tuple[int, ...]) -> TargetPass:
-        """Read a prompt [1, P, D] with room for `capacity` more rows; GenerationError where they do not
+    def prefill(self, prompts: Sequence[Tensor], capacity: int, layers: tuple[int, ...]) -> list[TargetPass]:
+        """Read prompts [1, P, D] with room for `capacity` more rows each; GenerationError where they do not
         fit.
         """
-        rows = embeddings.shape[1]
         limit = self.decoder.config.max_positions
-        if rows + capacity > limit:
-            raise GenerationError(
-                f"A prompt of {rows} embedded tokens and {capacity} more exceed the {limit} positions; "
-                "shorten the prompt or lower max_new_tokens."
-            )
+        for prompt in prompts:
+            if prompt.shape[1] + capacity > limit:
+                raise GenerationError(
+                    f"A prompt of {prompt.shape[1]} embedded tokens and {capacity} more exceed the {limit} "
+                    "positions; shorten the prompt or lower max_new_tokens."
+                )
         self._layers = layers
-        cache = self._cache_for(rows + capacity)
+        first, *others = [prompt[0] for prompt in prompts]
+        common = min((_common_rows(first, other) for other in others), default=len(first))
+        own = len(first) + sum(len(other) - common for other in others)
+        cache = self._cache_for(own + capacity * len(prompts))
+        passes = [self._read_first(first, cache)]
+        self._texts = [_Text(len(first), _seen(cache, len(first)))] if others else []
+        return passes + [self._read_other(other, common, passes[0], cache) for other in others]
+
+    def _read_first(self, embeddings: Tensor, cache: KVCache) -> TargetPass:
+        """Fill an empty cache with a prompt [P, D], from where it parts from the last one."""
+        layers = self._layers
         known, self._prompt = self._prompt, None  # forgotten for good if this pass fails
-        reused = known.common_rows(embeddings[0], layers) if known else 0
+        reused = known.common_rows(embeddings, layers) if known else 0
         cache.truncate(reused)
-        output = self.decoder(embeddings[:, reused:], cache, layers=layers)
+        output = self.decoder(embeddings[None, reused:], cache, layers=layers)
         features = tuple(feature[0] for feature in output.features)
         if known and reused:
             old = (feature[:reused] for feature in known.features)
             features = tuple(torch.cat(pair) for pair in zip(old, features, strict=True))
-        self._prompt = _Read(embeddings[0], layers, features)
+        self._prompt = _Read(embeddings, layers, features)
         return TargetPass(self.lm_head(output.hidden[0, -1:]), features, reused)
+
+    def _read_other(self, embeddings: Tensor, common: int, first: TargetPass, cache: KVCache) -> TargetPass:
+        """Add what a prompt [P, D] has of its own behind the rows that it has in common with the first."""
+        start, rows = cache.length, len(embeddings) - common
+        seen = _seen(cache, common)
+        mask = torch.cat((seen[:start].expand(rows, -1), seen.new_ones(rows, rows).tril()), 1)
+        positions = torch.arange(common, len(embeddings), device=self.device)
+        output = self.decoder(embeddings[None, common:], cache, positions, mask.to(self.device), self._layers)
+        seen[start : cache.length] = True
+        self._texts.append(_Text(len(embeddings), seen))
+        features = tuple(
+            torch.cat((old[:common], new[0]))
+            for old, new in zip(first.features, output.features, strict=True)
+        )
+        return TargetPass(self.lm_head(output.hidden[0, -1:]), features, common)
 
     def forget(self) -> None:
         """Read the next prompt from its first row on, whatever came before it."""
         self._prompt = None
 
-    def extend(self, root: int, tree: DraftTree) -> TargetPass:
-        """Read the root and the tree's nodes, each row at position prefix length + depth, seeing its
-        ancestors.
+    def extend(self, blocks: Sequence[Block]) -> list[TargetPass]:
+        """Read each block's root and nodes, each row at position its text's length + depth, seeing its text
+        and its ancestors.
         """
         assert self._cache is not None, "Cannot extend before a prefill"
         self._read = self._cache.length
-        ids = torch.tensor([root, *tree.tokens.tolist()])
-        if tree.is_chain:
+        self._blocks = [(block.text, len(block.tree) + 1) for block in blocks]
+        ids = torch.tensor([token for block in blocks for token in (block.root, *block.tree.tokens.tolist())])
+        if self._texts:
+            rows = Rows(ids, self._depths(blocks), self._visible(blocks))
+        elif blocks[0].tree.is_chain:
             rows = Rows(ids)
         else:
+            tree = blocks[0].tree
             rows = Rows(ids, torch.from_numpy(tree.row_depths()), torch.from_numpy(tree.ancestors()))
-        return TargetPass(*self.engine.run(rows, self._cache, self._layers))
+        logits, features = self.engine.run(rows, self._cache, self._layers)
+        if len(blocks) == 1:
+            return [TargetPass(logits, features)]
+        sizes = [count for _, count in self._blocks]
+        parts = zip(*(torch.split(whole, sizes) for whole in (logits, *features)), strict=True)
+        return [TargetPass(part[0], tuple(part[1:])) for part in parts]
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[Sequence[int]]) -> None:
         """Gather these rows of the last `extend` in the cache and forget the others."""
         assert self._cache is not None, "Cannot keep rows before a prefill"
-        if rows[-1] == len(rows) - 1:  # the first rows, as in every chain: they lie where they belong
-            self._cache.truncate(self._read + len(rows))
+        if self._texts:
+            self._keep_of_each(rows)
+        elif rows[0][-1] == len(rows[0]) - 1:  # the first rows, as in every chain: they lie where they belong
+            self._cache.truncate(self._read + len(rows[0]))
         else:
-            self._cache.keep(torch.tensor(rows, device=self.device))
+            self._cache.keep(torch.tensor(rows[0], device=self.device))
+
+    def _depths(self, blocks: Sequence[Block]) -> Tensor:
+        """int64 [T]: of each row its position - the cache's length."""
+        return torch.cat(
+            [
+                torch.from_numpy(block.tree.row_depths()) + self._texts[block.text].length - self._read
+                for block in blocks
+            ]
+        )
+
+    def _visible(self, blocks: Sequence[Block]) -> Tensor:
+        """Bool [T, S]: of each row what it sees of the cache and of the pass."""
+        masks = [torch.from_numpy(block.tree.ancestors()) for block in blocks]
+        behind: Tensor = torch.block_diag(*masks)  # type: ignore[no-untyped-call]
+        before = [self._texts[text].seen[: self._read].expand(rows, -1) for text, rows in self._blocks]
+        return torch.cat((torch.cat(before), behind), 1)
+
+    def _keep_of_each(self, rows: Sequence[Sequence[int]]) -> None:
+        """Gather the rows of every text one behind the other, and note whose they are."""
+        assert self._cache is not None
+        first = 0
+        kept: list[int] = []
+        for (text, count), own in zip(self._blocks, rows, strict=True):
+            stored = self._read + len(kept)
+            self._texts[text].seen[stored : stored + len(own)] = True
+            self._texts[text].length += len(own)
+            kept += [first + row for row in own]
+            first += count
+        self._cache.keep(torch.tensor(kept, device=self.device))
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, without special tokens."""
@@ -183,3 +271,15 @@ class DecoderTarget:
             )
             self._prompt = None
         return self._cache
+
+
+def _common_rows(one: Tensor, other: Tensor) -> int:
+    """How many rows another prompt [Q, D] has in common with [P, D] from the first on, its last one never."""
+    rows = min(len(one), len(other) - 1)
+    same = (one[:rows] == other[:rows]).all(-1)
+    return int(same.cumprod(0).sum())
+
+
+def _seen(cache: KVCache, rows: int) -> Tensor:
+    """Bool [capacity], the first rows alone."""
+    return torch.arange(cache.capacity) < rows

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evspec_ros.speculative import DraftLimits, DraftTree, Prompt, TargetPass
+from evspec_ros.speculative import Block, DraftLimits, DraftTree, Prompt, TargetPass
 from evspec_ros.speculative.sampling import Sampling, draw
 
 Next = Callable[[list[int]], Tensor]  # the tokens so far -> logits [V] of the next one
@@ -35,28 +35,41 @@ class FakeTarget:
     def __init__(self, following: Next, end_tokens: Sequence[int] = ()) -> None:
         self.following = following
         self.end_tokens = frozenset(end_tokens)
-        self.history: list[int] = []
-        self._rows: list[int] = []
+        self.histories: list[list[int]] = []
+        self._blocks: list[tuple[int, list[int]]] = []
 
-    def prefill(self, embeddings: Tensor, capacity: int, layers: tuple[int, ...]) -> TargetPass:
-        """Forget everything but the prompt."""
-        self.history = [int(value) for value in embeddings.flatten()]
-        return TargetPass(self.following(self.history)[None], tuple(embeddings[0] for _ in layers))
+    @property
+    def history(self) -> list[int]:
+        """What was read of the only text."""
+        (history,) = self.histories
+        return history
 
-    def extend(self, root: int, tree: DraftTree) -> TargetPass:
+    def prefill(self, prompts: Sequence[Tensor], capacity: int, layers: tuple[int, ...]) -> list[TargetPass]:
+        """Forget everything but the prompts."""
+        self.histories = [[int(value) for value in prompt.flatten()] for prompt in prompts]
+        return [
+            TargetPass(self.following(history)[None], tuple(prompt[0] for _ in layers))
+            for history, prompt in zip(self.histories, prompts, strict=True)
+        ]
+
+    def extend(self, blocks: Sequence[Block]) -> list[TargetPass]:
         """Logits at every row from its path alone, which mask and depths must describe alike."""
-        self._rows = [root, *tree.tokens.tolist()]
-        mask, depths = tree.ancestors(), tree.row_depths()
+        self._blocks = [(block.text, [block.root, *block.tree.tokens.tolist()]) for block in blocks]
+        return [self._judge(block, rows) for block, (_, rows) in zip(blocks, self._blocks, strict=True)]
+
+    def _judge(self, block: Block, rows: list[int]) -> TargetPass:
+        mask, depths = block.tree.ancestors(), block.tree.row_depths()
         logits = []
-        for row in range(len(self._rows)):
+        for row in range(len(rows)):
             path = sorted(np.flatnonzero(mask[row]), key=lambda seen: depths[seen])
             assert [depths[seen] for seen in path] == list(range(depths[row] + 1))
-            logits.append(self.following(self.history + [self._rows[seen] for seen in path]))
-        return TargetPass(torch.stack(logits), (torch.tensor(self._rows, dtype=torch.float32)[:, None],))
+            logits.append(self.following(self.histories[block.text] + [rows[seen] for seen in path]))
+        return TargetPass(torch.stack(logits), (torch.tensor(rows, dtype=torch.float32)[:, None],))
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[Sequence[int]]) -> None:
         """Remember these rows of the last pass."""
-        self.history += [self._rows[row] for row in rows]
+        for (text, read), kept in zip(self._blocks, rows, strict=True):
+            self.histories[text] += [read[row] for row in kept]
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Numbers as text."""

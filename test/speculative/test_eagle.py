@@ -19,6 +19,7 @@ from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
 from evspec_ros.speculative import (
     DRAFTERS,
+    Block,
     DecoderTarget,
     Drafter,
     DraftLimits,
@@ -299,7 +300,7 @@ def test_a_tree_s_nodes_have_the_probabilities_that_whole_passes_give_them(kind:
     for prompt in _prompts(4):
         drafter = EagleDrafter(target, head, EventSide(), branches=3)
         with torch.inference_mode():
-            first = target.prefill(prompt.embeddings, 40, drafter.layers)
+            (first,) = target.prefill([prompt.embeddings], 40, drafter.layers)
             drafter.prepare(prompt)
             drafter.start(prompt, first.features, 3, 40)
             tree = drafter.propose(DraftLimits(2, 12), Sampling(), torch.Generator())
@@ -321,7 +322,7 @@ def test_events_change_what_is_drafted_and_not_what_is_said() -> None:
         drafter = EagleDrafter(target, head, EventSide())
         texts.append(generate(target, drafter, prompt, max_new_tokens=LENGTH).tokens)
         with torch.inference_mode():
-            first = target.prefill(prompt.embeddings, 20, drafter.layers)
+            (first,) = target.prefill([prompt.embeddings], 20, drafter.layers)
             drafter.prepare(prompt)
             drafter.start(prompt, first.features, texts[0][0], 20)
             drafts.append(drafter.propose(DraftLimits(), Sampling(), torch.Generator()).probabilities)
@@ -335,7 +336,7 @@ def test_a_chain_stops_where_confidence_ends() -> None:
     prompt = _prompts(1)[0]
     drafter = EagleDrafter(target, head, EventSide())
     with torch.inference_mode():
-        first = target.prefill(prompt.embeddings, 20, drafter.layers)
+        (first,) = target.prefill([prompt.embeddings], 20, drafter.layers)
         drafter.prepare(prompt)
         drafter.start(prompt, first.features, 3, 20)
         whole = drafter.propose(DraftLimits(), Sampling(), torch.Generator())
@@ -396,10 +397,10 @@ def test_a_prompt_that_begins_as_the_last_one_is_read_from_where_they_part() -> 
     for rows in (12, 7, 1, 0):  # all of it, a part, one row, none
         other = torch.cat((first[:, :rows], torch.randn(1, 12 - min(rows, 11), CONFIG.hidden_size)), 1)
         with torch.inference_mode():
-            target.prefill(first, 20, layers)
-            target.extend(4, DraftTree.chain([1, 2, 3], [1.0] * 3))
-            target.keep([0, 1])
-            found, whole = target.prefill(other, 20, layers), _target().prefill(other, 20, layers)
+            target.prefill([first], 20, layers)
+            target.extend([Block(0, 4, DraftTree.chain([1, 2, 3], [1.0] * 3))])
+            target.keep([[0, 1]])
+            (found,), (whole,) = target.prefill([other], 20, layers), _target().prefill([other], 20, layers)
         assert found.reused == rows
         assert whole.reused == 0
         torch.testing.assert_close(found.logits, whole.logits, rtol=1e-4, atol=1e-4)
@@ -411,9 +412,9 @@ def test_the_last_row_of_a_prompt_is_always_read() -> None:
     """Its logits begin the text: the same prompt again costs one row, or all after `forget`."""
     target, prompt = _target(), torch.randn(1, 12, CONFIG.hidden_size)
     with torch.inference_mode():
-        once, again = (target.prefill(prompt, 20, ()) for _ in range(2))
+        once, again = (target.prefill([prompt], 20, ())[0] for _ in range(2))
         target.forget()
-        anew = target.prefill(prompt, 20, ())
+        (anew,) = target.prefill([prompt], 20, ())
     assert [once.reused, again.reused, anew.reused] == [0, 11, 0]
     torch.testing.assert_close(once.logits, again.logits, rtol=1e-4, atol=1e-4)
 
@@ -423,5 +424,7 @@ def test_a_larger_cache_or_other_layers_begin_anew(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("evspec_ros.speculative.target.CACHE_STEP", 8)
     target, prompt = _target(), torch.randn(1, 12, CONFIG.hidden_size)
     with torch.inference_mode():
-        reused = [target.prefill(prompt, *ask).reused for ask in ((4, ()), (40, ()), (4, (1,)), (4, (1,)))]
+        reused = [
+            target.prefill([prompt], *ask)[0].reused for ask in ((4, ()), (40, ()), (4, (1,)), (4, (1,)))
+        ]
     assert reused == [0, 0, 0, 11]
