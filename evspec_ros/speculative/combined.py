@@ -14,7 +14,7 @@ from evspec_ros.speculative.eagle import EagleDrafter
 from evspec_ros.speculative.eventgpt import EventGptDrafter
 from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.sampling import Sampling
-from evspec_ros.speculative.tree import DraftTree, likeliest
+from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
 TRUSTED = 0.8  # what follows the last description with this probability needs no head
 
@@ -64,10 +64,7 @@ class CombinedDrafter:
         if self._head is not None and not trusted:
             trees.append(self._head.propose(limits, sampling, generator))
 
-        def enough(nodes: int, gain: float, chance: float) -> bool:
-            return nodes == limits.tree_size or chance < limits.floor(nodes, gain)
-
-        return likeliest(trees, enough)
+        return merged(trees, limits)
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """All go on."""
@@ -83,3 +80,30 @@ class CombinedDrafter:
         """The texts are forgotten."""
         for part in self._parts:
             part.forget()
+
+
+def merged(trees: Sequence[DraftTree], limits: DraftLimits) -> DraftTree:
+    """Trees drafted without chance as one: their paths, the likeliest first, as far as they are worth it.
+
+    Of a path that two trees hold the higher probability counts.
+    """
+    trees = [tree for tree in trees if len(tree)]
+    if len(trees) <= 1:
+        return trees[0] if trees else NO_DRAFT
+    chances: dict[tuple[int, ...], float] = {(): 1.0}
+    for tree in trees:
+        for path, chance in zip(tree.paths(), tree.path_chances(), strict=True):
+            chances[path] = max(chance, chances.get(path, 0.0))
+    gain = 1.0
+    nodes: dict[tuple[int, ...], int] = {(): ROOT}
+    shares: list[float] = []
+    for path in sorted(chances, key=lambda path: (-chances[path], len(path)))[1:]:
+        count = len(nodes) - 1
+        if count == limits.tree_size or chances[path] < limits.floor(count, gain):
+            break
+        if path[:-1] in nodes:  # or the other tree thought less of the beginning
+            nodes[path] = count
+            shares.append(min(1.0, chances[path] / chances[path[:-1]]))
+            gain += chances[path]
+    paths = list(nodes)[1:]
+    return DraftTree.from_parents([path[-1] for path in paths], [nodes[path[:-1]] for path in paths], shares)

@@ -1,7 +1,7 @@
 """EAGLE's ways of drafting: a head of one layer goes on from the target's own features.
 
-A chain as in EAGLE (arXiv 2401.15077), or a tree grown where the head is confident and pruned to its most
-confident nodes as in EAGLE-2 (arXiv 2406.16858), which EAGLE-3 (arXiv 2503.01840) uses with another head.
+A chain as in EAGLE (arXiv 2401.15077), or a tree of the most confident nodes as in EAGLE-2 (arXiv
+2406.16858), which EAGLE-3 (arXiv 2503.01840) uses with another head.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.event_side import EventSide
+from evspec_ros.speculative.growth import Growth
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.target import DecoderTarget
-from evspec_ros.speculative.tree import ROOT, DraftTree, likeliest
+from evspec_ros.speculative.tree import ROOT, DraftTree
 
-BRANCHES = CANDIDATES  # rows that a tree grows from at each depth, and children that each of them may have
+BRANCHES = CANDIDATES  # children that a node may have
 
 
 def head_engine(target: DecoderTarget, head: DraftHead) -> HeadEngine:
@@ -54,6 +55,9 @@ class EagleDrafter:
         self._head = head
         self._events = events
         self._branches = branches
+        # Where rows cost what they compute, as on a CPU, each is read when its turn comes; a GPU reads a few
+        # of them as fast as one.
+        self._width = 1 if target.device.type == "cpu" else branches
         self._engine = head_engine(target, head)
         self._cache: KVCache | None = None
         self._known = 0  # cache rows that stem from the target's own features
@@ -89,7 +93,7 @@ class EagleDrafter:
         self._ids, self._carried = [], []
         if self._branches == 1 and not sampling.greedy:
             return self._chain(said, cache, limits, sampling, generator)
-        return self._tree(said, cache, limits)
+        return self._grow(said, cache, limits)
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """Queue the target's own features for the next `propose`, each beside the token emitted after it."""
@@ -126,70 +130,27 @@ class EagleDrafter:
         chances = [float(q[token]) for q, token in zip(distributions, tokens, strict=True)]
         return DraftTree.chain(tokens, chances, torch.stack(distributions) if distributions else None)
 
-    def _tree(self, said: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
-        """Grown depth by depth from the most confident nodes of the last one; of all nodes the best ones
-        stay.
-        """
-        tokens: list[int] = []
-        parents: list[int] = []
-        chances: list[float] = []  # of the whole path
-        paths: dict[int, tuple[int, ...]] = {ROOT: ()}  # of the nodes that were read: their path's rows
-        read, gain = 0, 1.0
-        frontier = [ROOT]  # the nodes that `said` goes on from, in the order of its last rows
-        ahead: deque[HeadPass] = deque()  # what it says further on if it reads its own likeliest tokens
-        for depth in range(limits.n_max):
-            first, grown = len(tokens), len(frontier)
-            floor = limits.floor(read, gain)
-            told = zip(frontier, said.tokens[-grown:].tolist(), said.chances[-grown:].tolist(), strict=True)
-            for node, likely, shares in told:
-                before = chances[node] if node != ROOT else 1.0
-                for token, share in zip(likely[: self._branches], shares, strict=False):
-                    if before * share < floor:
-                        break  # the next ones are less likely still
-                    tokens.append(token)
-                    parents.append(node)
-                    chances.append(before * share)
-            best = sorted(range(first, len(tokens)), key=chances.__getitem__, reverse=True)
-            best = sorted(best[: min(self._branches, limits.tree_size - read)])
-            if not best or depth + 1 == limits.n_max:
-                break
-            carried = _rows(said.output, [frontier.index(parents[node]) - grown for node in best])
-            frontier = best
-            for row, node in enumerate(frontier, start=read):
-                paths[node] = (*paths[parents[node]], row)
-                gain += chances[node]
-            read += len(frontier)
-            if read == depth + 1 and frontier[0] == first:  # the likeliest token at every depth so far
+    def _grow(self, said: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
+        """A tree within the limits, from what was said behind the text."""
+        growth = Growth(self._branches)
+        growth.told(ROOT, said.tokens[-1].tolist(), said.chances[-1].tolist(), said.output[-1:].clone())
+        ahead: deque[HeadPass] = deque()  # what the head says further on if it reads its own likeliest tokens
+        while read := growth.take(self._width, limits):
+            carried = growth.carried(read)
+            if growth.chain:
                 if not ahead:
-                    ahead.extend(self._engine.run_on(tokens[first], carried, cache))
+                    ahead.extend(self._engine.run_on(growth.tokens[read[0]], carried, cache))
                 said = ahead.popleft()
             else:
-                cache.truncate(self._known + read - len(frontier))
                 ahead.clear()
-                ids = [tokens[node] for node in frontier]
-                said = self._read(ids, carried, cache, [paths[node] for node in frontier])
-
-        def enough(nodes: int, tokens_gained: float, chance: float) -> bool:
-            return nodes == limits.tree_size or chance < limits.floor(nodes, tokens_gained)
-
-        shares = [
-            chance / (chances[parent] if parent != ROOT else 1.0)
-            for chance, parent in zip(chances, parents, strict=True)
-        ]
-        return likeliest([DraftTree.from_parents(tokens, parents, shares)], enough)
-
-    def _read(
-        self, ids: list[int], carried: Tensor, cache: KVCache, paths: list[tuple[int, ...]]
-    ) -> HeadPass:
-        """A pass over nodes of one depth; each one's path, itself last, in rows behind what is known."""
-        rows, depth = paths[-1][-1] + 1, len(paths[-1])
-        if rows == depth:  # one row in every depth so far
-            return self._engine.run(ids, carried, cache)
-        visible = torch.zeros(len(ids), rows, dtype=torch.bool)
-        for row, path in enumerate(paths):
-            visible[row, list(path)] = True
-        depths = torch.full((len(ids),), depth - 1 + len(ids) - rows, dtype=torch.int64)
-        return self._engine.run(ids, carried, cache, depths, visible)
+                cache.truncate(self._known + growth.rows - len(read))
+                ids = [growth.tokens[node] for node in read]
+                said = self._engine.run(ids, carried, cache, *growth.places(read))
+            outputs = torch.split(said.output.clone(), 1)
+            told = zip(read, said.tokens.tolist(), said.chances.tolist(), outputs, strict=True)
+            for one in told:
+                growth.told(*one)
+        return growth.tree()
 
     def _fuse(self, features: tuple[Tensor, ...]) -> Tensor:
         """The target's features [n, D] per layer as the head carries them, [n, d]."""
@@ -201,8 +162,3 @@ class EagleDrafter:
             self._cache = self._head.new_cache(capacity)
         self._cache.truncate(0)
         return self._cache
-
-
-def _rows(outputs: Tensor, rows: list[int]) -> Tensor:
-    """Some rows of outputs [T, d], counted from the end; one row as a view."""
-    return outputs[rows[0] :][:1] if len(rows) == 1 else outputs[rows]

@@ -69,13 +69,16 @@ class TextDrafter(ABC):
         self._follow([token])
 
     def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
-        """The continuation of the match, while the product of its tokens' rates is at least p_min."""
+        """The continuation of the match, while the product of its tokens' rates is at least the limits'
+        floor.
+        """
         self._kind, tokens = self._continuation(min(limits.n_max, limits.tree_size))
         rate = self._rates[self._kind].value if tokens else 0.0
-        confidence = 1.0
+        confidence = gain = 1.0
         size = 0
-        while size < len(tokens) and (confidence := confidence * rate) >= limits.p_min:
+        while size < len(tokens) and (confidence := confidence * rate) >= limits.floor(size, gain):
             size += 1
+            gain += confidence
         self._proposed = tokens[:size]
         return DraftTree.chain(self._proposed, [rate] * size)
 

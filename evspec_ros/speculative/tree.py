@@ -6,7 +6,7 @@ yet), row i + 1 is node i. Every index below says whether it counts nodes or row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -136,47 +136,6 @@ class DraftTree:
             mask[rows, reached] = True
             reached = parent_rows[reached]
         return mask
-
-
-def likeliest(trees: Sequence[DraftTree], enough: Callable[[int, float, float], bool]) -> DraftTree:
-    """Trees drafted without chance merged by their paths, their nodes taken from the likeliest path on until
-    `enough(nodes so far, tokens that they gain with the bonus, the next path's probability)`.
-
-    Of a path that two trees hold the higher probability counts.
-    """
-    trees = [tree for tree in trees if len(tree)]
-    if len(trees) == 1 and trees[0].is_chain:
-        return _beginning(trees[0], enough)
-    chances: dict[tuple[int, ...], float] = {}
-    for tree in trees:
-        for path, chance in zip(tree.paths(), tree.path_chances(), strict=True):
-            chances[path] = max(chance, chances.get(path, 0.0))
-    gain = 1.0
-    chosen: dict[tuple[int, ...], int] = {(): ROOT}
-    tokens: list[int] = []
-    parents: list[int] = []
-    shares: list[float] = []
-    for path in sorted(chances, key=lambda path: (-chances[path], len(path))):
-        if enough(len(tokens), gain, chances[path]):
-            break
-        if path[:-1] not in chosen:  # the other tree thought less of the beginning
-            continue
-        chosen[path] = len(tokens)
-        tokens.append(path[-1])
-        parents.append(chosen[path[:-1]])
-        shares.append(min(1.0, chances[path] / chances.get(path[:-1], 1.0)))
-        gain += chances[path]
-    return DraftTree.from_parents(tokens, parents, shares)
-
-
-def _beginning(chain: DraftTree, enough: Callable[[int, float, float], bool]) -> DraftTree:
-    """A chain's nodes up to where there are enough."""
-    gain = 1.0
-    for size, chance in enumerate(chain.path_chances()):
-        if enough(size, gain, chance):
-            return DraftTree.chain(chain.tokens[:size], chain.probabilities[:size].tolist())
-        gain += chance
-    return chain
 
 
 @lru_cache(maxsize=256)
