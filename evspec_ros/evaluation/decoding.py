@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count as count_from
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,8 @@ from evspec_ros.speculative import (
     make_combined,
     make_drafter,
 )
-from evspec_ros.speculative.costs import measure_draft, measure_passes
-from evspec_ros.speculative.drafter import PassCosts
-from evspec_ros.training.dataset import make_sample, make_stream
+from evspec_ros.speculative.costs import measure_costs, measure_passes
+from evspec_ros.training.dataset import Samples, changes_slowly, make_sample, make_stream
 from evspec_ros.training.draft_heads import ModelPair, SceneBatch
 from evspec_ros.training.head_run import as_seen, load_pair
 
@@ -90,6 +91,7 @@ class DecodingRow:
     prefill_slowdown: float
     event_ms: float
     event_hidden_ms: float
+    unchanged: float
     identical: bool | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,6 +140,7 @@ class Entry:
     event_hidden_ms: float = 0.0
     statistics: DecodingStatistics = field(default_factory=DecodingStatistics)
     texts: list[tuple[int, ...]] = field(default_factory=list)
+    unchanged: int = 0
 
     def row(self, baseline: Entry) -> DecodingRow:
         """The sums beside the baseline's."""
@@ -163,6 +166,7 @@ class Entry:
             prefill_slowdown=found.prefill_ms / plain.prefill_ms,
             event_ms=self.event_ms / windows,
             event_hidden_ms=self.event_hidden_ms / windows,
+            unchanged=self.unchanged / windows,
             identical=None if sampled else self.texts == baseline.texts,
         )
 
@@ -232,8 +236,11 @@ class Bench:
             turn = index % len(entries)
             for entry in entries[turn:] + entries[:turn]:
                 entry.drafter.forget()
+                before = len(entry.texts)
                 for number, window in enumerate(stream):
                     self._describe_counted(entry, window, seed=index * len(stream) + number)
+                written = entry.texts[before:]
+                entry.unchanged += sum(one == other for one, other in pairwise(written))
             report(index + 1)
         if not entries[0].texts:
             raise GenerationError("A benchmark needs at least one scene; ask for more than none.")
@@ -281,9 +288,7 @@ class Bench:
             entry.drafter.forget()
         self._passes_ms = self._passes_ms or measure_passes(self.decoder, prompt)
         for entry in entries:
-            costs = PassCosts(
-                self._passes_ms, measure_draft(self.decoder, entry.drafter, prompt, self._passes_ms)
-            )
+            costs = measure_costs(self.decoder, entry.drafter, prompt, self._passes_ms)
             entry.limits = replace(self._limits, costs=costs)
 
     def _describe_counted(self, entry: Entry, window: SceneBatch, seed: int) -> None:
@@ -330,37 +335,46 @@ def bench_visibly(
     loaded = [load_draft_head(path) for path in draft_heads]
     bench = Bench(load_pair(target, event_model), {head.config.kind: head for head in loaded}, limits)
     chosen = drafters or bench.able()
-    full = DEFAULT in chosen
     with Progress(console=Console(stderr=True), transient=True) as progress:
 
-        def race(what: str, entries: list[Contestant], count: int, windows: int) -> tuple[DecodingRow, ...]:
+        def race(
+            what: str, entries: list[Contestant], windows: Iterable[Sequence[SceneBatch]], count: int
+        ) -> tuple[DecodingRow, ...]:
             if not count or not entries:
                 return ()
             task = progress.add_task(what, total=count)
-            found = bench.race(
-                entries, held_out(count, windows), lambda done: progress.update(task, completed=done)
-            )
+            found = bench.race(entries, windows, lambda done: progress.update(task, completed=done))
             progress.remove_task(task)
             return found
 
-        singles = race("single windows", contestants(chosen), scenes, 1)
-        flows = race("streams", contestants(chosen), streams, STREAM_WINDOWS)
-        lacking = ablations() if full else []
+        lacking = ablations() if DEFAULT in chosen else []
         return DecodingReport(
-            singles,
-            flows,
-            race("single windows, ablation", lacking, scenes, 1),
-            race("streams, ablation", lacking, streams, STREAM_WINDOWS),
+            race("single windows", contestants(chosen), held_out(scenes), scenes),
+            race("streams", contestants(chosen), held_out_streams(streams), streams),
+            race("single windows, ablation", lacking, held_out(scenes), scenes),
+            race("streams, ablation", lacking, held_out_streams(streams), streams),
             *bench.cost_curve(),
         )
 
 
-def held_out(count: int, windows: int) -> Iterator[list[SceneBatch]]:
-    """Streams of windows of held-out scenes; of one window, the scenes that are tested elsewhere."""
+def held_out(count: int) -> Iterator[list[SceneBatch]]:
+    """The first held-out scenes, a window of each."""
     for index in range(count):
-        samples = make_sample("held_out", index) if windows == 1 else make_stream("held_out", index, windows)
-        seen = as_seen(samples)
-        yield [
-            SceneBatch(seen.frames[number : number + 1], seen.events[number : number + 1])
-            for number in range(windows)
-        ]
+        yield _windows(make_sample("held_out", index))
+
+
+def held_out_streams(count: int) -> Iterator[list[SceneBatch]]:
+    """STREAM_WINDOWS windows of each of the first held-out scenes that change slowly: nothing moves quickly,
+    but things bounce, change places and pass from one part of the picture to another.
+    """
+    slow = (index for index in count_from() if changes_slowly("held_out", index))
+    for index in islice(slow, count):
+        yield _windows(make_stream("held_out", index, STREAM_WINDOWS))
+
+
+def _windows(samples: Samples) -> list[SceneBatch]:
+    seen = as_seen(samples)
+    return [
+        SceneBatch(seen.frames[number : number + 1], seen.events[number : number + 1])
+        for number in range(len(samples))
+    ]

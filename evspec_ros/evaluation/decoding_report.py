@@ -13,7 +13,7 @@ from rich.table import Table
 from evspec_ros.errors import EvspecError
 from evspec_ros.evaluation.decoding import DecodingReport, DecodingRow
 
-WIDTH = 104  # characters that the tables need
+WIDTH = 112  # characters that the tables need
 
 
 def print_report(report: DecodingReport) -> None:
@@ -38,12 +38,21 @@ def _parts(report: DecodingReport) -> list[tuple[str, Sequence[DecodingRow]]]:
 def _table(title: str, rows: Sequence[DecodingRow]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
     figures = ("speed-\nup", "de-\ncode", "length", "rate", "prefill\nms", "draft\nms", "verify\nms")
-    for column in ("drafter", "over-\nlap", "T", *figures, "events\nms", "hidden\nms", "same"):
+    for column in (
+        "drafter",
+        "over-\nlap",
+        "T",
+        *figures,
+        "events\nms",
+        "hidden\nms",
+        "un-\nchanged",
+        "same",
+    ):
         table.add_column(column, justify="left" if column == "drafter" else "right", no_wrap=True)
     for row in rows:
         values = (
             row.temperature, row.speedup, row.speedup_decode, row.mean_accepted_length, row.acceptance_rate,
-            row.prefill_ms, row.draft_ms, row.verify_ms, row.event_ms, row.event_hidden_ms,
+            row.prefill_ms, row.draft_ms, row.verify_ms, row.event_ms, row.event_hidden_ms, row.unchanged,
         )  # fmt: skip
         table.add_row(
             row.drafter,

@@ -9,19 +9,38 @@ import numpy as np
 import torch
 
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, PassCosts, Prompt
-from evspec_ros.speculative.sampling import GREEDY
+from evspec_ros.speculative.generate import generate
 from evspec_ros.speculative.target import Block, Target
 from evspec_ros.speculative.tree import DraftTree
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 60, 64)
 REPETITIONS = 5
-_DRAFT = 32  # nodes at most of the draft that is timed
+_NODES, _TOKENS = 32, 64  # of drafts and texts that are timed
 
 
-def measure_costs(target: Target, drafter: Drafter, prompt: Prompt) -> PassCosts:
-    """What the target's passes behind this prompt and the drafter's nodes take on this machine."""
-    passes = measure_passes(target, prompt)
-    return PassCosts(passes, measure_draft(target, drafter, prompt, passes))
+def measure_costs(
+    target: Target, drafter: Drafter, prompt: Prompt, passes_ms: tuple[float, ...]
+) -> PassCosts:
+    """What the target's passes and the drafter's nodes take on this machine while a text is written.
+
+    passes_ms: of `measure_passes`, one after another; between drafts they find other things in the caches, so
+    they are scaled by what a whole text took. It is drafted as if nodes were free; a drafter that has nothing
+    to propose costs nothing.
+    """
+    limits = DraftLimits(_NODES, _NODES, costs=PassCosts(passes_ms, 0.0))
+    found = min(
+        (
+            generate(target, drafter, prompt, max_new_tokens=_TOKENS, limits=limits).statistics
+            for _ in range(3)
+        ),
+        key=lambda statistics: statistics.decode_ms,
+    )
+    drafter.forget()
+    passes = max(1, found.target_passes)
+    scale = max(1.0, found.verify_ms / passes / passes_ms[round(found.drafted / passes)])
+    return PassCosts(
+        tuple(scale * cost for cost in passes_ms), found.draft_ms / found.drafted if found.drafted else 0.0
+    )
 
 
 @torch.inference_mode()
@@ -59,24 +78,6 @@ def convex_minorant(places: Sequence[int], values: Sequence[float]) -> list[floa
 
 def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
     return (right[1] - left[1]) / (right[0] - left[0])
-
-
-@torch.inference_mode()
-def measure_draft(target: Target, drafter: Drafter, prompt: Prompt, passes_ms: tuple[float, ...]) -> float:
-    """Milliseconds of drafting a node behind this prompt, in a draft as large as pays where nodes are free; 0
-    where the drafter has nothing to propose.
-    """
-    limits = DraftLimits(_DRAFT, _DRAFT, costs=PassCosts(passes_ms, 0.0))
-    drafts = []
-    for _ in range(REPETITIONS):
-        drafter.prepare(prompt)
-        (first,) = target.prefill([prompt.embeddings], max(ROWS), drafter.layers)
-        drafter.start(prompt, first.features, int(first.logits[0].argmax()), max(ROWS))
-        started = time.perf_counter()
-        tree = drafter.propose(limits, GREEDY, torch.Generator())
-        drafts.append((time.perf_counter() - started) * 1e3 / max(1, len(tree)))
-    drafter.forget()
-    return min(drafts) if len(tree) else 0.0
 
 
 def _least_ms(run: Callable[[], None]) -> float:

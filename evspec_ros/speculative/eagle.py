@@ -7,7 +7,8 @@ A chain as in EAGLE (arXiv 2401.15077), or a tree of the most confident nodes as
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,16 @@ def head_engine(target: DecoderTarget, head: DraftHead) -> HeadEngine:
     if isinstance(target.engine, OnnxDecoder) and isinstance(lm_head, nn.Linear):
         return OnnxDraftHead(head, target.decoder, lm_head)
     return TorchDraftHead(head, target.decoder, lm_head)
+
+
+class _Unread(NamedTuple):
+    """A prompt's last rows: the embeddings [1, n, D] at t + 1, the features [n, layers * D] at t, and how
+    many rows may follow.
+    """
+
+    ahead: Tensor
+    features: Tensor
+    capacity: int
 
 
 class EagleDrafter:
@@ -60,37 +71,36 @@ class EagleDrafter:
         self._width = 1 if target.device.type == "cpu" else branches
         self._engine = head_engine(target, head)
         self._cache: KVCache | None = None
+        self._unread: _Unread | None = None
         self._known = 0  # cache rows that stem from the target's own features
         self._ids: list[int] = []  # rows not yet in the cache
-        self._carried: list[Tensor] = []  # [n, d] each
+        self._features: list[Tensor] = []  # [n, layers * D] each, theirs
 
     def prepare(self, prompt: Prompt) -> None:
         """Have the events read."""
         self._events.begin(prompt)
 
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
-        """Read events and prompt: keys and values of all rows but the last, which `propose` goes on from."""
-        events = self._events.features()
-        event_rows = 0 if events is None else len(events)
-        cache = self._empty_cache(event_rows + prompt.embeddings.shape[1] + capacity)
+        """Keep what `propose` has to read, if it is ever asked: of a text that is known already it is not."""
         rows = self._head.context(prompt.embeddings.shape[1] - 1)
-        ahead = prompt.embeddings[:, prompt.embeddings.shape[1] - rows :]
-        carried = self._fuse(tuple(feature[-rows - 1 :] for feature in features))
-        if rows > 0 or event_rows > 0:
-            self._head.fill(ahead, carried[None, :-1], None if events is None else events[None], cache)
-        self._known = cache.length
-        self._ids, self._carried = [token], [carried[-1:]]
+        beside = _beside(feature[-rows - 1 :] for feature in features)
+        self._unread = _Unread(
+            prompt.embeddings[:, prompt.embeddings.shape[1] - rows :], beside[:-1], capacity
+        )
+        self._ids, self._features = [token], [beside[-1:]]
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
         """Nodes whose path's confidence is at least the limits' floor, the most confident ones."""
+        assert self._ids, "Cannot propose twice without accept"
+        if self._unread is not None:
+            self._read_prompt(self._unread)
+            self._unread = None
         cache = self._cache
         assert cache is not None, "Cannot propose before start"
-        assert self._ids, "Cannot propose twice without accept"
         cache.truncate(self._known)
-        carried = torch.cat(self._carried) if len(self._carried) > 1 else self._carried[0]
-        said = self._engine.run(self._ids, carried, cache)
+        said = self._engine.run(self._ids, self._head.fuse(torch.cat(self._features)), cache)
         self._known = cache.length
-        self._ids, self._carried = [], []
+        self._ids, self._features = [], []
         if self._branches == 1 and not sampling.greedy:
             return self._chain(said, cache, limits, sampling, generator)
         return self._grow(said, cache, limits)
@@ -98,7 +108,7 @@ class EagleDrafter:
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """Queue the target's own features for the next `propose`, each beside the token emitted after it."""
         self._ids += tokens
-        self._carried.append(self._fuse(features))
+        self._features.append(_beside(features))
 
     def finish(self, tokens: Sequence[int]) -> None:
         """Nothing is learnt from a whole text."""
@@ -146,15 +156,21 @@ class EagleDrafter:
                 cache.truncate(self._known + growth.rows - len(read))
                 ids = [growth.tokens[node] for node in read]
                 said = self._engine.run(ids, carried, cache, *growth.places(read))
-            outputs = torch.split(said.output.clone(), 1)
-            told = zip(read, said.tokens.tolist(), said.chances.tolist(), outputs, strict=True)
-            for one in told:
-                growth.told(*one)
+            outputs = said.output.clone()
+            told = zip(read, said.tokens.tolist(), said.chances.tolist(), strict=True)
+            for row, (node, tokens, shares) in enumerate(told):
+                growth.told(node, tokens, shares, outputs[row : row + 1])
         return growth.tree()
 
-    def _fuse(self, features: tuple[Tensor, ...]) -> Tensor:
-        """The target's features [n, D] per layer as the head carries them, [n, d]."""
-        return self._head.fuse(torch.cat(features, -1) if len(features) > 1 else features[0]).clone()
+    def _read_prompt(self, unread: _Unread) -> None:
+        """Keys and values of the event rows and of the prompt's; its last one goes with the token."""
+        events = self._events.features()
+        event_rows = 0 if events is None else len(events)
+        cache = self._empty_cache(event_rows + len(unread.features) + 1 + unread.capacity)
+        if len(unread.features) > 0 or event_rows > 0:
+            carried = self._head.fuse(unread.features)[None]
+            self._head.fill(unread.ahead, carried, None if events is None else events[None], cache)
+        self._known = cache.length
 
     def _empty_cache(self, capacity: int) -> KVCache:
         """The cache, emptied; a larger one where it is too small."""
@@ -162,3 +178,8 @@ class EagleDrafter:
             self._cache = self._head.new_cache(capacity)
         self._cache.truncate(0)
         return self._cache
+
+
+def _beside(features: Iterable[Tensor]) -> Tensor:
+    """The layers' features [n, D] each as a copy [n, layers * D]."""
+    return torch.cat(tuple(features), -1)

@@ -45,8 +45,8 @@ class EventSide:
         self.times = EventTimes()
         self._pooling = pooling
         self._thread = ThreadPoolExecutor(1, "events") if overlap else None
-        self._pending: Future[tuple[Tensor | None, float]] | None = None
-        self._found: tuple[Tensor | None, float] = None, 0.0
+        self._pending: Future[Tensor | None] | None = None
+        self._found: Tensor | None = None
         self._wanted = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -54,12 +54,13 @@ class EventSide:
         """Read the prompt's events, then do `then` with the pooled tokens; it may go on for as long as the
         target is still reading, which without overlap it is not.
         """
-        if self._pending is not None:
-            self._pending.exception()  # a generation that failed before it asked for the events
+        self._wanted = False
+        if self._pending is not None:  # a text that was written without asking for its events
+            self._pending.exception()
         self._wanted = self.overlap
         if self._thread is None:
             self._found = self._read(prompt, then)
-            self.times = EventTimes(self._found[1], self._found[1])
+            self.times = EventTimes(self.times.busy_ms, self.times.busy_ms)
         else:
             self._pending = self._thread.submit(self._read, prompt, then)
 
@@ -72,11 +73,11 @@ class EventSide:
             self._wanted = False
             pending, self._pending = self._pending, None
             self._found = pending.result()
-            self.times = EventTimes(self._found[1], (time.perf_counter() - started) * 1e3)
-        return self._found[0]
+            self.times = EventTimes(self.times.busy_ms, (time.perf_counter() - started) * 1e3)
+        return self._found
 
-    def _read(self, prompt: Prompt, then: Then) -> tuple[Tensor | None, float]:
-        """The tokens, and the milliseconds that all of it took."""
+    def _read(self, prompt: Prompt, then: Then) -> Tensor | None:
+        """The tokens; how long all of it took is noted."""
         started = time.perf_counter()
         device = prompt.embeddings.device
         with torch.inference_mode(), self._stream(device):
@@ -84,7 +85,8 @@ class EventSide:
             then(features, lambda: self._wanted)
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()
-        return features, (time.perf_counter() - started) * 1e3
+        self.times = EventTimes((time.perf_counter() - started) * 1e3)
+        return features
 
     def _stream(self, device: torch.device) -> torch.cuda.StreamContext | nullcontext[None]:
         if device.type != "cuda" or not self.overlap:

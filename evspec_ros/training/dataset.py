@@ -81,9 +81,7 @@ def make_sample(split: str, index: int) -> Samples:
 
 
 def make_stream(split: str, index: int, windows: int) -> Samples:
-    """Scene `index` of a split window after window, STREAM_STEP_S apart, N = windows: things move on, bounce,
-    change places; what is said of them changes now and then.
-    """
+    """Scene `index` of a split window after window, STREAM_STEP_S apart, N = windows."""
     scene, camera, times = sample_scene(split, index)
     parts = []
     for window in range(windows):
@@ -91,6 +89,12 @@ def make_stream(split: str, index: int, windows: int) -> Samples:
         camera.events(now - WINDOW_S)  # what came between two windows is not seen
         parts.append(_look(scene, camera, times + now, now))
     return concatenate(parts)
+
+
+def changes_slowly(split: str, index: int) -> bool:
+    """Whether nothing in a scene moves quickly."""
+    scene, _, _ = sample_scene(split, index)
+    return all(thing.speed == "slowly" or thing.direction(0.0) == STILL for thing in scene.objects)
 
 
 def _look(scene: Scene, camera: SceneCamera, times: NDArray[np.float64], now: float) -> Samples:
