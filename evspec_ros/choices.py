@@ -6,4 +6,5 @@
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
 KV_PRECISIONS = ("auto", "float16", "int8")  # of the target's key/value cache; auto: what it computes in
 ACCEPTANCES = ("exact", "typical", "cascade")  # of drafted tokens; only exact is lossless
+OVERLAPS = ("auto", "on", "off")  # of event model and prefill; auto: where the networks are on a GPU
 BACKENDS = ("auto", "torch", "onnxruntime", "cuda_graphs")  # of the target's steps and verifications

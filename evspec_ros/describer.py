@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,20 @@ from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
 from evspec_ros.networks.quantisation import compute_dtype, kv_dtype, load_in
-from evspec_ros.networks.tokenizer import Tokenizer, load_target_tokenizer
+from evspec_ros.networks.tokenizer import (
+    Tokenizer,
+    compatibility,
+    load_fitting_tokenizer,
+    load_target_tokenizer,
+)
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.prompts import DEFAULT_PROMPT, target_prompt
-from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
+from evspec_ros.speculative.costs import measure_costs, measure_passes
+from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, PassCosts, Prompt
 from evspec_ros.speculative.event_side import EventSide
-from evspec_ros.speculative.generate import generate
-from evspec_ros.speculative.registry import DraftModels, make_drafter
+from evspec_ros.speculative.generate import generate, generate_together
+from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DraftModels, drafter_kind, make_drafter
+from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.verification import Acceptance
@@ -53,9 +61,9 @@ WINDOW_MS = 50.0  # EventGPT's task; it was made for at most 100
 class Limits:
     """How long, how freely and with how much drafting a description is written.
 
-    temperature 0 is greedy; top_k 0 keeps all tokens. n_max: drafted tokens in a row; tree_size: draft nodes
-    in all; p_min: drafting stops where its confidence falls below this. acceptance:
-    one of choices.ACCEPTANCES.
+    temperature 0 is greedy; top_k 0 keeps all tokens. n_max: most drafted tokens in a row; tree_size: most
+    draft nodes in all; within these a draft ends where its next node would cost more than it brings. p_min:
+    drafting stops where its confidence falls below this. acceptance: one of choices.ACCEPTANCES.
     """
 
     max_new_tokens: int = 80
@@ -63,8 +71,8 @@ class Limits:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
-    n_max: int = 8
-    tree_size: int = 8
+    n_max: int = 40
+    tree_size: int = 40
     p_min: float = 0.0
     acceptance: str = "exact"
 
@@ -74,9 +82,10 @@ class Description:
     """What was said about one window, and what it cost.
 
     stamp_ns: ROS time of the window's end; window_ms: its length as asked for; tokens: emitted ids, the end
-    token included. latency_ms: wall-clock milliseconds of each stage (draft and verify are parts of decode,
-    and total is everything). reused_frames: of the window's frames, those that were not encoded for it, as an
-    earlier window had them. lossless: the text is what the target alone would have written.
+    token included. latency_ms: wall-clock milliseconds of each stage (see `_latencies`). prefill_slowdown:
+    how much longer the prefill took with the event model beside it than alone. reused_frames: of the window's
+    frames, those that were not encoded for it, as an earlier window had them. lossless: the text is what the
+    target alone would have written.
     """
 
     stamp_ns: int
@@ -85,6 +94,7 @@ class Description:
     text: str
     tokens: tuple[int, ...]
     latency_ms: dict[str, float]
+    prefill_slowdown: float
     reused_frames: int
     statistics: DecodingStatistics
     drafter: str
@@ -99,6 +109,7 @@ class Description:
             "text": self.text,
             "tokens": len(self.tokens),
             "latency_ms": {stage: round(ms, 3) for stage, ms in self.latency_ms.items()},
+            "prefill_slowdown": round(self.prefill_slowdown, 3),
             "reused_frames": self.reused_frames,
             "mean_accepted_length": self.statistics.mean_accepted_length,
             "statistics": self.statistics.as_dict(),
@@ -123,20 +134,38 @@ class _Stages:
         self._last = now
 
 
+@dataclass(frozen=True, eq=False)
+class EventReader:
+    """The event model and what it reads with."""
+
+    model: EventGpt
+    tokenizer: Tokenizer
+    preprocessor: ClipPreprocessor
+
+    @classmethod
+    def load(cls, path: Path, dtype: str, place: torch.device) -> EventReader:
+        """From a checkpoint directory; raises CheckpointError."""
+        model = load_in(dtype, load_eventgpt, path, place)
+        tokenizer = load_fitting_tokenizer(path, model.config.text.vocab_size)
+        return cls(model, tokenizer, ClipPreprocessor.from_config(load_preprocessor_config(path)))
+
+
 class SceneDescriber:
-    """Video-LLaVA describes, EventGPT and a draft head make it faster. One description at a time."""
+    """Video-LLaVA describes, EventGPT and a draft head make it faster. One window at a time."""
 
     def __init__(
         self,
         target: VideoLlava,
         tokenizer: Tokenizer,
         frame_preprocessor: ClipPreprocessor,
-        event_model: EventGpt | None = None,
-        event_preprocessor: ClipPreprocessor | None = None,
+        event_reader: EventReader | None = None,
         draft_head: Head | None = None,
-        drafter: str = "eagle",
+        *,
+        drafter: str = DEFAULT_DRAFTER,
         kv_precision: str = "auto",
         backend: str = "auto",
+        overlap: bool = False,
+        event_pooling: int = 1,
     ) -> None:
         cache_dtype = kv_dtype(kv_precision)
         chosen = choose_engine(target.decoder, target.lm_head, backend, cache_dtype)
@@ -144,16 +173,20 @@ class SceneDescriber:
         self._target = target
         self._tokenizer = tokenizer
         self._frame_preprocessor = frame_preprocessor
-        self._event_model = event_model
-        self._event_preprocessor = event_preprocessor
+        self._event_reader = event_reader if drafter_kind(drafter).reads_events else None
         self._decoder = DecoderTarget(
             target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, cache_dtype, chosen.engine
         )
-        self._drafter = make_drafter(
-            drafter, self._decoder, DraftModels(draft_head, event_model, EventSide())
-        )
+        self._drafting = drafter, draft_head, overlap, event_pooling
+        self._drafters: list[Drafter] = []  # one for each prompt of a window
+        self._sides: list[EventSide] = []  # theirs
+        self._add_drafter()
         self._weight = target.lm_head.weight  # tells device and dtype
         self._frame_features = FrameFeatures(KEPT_FRAMES)
+        self._costs: PassCosts | None = None
+        self._prefill_row_ms = 0.0  # without an event model beside it; 0 where there never is one
+        self._warm = False
+        self._stream_ended = False
 
     @classmethod
     def load(
@@ -162,50 +195,75 @@ class SceneDescriber:
         event_model: Path | None,
         draft_head: Path | None,
         *,
-        drafter: str = "eagle",
+        drafter: str = DEFAULT_DRAFTER,
         device: str = "cpu",
         dtype: str = "float32",
         kv_dtype: str = "auto",
         backend: str = "auto",
+        overlap: str = "auto",
+        event_pooling: int = 1,
     ) -> SceneDescriber:
-        """From checkpoint directories; `none` drafts nothing and reads the target alone.
+        """From checkpoint directories, of which a drafter that does not need them reads none.
 
         dtype: one of `choices.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache;
-        backend: one of BACKENDS. Raises CheckpointError for a checkpoint that cannot be used or does not fit
+        backend: one of BACKENDS; overlap: one of OVERLAPS; event_pooling: as `EventSide`. Raises
+        CheckpointError for a checkpoint that cannot be used or does not fit
         the others, for an unknown precision and, before weights are read, where the memory does not suffice;
         GenerationError for an unknown drafter or one whose head is missing; EngineError for a backend that
         cannot run the target.
         """
+        kind = drafter_kind(drafter)
         place = compute_device(device)
         number = compute_dtype(dtype, place)
-        alone = drafter == "none" or event_model is None or draft_head is None
+        event_model = event_model if kind.reads_events else None
+        draft_head = draft_head if kind.head_kind else None
         sizes = Checkpoints(
             read_video_llava_config(target),
-            None if event_model is None or alone else read_eventgpt_config(event_model),
-            None if draft_head is None or alone else read_draft_head_config(draft_head),
+            None if event_model is None else read_eventgpt_config(event_model),
+            None if draft_head is None else read_draft_head_config(draft_head),
         )
         require_memory(memory_map(sizes, dtype, kv_dtype, place), place)
         model = load_in(dtype, load_video_llava, target, place)
         tokenizer = load_target_tokenizer(target, model.config)
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
-        if drafter == "none" or event_model is None or draft_head is None:
-            return cls(model, tokenizer, frames, drafter=drafter, kv_precision=kv_dtype, backend=backend)
-        events = load_in(dtype, load_eventgpt, event_model, place)
-        head = load_draft_head(draft_head, number, place)
-        if head.config.event_size != events.config.text.hidden_size:
-            raise CheckpointError(
-                f"The draft head {draft_head} was made for event features of {head.config.event_size} "
-                f"values and {event_model} gives {events.config.text.hidden_size}; use the head that was "
-                "trained for this event model."
-            )
-        event_frames = ClipPreprocessor.from_config(load_preprocessor_config(event_model))
-        return cls(model, tokenizer, frames, events, event_frames, head, drafter, kv_dtype, backend)
+        reader = None if event_model is None else EventReader.load(event_model, dtype, place)
+        head = None if draft_head is None else load_draft_head(draft_head, number, place)
+        if reader is not None:
+            _require_fit(reader, event_model, head, draft_head)
+            if kind.shares_tokens:
+                _require_same_tokens(tokenizer, reader.tokenizer, drafter)
+        beside = place.type == "cuda" if overlap == "auto" else overlap == "on"
+        return cls(
+            model, tokenizer, frames, reader, head, drafter=drafter, kv_precision=kv_dtype, backend=backend,
+            overlap=beside, event_pooling=event_pooling,
+        )  # fmt: skip
 
     def warm_up(self) -> None:
-        """Describe a blank window, so that all is compiled and allocated before the first real one."""
+        """Describe a blank window, so that all is compiled and allocated before the first real one, and
+        measure what passes and drafts cost here. The first description does it, if nobody did before.
+        """
+        self._warm = True
         size = self._frame_preprocessor.size
         blank = np.zeros((size, size, 3), np.uint8)
-        self.describe(Events.empty(size, size), [Frame(0, blank) for _ in range(FRAMES)], stamp_ns=0)
+        window = Events.empty(size, size), [Frame(0, blank) for _ in range(FRAMES)]
+        self.describe(*window, stamp_ns=0)
+        (prompt,) = self._prompts(*window, (DEFAULT_PROMPT,), _Stages(self._weight.device), {})
+        if not isinstance(self._drafters[0], NoDrafter):
+            self._costs = measure_costs(
+                self._decoder, self._drafters[0], prompt, measure_passes(self._decoder, prompt)
+            )
+        if self._sides[0].overlap:
+            alone = []
+            for _ in range(3):
+                self._decoder.forget()
+                found = generate(self._decoder, NoDrafter(), prompt, max_new_tokens=1).statistics
+                alone.append(found.prefill_ms / found.prompt_rows)
+            self._prefill_row_ms = min(alone)
+        self.forget_stream()
+
+    def forget_stream(self) -> None:
+        """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
+        self._stream_ended = True
 
     def describe(
         self,
@@ -216,71 +274,138 @@ class SceneDescriber:
         stamp_ns: int,
         window_ms: float = WINDOW_MS,
         limits: Limits = Limits(),
-        on_text: Callable[[str], None] | None = None,
+        on_text: Callable[[str], None] = lambda _: None,
     ) -> Description:
-        """Describe one window: its events (there may be none) and its frames (at least one, oldest first).
+        """`describe_all` with one prompt; on_text is called with the text so far whenever it grows."""
+        (description,) = self.describe_all(
+            events,
+            frames,
+            prompts=(prompt,),
+            stamp_ns=stamp_ns,
+            window_ms=window_ms,
+            limits=limits,
+            on_text=lambda _, text: on_text(text),
+        )
+        return description
+
+    def describe_all(
+        self,
+        events: Events,
+        frames: Sequence[Frame],
+        *,
+        prompts: Sequence[str],
+        stamp_ns: int,
+        window_ms: float = WINDOW_MS,
+        limits: Limits = Limits(),
+        on_text: Callable[[int, str], None] = lambda *_: None,
+    ) -> tuple[Description, ...]:
+        """Answer prompts about one window: its events (there may be none) and its frames (at least one,
+        oldest first). The window is read once, and the answers are written together, each as it would be
+        alone.
 
         A frame that an earlier window had too is not encoded again, and a prompt that begins as the last one
-        did is read from where they part.
-        on_text is called with the text so far whenever it grows. Raises GenerationError without frames, for a
-        prompt that is too long and for impossible limits.
+        did is read from where they part. on_text is called with a prompt's number and its text so far
+        whenever that grows. Raises GenerationError without frames, for a prompt that is too long and for
+        impossible limits.
         """
         if not frames:
             raise GenerationError("There is no frame to describe; wait until the RGB camera has sent one.")
+        if not self._warm:
+            self.warm_up()
+        while len(self._drafters) < len(prompts):
+            self._add_drafter()
+        if self._stream_ended:
+            self._stream_ended = False
+            for drafter in self._drafters:
+                drafter.forget()
         stages = _Stages(self._weight.device)
-        with torch.inference_mode():
-            seen = self._event_features(events, stages)
-            new = self._frame_features.missing(frames)
-            video = self._frame_features.gather(frames, new, self._encode(new, stages))
-            stages.lap("encode_frames")
-            ids = self._tokenizer.encode(target_prompt(prompt), bos=True)
-            places = torch.tensor(ids, device=self._weight.device)
-            embeddings = self._target.embed_prompt(places, video)[None]
-        written: list[int] = []
+        event_stages: dict[str, float] = {}
+        known = len(self._frame_features.missing(frames))
+        inputs = self._prompts(events, frames, prompts, stages, event_stages)
+        written: list[list[int]] = [[] for _ in prompts]
 
-        def on_tokens(tokens: list[int]) -> None:
-            written.extend(tokens)
-            if on_text is not None:
-                on_text(self._tokenizer.decode(written))
+        def on_tokens(number: int, tokens: list[int]) -> None:
+            written[number] += tokens
+            on_text(number, self._tokenizer.decode(written[number]))
 
-        generation = generate(
+        generations = generate_together(
             self._decoder,
-            self._drafter,
-            Prompt(embeddings, tuple(ids), None if seen is None else lambda: seen),
+            self._drafters[: len(prompts)],
+            inputs,
             max_new_tokens=limits.max_new_tokens,
-            temperature=limits.temperature,
-            top_p=limits.top_p,
-            top_k=limits.top_k,
+            sampling=Sampling(limits.temperature, limits.top_p, limits.top_k),
             seed=limits.seed,
-            limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min),
+            limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._costs),
             acceptance=Acceptance(limits.acceptance),
             on_tokens=on_tokens,
         )
         stages.lap("generate")
-        return Description(
-            stamp_ns=stamp_ns,
-            window_ms=window_ms,
-            prompt=prompt,
-            text=generation.text,
-            tokens=generation.tokens,
-            latency_ms=_latencies(stages.laps, generation.statistics),
-            reused_frames=len(set(frames)) - len(new),
-            statistics=generation.statistics,
-            drafter=self._drafter.name,
-            lossless=generation.lossless,
+        side = self._sides[0]
+        return tuple(
+            Description(
+                stamp_ns=stamp_ns,
+                window_ms=window_ms,
+                prompt=prompt,
+                text=generation.text,
+                tokens=generation.tokens,
+                latency_ms=_latencies(stages.laps, event_stages, generation.statistics, side),
+                prefill_slowdown=self._slowdown(generation.statistics),
+                reused_frames=len(set(frames)) - known,
+                statistics=generation.statistics,
+                drafter=self._drafting[0],
+                lossless=generation.lossless,
+            )
+            for prompt, generation in zip(prompts, generations, strict=True)
         )
 
-    def _event_features(self, events: Events, stages: _Stages) -> Tensor | None:
-        """EventGPT's pooled event tokens [E, D_event], or None where nobody drafts from them."""
-        if self._event_model is None or self._event_preprocessor is None:
-            return None
+    def _add_drafter(self) -> None:
+        """One more, for one more prompt."""
+        name, head, overlap, pooling = self._drafting
+        side = EventSide(overlap=overlap, pooling=pooling)
+        model = None if self._event_reader is None else self._event_reader.model
+        self._drafters.append(make_drafter(name, self._decoder, DraftModels(head, model, side)))
+        self._sides.append(side)
+
+    @torch.inference_mode()
+    def _prompts(
+        self,
+        events: Events,
+        frames: Sequence[Frame],
+        questions: Sequence[str],
+        stages: _Stages,
+        event_stages: dict[str, float],
+    ) -> list[Prompt]:
+        """What the target reads for each question; the events are read when the first drafter wants them."""
+        new = self._frame_features.missing(frames)
+        video = self._frame_features.gather(frames, new, self._encode(new, stages))
+        stages.lap("encode_frames")
+        reader = self._event_reader
+        read = None if reader is None else _once(lambda: self._event_features(events, event_stages))
+        prompts = []
+        for question in questions:
+            ids = self._tokenizer.encode(target_prompt(question), bos=True)
+            places = torch.tensor(ids, device=self._weight.device)
+            embeddings = self._target.embed_prompt(places, video)[None]
+            event_ids = None if reader is None else _event_ids(reader.tokenizer, question)
+            prompts.append(Prompt(embeddings, tuple(ids), read, event_ids))
+        return prompts
+
+    def _event_features(self, events: Events, laps: dict[str, float]) -> Tensor:
+        """EventGPT's event tokens [E, D_event]; how long each step took goes into laps."""
+        assert self._event_reader is not None, "Nobody reads events without an event model"
+        stages = _Stages(self._weight.device, laps)
         images = render_event_images(events)
         stages.lap("render")
-        pixels = self._tensor(self._event_preprocessor(list(images)))
+        pixels = self._tensor(self._event_reader.preprocessor(list(images)))
         stages.lap("event_preprocess")
-        features = self._event_model.encode_events(pixels)
+        features = self._event_reader.model.encode_events(pixels)
         stages.lap("event_features")
         return features
+
+    def _slowdown(self, statistics: DecodingStatistics) -> float:
+        """A prefill's time over what its rows take alone; 1 where nothing runs beside it."""
+        rows = statistics.prompt_rows - statistics.reused_rows
+        return statistics.prefill_ms / (rows * self._prefill_row_ms) if self._prefill_row_ms else 1.0
 
     def _encode(self, frames: Sequence[Frame], stages: _Stages) -> Tensor:
         """Embeddings [F, tokens, D] of frames, of which there may be none."""
@@ -296,19 +421,73 @@ class SceneDescriber:
         return torch.from_numpy(pixels).to(self._weight.device, self._weight.dtype)
 
 
-def _latencies(laps: dict[str, float], statistics: DecodingStatistics) -> dict[str, float]:
-    """The stages by the names that are published."""
+def _latencies(
+    laps: dict[str, float], event_laps: dict[str, float], statistics: DecodingStatistics, side: EventSide
+) -> dict[str, float]:
+    """The stages by the names that are published.
+
+    preprocess, encode_frames, event_wait, prefill and decode follow each other; draft and verify are parts of
+    decode, total is everything. event_model is what the event model did, render, event_preprocess and
+    event_features among it; of that, event_wait was waited for and event_hidden was not.
+    """
+    times = side.times
+    read = {name: event_laps.get(name, 0.0) for name in ("render", "event_preprocess", "event_features")}
+    in_prefill, in_draft = (0.0, times.waited_ms) if side.overlap else (times.waited_ms, 0.0)
     return {
-        "render": laps.get("render", 0.0),
-        "preprocess": laps["preprocess"] + laps.get("event_preprocess", 0.0),
-        "event_features": laps.get("event_features", 0.0),
+        **read,
+        "event_model": times.busy_ms,
+        "event_hidden": times.hidden_ms,
+        "preprocess": laps["preprocess"],
         "encode_frames": laps["encode_frames"],
-        "prefill": statistics.prefill_ms,
-        "draft": statistics.draft_ms,
+        "event_wait": times.waited_ms,
+        "prefill": statistics.prefill_ms - in_prefill,
+        "draft": statistics.draft_ms - in_draft,
         "verify": statistics.verify_ms,
-        "decode": statistics.decode_ms,
+        "decode": statistics.decode_ms - in_draft,
         "total": sum(laps.values()),
     }
+
+
+def _event_ids(tokenizer: Tokenizer, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The event model's prompt around its event tokens."""
+    before, after = event_prompt(question)
+    return tuple(tokenizer.encode(before, bos=True)), tuple(tokenizer.encode(after))
+
+
+def _once(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A call that several drafters share, in threads of their own perhaps."""
+    lock = Lock()
+    found: list[Tensor] = []
+
+    def first() -> Tensor:
+        with lock:
+            if not found:
+                found.append(read())
+            return found[0]
+
+    return first
+
+
+def _require_fit(
+    reader: EventReader, event_model: Path | None, head: Head | None, draft_head: Path | None
+) -> None:
+    """Raise CheckpointError where a head was made for another event model."""
+    size = reader.model.config.text.hidden_size
+    if head is not None and head.config.event_size != size:
+        raise CheckpointError(
+            f"The draft head {draft_head} was made for event features of {head.config.event_size} "
+            f"values and {event_model} gives {size}; use the head that was trained for this event model."
+        )
+
+
+def _require_same_tokens(target: Tokenizer, event: Tokenizer, drafter: str) -> None:
+    """Raise CheckpointError where the event model's tokens cannot be drafts for the target."""
+    found = compatibility(target, event)
+    if not found.same:
+        raise CheckpointError(
+            f"The drafter {drafter!r} cannot be used, choose one that hands no tokens over, such as eagle3. "
+            f"{found.report}"
+        )
 
 
 def compute_device(name: str) -> torch.device:

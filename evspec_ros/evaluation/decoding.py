@@ -18,6 +18,7 @@ from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import Head, load_draft_head
 from evspec_ros.speculative import (
+    DEFAULT_DRAFTER,
     DEFAULT_LIMITS,
     DRAFTERS,
     INGREDIENTS,
@@ -39,7 +40,7 @@ from evspec_ros.training.dataset import Samples, changes_slowly, make_sample, ma
 from evspec_ros.training.draft_heads import ModelPair, SceneBatch
 from evspec_ros.training.head_run import as_seen, load_pair
 
-BASELINE, DEFAULT = "none", "combined"
+BASELINE, DEFAULT = "none", DEFAULT_DRAFTER
 CURVE_ROWS = (1, 4, 8, 16, 24, 32, 60)
 STREAM_WINDOWS = 12
 MAX_NEW_TOKENS = 80

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from evspec_ros.errors import EvspecError
 
 STAGES = (
-    "render",
     "preprocess",
     "encode_frames",
-    "event_features",
+    "event_wait",
     "prefill",
     "decode",
 )  # add up to the total

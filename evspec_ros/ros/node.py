@@ -143,6 +143,7 @@ class EvspecNode(LifecycleNode):
             target, event_model, draft_head,
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
             kv_dtype=settings.kv_dtype, backend=settings.backend,
+            overlap=settings.overlap, event_pooling=settings.event_pooling,
         )  # fmt: skip
         self.get_logger().info(f"The target runs on {describer.execution}.")
         describer.warm_up()
@@ -223,6 +224,8 @@ class EvspecNode(LifecycleNode):
         self._events.restart()
         self._images.restart()
         self._offered_ns = 0
+        if self._describer is not None:
+            self._describer.forget_stream()
 
     # Descriptions out, in the worker's thread
 
@@ -252,35 +255,38 @@ class EvspecNode(LifecycleNode):
             topic = self.resolve_topic_name("image")
             raise RosError(f"No image has arrived on {topic} yet, so nothing can be described.")
         assert self._describer is not None
-        description = self._describer.describe(
+        described = self._describer.describe_all(
             window.events,
             window.frames,
-            prompt=settings.prompt,
+            prompts=settings.prompts,
             stamp_ns=window.stamp_ns,
             window_ms=settings.window_ms,
             limits=settings.limits,
-            on_text=lambda text: self._on_text(text, mailbox),
+            on_text=lambda number, text: self._on_text(number, text, mailbox),
         )
-        self._publish(description, window)
-        return description.text
+        self._publish(described, window)
+        return described[0].text
 
-    def _on_text(self, text: str, mailbox: Mailbox[Future]) -> None:
+    def _on_text(self, number: int, text: str, mailbox: Mailbox[Future]) -> None:
         if mailbox.closed:
             raise DeactivatedError("The node was deactivated.")
-        if self._partial.get_subscription_count():
+        if number == 0 and self._partial.get_subscription_count():
             self._partial.publish(String(data=text))
 
-    def _publish(self, description: Description, window: Window) -> None:
+    def _publish(self, described: tuple[Description, ...], window: Window) -> None:
+        """The answer to the prompt on every topic, those to further questions as results alone."""
+        description = described[0]
         age_ms = (self.get_clock().now().nanoseconds - description.stamp_ns) / 1e6
         self._counts.add(description, age_ms)
         self._description.publish(String(data=description.text))
-        result = description.as_dict() | {
+        shared = {
             "age_ms": age_ms,
             "replaced_windows": self._mailbox.replaced,
             "lost_messages": self._events.counts.lost,
             "dropped_events": self._events.dropped,
         }
-        self._result.publish(String(data=json.dumps(result)))
+        for answer in described:
+            self._result.publish(String(data=json.dumps(answer.as_dict() | shared)))
         self._latency.publish(self._latency_message(description, age_ms))
         if self._overlay.get_subscription_count():
             self._overlay.publish(_overlay_message(description, window))
@@ -288,6 +294,7 @@ class EvspecNode(LifecycleNode):
     def _latency_message(self, description: Description, age_ms: float) -> DiagnosticArray:
         values = {f"{stage}_ms": round(duration, 3) for stage, duration in description.latency_ms.items()}
         values |= {
+            "prefill_slowdown": round(description.prefill_slowdown, 3),
             "age_ms": round(age_ms, 3),
             "tokens": len(description.tokens),
             "reused_frames": description.reused_frames,

@@ -12,12 +12,12 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, PRECISIONS
+from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, OVERLAPS, PRECISIONS
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
 from evspec_ros.errors import RosError
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.ros.files import share_directory
-from evspec_ros.speculative.registry import DRAFTERS
+from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class Settings:
     event_model: str = _checkpoint(
         "tiny_eventgpt", "directory of the event model, of EventGPT's kind; may be empty"
     )
-    draft_head: str = _checkpoint("tiny_eagle", "directory of the draft head's checkpoint; may be empty")
+    draft_head: str = _row(
+        "",
+        "directory of the draft head's checkpoint; empty for the package's own, which fits its tiny models",
+    )
     device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
     dtype: str = _row(
         "float32",
@@ -72,7 +75,15 @@ class Settings:
     threads: int = _row(
         0, "threads of the networks on the CPU, 0 for one per core; leave cores to the rest", low=0, high=256
     )
-    drafter: str = _row("eagle", "what drafts: " + ", ".join(DRAFTERS), choices=tuple(DRAFTERS))
+    drafter: str = _row(DEFAULT_DRAFTER, "what drafts: " + ", ".join(DRAFTERS), choices=tuple(DRAFTERS))
+    overlap: str = _row(
+        "auto",
+        "read events while the target reads its prompt: on, off, auto for on where the networks are on a GPU",
+        choices=OVERLAPS,
+    )
+    event_pooling: int = _row(
+        1, "how many neighbouring event tokens a drafter sees as one, 1 for all of them", low=1, high=64
+    )
     autostart: bool = _row(True, "configure and activate at once, with no lifecycle manager")
 
     trigger: str = _row(
@@ -85,6 +96,11 @@ class Settings:
         1.0, "seconds between descriptions with trigger=period", low=0.05, high=3600.0, live=True
     )
     prompt: str = _row(DEFAULT_PROMPT, "what the target is asked", live=True)
+    questions: str = _row(
+        "",
+        "further questions about each window, separated by |; each is answered in its own result",
+        live=True,
+    )
     max_new_tokens: int = _row(
         Limits.max_new_tokens, "longest description in tokens", low=1, high=2048, live=True
     )
@@ -96,8 +112,8 @@ class Settings:
     )
     top_k: int = _row(Limits.top_k, "sample from this many tokens, 0 for all", low=0, high=100_000, live=True)
     seed: int = _row(Limits.seed, "seed of the sampling", low=0, high=2**31 - 1, live=True)
-    n_max: int = _row(Limits.n_max, "drafted tokens in a row", low=1, high=64, live=True)
-    tree_size: int = _row(Limits.tree_size, "nodes of the draft tree", low=1, high=256, live=True)
+    n_max: int = _row(Limits.n_max, "most drafted tokens in a row", low=1, high=64, live=True)
+    tree_size: int = _row(Limits.tree_size, "most nodes of the draft tree", low=1, high=256, live=True)
     p_min: float = _row(Limits.p_min, "stop drafting below this confidence", low=0.0, high=1.0, live=True)
     acceptance: str = _row(
         Limits.acceptance,
@@ -127,7 +143,21 @@ class Settings:
     @property
     def checkpoints(self) -> tuple[Path, Path | None, Path | None]:
         """Paths of the target, the event model and the draft head; an empty path is None."""
-        return Path(self.target), _optional_path(self.event_model), _optional_path(self.draft_head)
+        return Path(self.target), _optional_path(self.event_model), _draft_head(self)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt and the further questions."""
+        further = (question.strip() for question in self.questions.split("|"))
+        return self.prompt, *(question for question in further if question)
+
+
+def _draft_head(settings: Settings) -> Path | None:
+    """What was given, else the package's own for this drafter; None where it needs none."""
+    kind = DRAFTERS[settings.drafter].head_kind
+    if kind is None:
+        return None
+    return Path(settings.draft_head or share_directory() / "models" / f"tiny_{kind}")
 
 
 def _optional_path(text: str) -> Path | None:

@@ -6,6 +6,7 @@ from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits,
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.generate import Generation, generate, generate_together
 from evspec_ros.speculative.registry import (
+    DEFAULT_DRAFTER,
     DRAFTERS,
     INGREDIENTS,
     DraftModels,
@@ -18,6 +19,7 @@ from evspec_ros.speculative.target import Block, DecoderTarget, Target, TargetPa
 from evspec_ros.speculative.tree import DraftTree
 
 __all__ = [
+    "DEFAULT_DRAFTER",
     "DEFAULT_LIMITS",
     "DRAFTERS",
     "INGREDIENTS",

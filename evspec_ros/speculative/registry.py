@@ -24,6 +24,7 @@ from evspec_ros.speculative.target import DecoderTarget
 
 Head = TypeVar("Head", DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
 
+DEFAULT_DRAFTER = "combined"
 INGREDIENTS = ("eventgpt", "eagle3", "previous")  # of `combined`
 
 
@@ -42,11 +43,14 @@ class DraftModels:
 
 @dataclass(frozen=True)
 class DrafterKind:
-    """One way of drafting: how it is made, the kind of head that it needs and whether it reads events."""
+    """One way of drafting: how it is made, the kind of head that it needs, whether it reads events and
+    whether it hands tokens of the event model over.
+    """
 
     make: Callable[[DecoderTarget, DraftModels], Drafter]
     head_kind: str | None = None
     reads_events: bool = True
+    shares_tokens: bool = False
 
 
 def _eagle(
@@ -100,14 +104,14 @@ DRAFTERS: Mapping[str, DrafterKind] = {
     "prompt_lookup": DrafterKind(
         lambda target, _: PromptLookupDrafter(target.decoder.config.vocab_size), reads_events=False
     ),
-    "eventgpt": DrafterKind(_eventgpt),
-    "eventgpt_adapter": DrafterKind(_eventgpt_adapter, "eventgpt_adapter"),
+    "eventgpt": DrafterKind(_eventgpt, shares_tokens=True),
+    "eventgpt_adapter": DrafterKind(_eventgpt_adapter, "eventgpt_adapter", shares_tokens=True),
     "feature": DrafterKind(_feature, "feature"),
     "eagle": DrafterKind(_eagle("eagle", EagleHead, 1), "eagle"),
     "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), "eagle"),
     "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), "eagle3"),
     "previous": DrafterKind(lambda *_: PreviousDrafter(), reads_events=False),
-    "combined": DrafterKind(make_combined, "eagle3"),
+    DEFAULT_DRAFTER: DrafterKind(make_combined, "eagle3"),
 }
 
 
@@ -128,7 +132,9 @@ def make_drafter(name: str, target: DecoderTarget, models: DraftModels | None = 
 def _head(models: DraftModels, drafter: str, kind: type[Head], target: DecoderTarget) -> Head:
     head = models.head
     if not isinstance(head, kind):
-        raise GenerationError(f"The drafter {drafter!r} needs a draft head; give one or choose 'none'.")
+        raise GenerationError(
+            f"The drafter {drafter!r} needs a draft head of its kind; give one or choose 'none'."
+        )
     sizes: Any = head.config
     found = getattr(sizes, "target_size", sizes.hidden_size)
     if found != target.decoder.config.hidden_size:
