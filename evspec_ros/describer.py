@@ -260,6 +260,7 @@ class SceneDescriber:
                 alone.append(found.prefill_ms / found.prompt_rows)
             self._prefill_row_ms = min(alone)
         self.forget_stream()
+        self._decoder.forget()
 
     def forget_stream(self) -> None:
         """Let the next window begin a stream: what was said of earlier ones is no draft for it."""

@@ -18,15 +18,16 @@ from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.networks import memory
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
-from evspec_ros.networks.draft_head import EagleHead
+from evspec_ros.networks.draft_head import Eagle3Head
 from evspec_ros.networks.tiny import TINY_CLIP
+from evspec_ros.speculative import DRAFTERS
 from evspec_ros.training.dataset import sample_scene
 
 MODELS = Path(__file__).parents[1] / "models"
-TARGET, EVENT_MODEL, HEAD = (MODELS / f"tiny_{name}" for name in ("video_llava", "eventgpt", "eagle"))
+TARGET, EVENT_MODEL, HEAD = (MODELS / f"tiny_{name}" for name in ("video_llava", "eventgpt", "eagle3"))
 
 
-@pytest.fixture(scope="module", params=["none", "eagle"])
+@pytest.fixture(scope="module", params=["none", "combined"])
 def describer(request: pytest.FixtureRequest) -> SceneDescriber:
     """One describer per drafter."""
     return SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter=request.param)
@@ -72,17 +73,19 @@ def test_a_description_says_what_it_cost(describer: SceneDescriber) -> None:
     stages = found.latency_ms
     assert {
         "render",
-        "preprocess",
+        "event_preprocess",
         "event_features",
+        "event_model",
+        "event_hidden",
+        "event_wait",
+        "preprocess",
         "encode_frames",
         "prefill",
         "draft",
         "verify",
         "decode",
     } < set(stages)
-    parts = sum(
-        stages[n] for n in ("render", "preprocess", "event_features", "encode_frames", "prefill", "decode")
-    )
+    parts = sum(stages[n] for n in ("preprocess", "encode_frames", "event_wait", "prefill", "decode"))
     assert parts <= stages["total"] <= parts * 1.5 + 20
     assert stages["draft"] + stages["verify"] <= stages["decode"]
     record = json.loads(json.dumps(found.as_dict()))
@@ -146,10 +149,13 @@ def test_limits_are_kept(eagle: SceneDescriber) -> None:
     events, frames = _window(5)
     assert len(eagle.describe(events, frames, stamp_ns=0, limits=Limits(max_new_tokens=7)).tokens) == 7
     warm = Limits(temperature=1.5, seed=3)
-    first, again = (eagle.describe(events, frames, stamp_ns=0, limits=warm).tokens for _ in range(2))
-    assert first == again
-    other = eagle.describe(events, frames, stamp_ns=0, limits=replace(warm, seed=4)).tokens
-    assert first != other
+    texts = []
+    for seed in (3, 3, 4, 5, 6):
+        eagle.forget_stream()  # what is remembered decides how much is left to chance
+        limits = replace(warm, seed=seed)
+        texts.append(eagle.describe(events, frames, stamp_ns=0, limits=limits).tokens)
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
 
 
 def test_a_prompt_too_long_is_refused(eagle: SceneDescriber) -> None:
@@ -197,7 +203,7 @@ def test_a_cuda_device_without_a_gpu_is_refused() -> None:
 def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
     """Its event features have another width."""
     config = replace(load_draft_head(HEAD).config, event_size=7)
-    save_draft_head(EagleHead(config), tmp_path / "head")
+    save_draft_head(Eagle3Head(config), tmp_path / "head")
     with pytest.raises(CheckpointError, match="event features of 7 values"):
         SceneDescriber.load(TARGET, EVENT_MODEL, tmp_path / "head")
 
@@ -209,7 +215,7 @@ def test_drafting_is_lossless_in_every_precision(dtype: str, kv_dtype: str) -> N
         pytest.importorskip("torchao", reason="int8 and int4 need torchao")
     drafted, alone = (
         SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter=drafter, dtype=dtype, kv_dtype=kv_dtype)
-        for drafter in ("eagle", "none")
+        for drafter in ("eagle3", "none")
     )
     for index in range(3):
         events, frames = _window(index)
@@ -239,7 +245,7 @@ def test_a_target_with_the_tokenizer_of_another_is_refused(tmp_path: Path) -> No
 
 def test_an_unknown_drafter_is_refused() -> None:
     """The error lists those that there are."""
-    with pytest.raises(GenerationError, match="choose one of none, eagle"):
+    with pytest.raises(GenerationError, match="choose one of none, prompt_lookup"):
         SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter="oracle")
 
 
@@ -247,3 +253,68 @@ def test_frames_of_any_size_are_read(describer: SceneDescriber) -> None:
     """Whatever the camera sends is resized as CLIP does."""
     image = np.zeros((480, 640, 3), np.uint8)
     assert describer.describe(Events.empty(346, 260), [Frame(0, image)] * FRAMES, stamp_ns=0).text
+
+
+QUESTIONS = ("Describe the scene.", "Is there a person?", "What moves?")
+
+
+@pytest.mark.parametrize("drafter", ["combined", "eagle", "none"])
+def test_several_questions_are_answered_as_each_alone(drafter: str, plain: SceneDescriber) -> None:
+    """Token for token; the window's frames are encoded once for all of them."""
+    head = MODELS / ("tiny_eagle" if drafter == "eagle" else "tiny_eagle3")
+    asked = SceneDescriber.load(TARGET, EVENT_MODEL, head, drafter=drafter)
+    for index in range(3):
+        events, frames = _window(index)
+        found = asked.describe_all(events, frames, prompts=QUESTIONS, stamp_ns=1)
+        assert [answer.prompt for answer in found] == list(QUESTIONS)
+        for answer in found:
+            alone = plain.describe(events, frames, prompt=answer.prompt, stamp_ns=1)
+            assert answer.tokens == alone.tokens
+            assert answer.lossless
+        assert found[0].statistics.reused_rows < FRAMES
+        assert found[1].statistics.reused_rows > 8 * TINY_CLIP.tokens
+
+
+@pytest.mark.parametrize("drafter", [name for name, kind in DRAFTERS.items() if kind.reads_events])
+def test_events_read_beside_the_prefill_change_no_text(drafter: str, plain: SceneDescriber) -> None:
+    """With overlap and pooled event tokens; the latencies say what the event model did and what was
+    hidden.
+    """
+    kind = DRAFTERS[drafter].head_kind
+    head = MODELS / f"tiny_{kind}" if kind else None
+    beside = SceneDescriber.load(TARGET, EVENT_MODEL, head, drafter=drafter, overlap="on", event_pooling=2)
+    for index in range(3):
+        events, frames = _window(index)
+        found = beside.describe(events, frames, stamp_ns=1)
+        assert found.tokens == plain.describe(events, frames, stamp_ns=1).tokens
+        stages = found.latency_ms
+        assert 0 < stages["event_hidden"] <= stages["event_model"]
+        assert stages["render"] + stages["event_features"] <= stages["event_model"]
+        assert found.prefill_slowdown > 0.2
+
+
+def test_a_repeated_window_costs_one_verification_until_the_stream_ends() -> None:
+    """The default drafter remembers what it said, and forgets it where time jumps."""
+    eagle = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD)
+    events, frames = _window(4)
+    first = eagle.describe(events, frames, stamp_ns=1)
+    again = eagle.describe(events, frames, stamp_ns=2)
+    eagle.forget_stream()
+    anew = eagle.describe(events, frames, stamp_ns=3)
+    assert first.tokens == again.tokens == anew.tokens
+    assert again.statistics.target_passes == 1
+    assert anew.statistics.target_passes == first.statistics.target_passes > 1
+
+
+def test_tokens_of_another_vocabulary_are_no_drafts(tmp_path: Path) -> None:
+    """A drafter that hands them over is refused with what differs; one that reads features alone is not."""
+    shutil.copytree(EVENT_MODEL, tmp_path / "events")
+    tokenizer = tmp_path / "events" / "tokenizer.json"
+    vocabulary = json.loads(tokenizer.read_text(encoding="utf-8"))
+    words = vocabulary["model"]["vocab"]
+    one, other = (word for word in words if words[word] in (300, 301))
+    words[one], words[other] = words[other], words[one]
+    tokenizer.write_text(json.dumps(vocabulary), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"hands no tokens over.*differ in their vocabulary"):
+        SceneDescriber.load(TARGET, tmp_path / "events", None, drafter="eventgpt")
+    SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="eagle3")

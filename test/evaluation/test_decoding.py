@@ -123,20 +123,21 @@ def test_the_stream_s_figures_are_the_default_drafter_s(rows: tuple[DecodingRow,
     assert len(stream["rows"]) == len(rows)
 
 
-# What the shipped checkpoints reach, greedily, on eight held-out scenes in chains of eight: tokens per pass
-# of the target with the bonus token, and the share of drafts whose first token was accepted.
+# What the shipped checkpoints reach, greedily, on eight held-out scenes in drafts of eight nodes: tokens per
+# pass of the target with the bonus token, and of the drafts that were so long the share accepted there.
 SHIPPED = {
-    "eagle": (7.27, 1.0),
-    "eagle3": (0.0, 0.0),
-    "eventgpt": (5.05, 0.0),
-    "eventgpt_adapter": (4.89, 0.0),
-    "feature": (2.61, 0.0),
+    "eagle": (7.27, [1.0, 0.90, 0.88, 0.88, 0.83, 0.76, 0.63, 0.54]),
+    "eagle2": (7.27, [1.0, 0.90, 0.88, 0.88, 0.83, 0.76, 0.63, 0.55]),
+    "eagle3": (7.84, [1.0, 0.95, 0.95, 0.89, 0.89, 0.84, 0.76, 0.78]),
+    "eventgpt": (5.05, [0.90, 0.83, 0.73, 0.52, 0.41, 0.32, 0.27, 0.19]),
+    "eventgpt_adapter": (4.89, [0.82, 0.72, 0.69, 0.51, 0.46, 0.31, 0.28, 0.21]),
+    "feature": (2.61, [0.91, 0.40, 0.23, 0.08, 0.01, 0.0, 0.0, 0.0]),
 }
 
 
 @pytest.mark.parametrize("name", list(SHIPPED))
 def test_shipped_heads_are_accepted_as_often_as_when_they_were_trained(name: str) -> None:
-    """Within five per cent, position by position as a whole and at the first one.
+    """Within five per cent, as a whole and position by position.
 
     A fault in how features are handed over leaves every text right; it shows here alone.
     """
@@ -148,7 +149,7 @@ def test_shipped_heads_are_accepted_as_often_as_when_they_were_trained(name: str
         for one in (entry, plain):
             one.statistics += (said := bench.describe(one, bench.prompt(window), one.limits)).statistics
             one.texts.append(said.tokens)
-    length, first = SHIPPED[name]
+    length, positions = SHIPPED[name]
     assert entry.texts == plain.texts
     assert entry.statistics.mean_accepted_length == pytest.approx(length, rel=0.05)
-    assert entry.statistics.acceptance_by_position[0] == pytest.approx(first, rel=0.05)
+    assert entry.statistics.acceptance_by_position == pytest.approx(positions, rel=0.05, abs=0.02)

@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 def checkpoints() -> Path:
     """The folder of the tiny checkpoints; the test is skipped where they were not trained yet."""
     models = share_directory() / "models"
-    if not (models / "tiny_eagle" / "model.safetensors").is_file():
+    if not (models / "tiny_eagle3" / "model.safetensors").is_file():
         pytest.skip("needs the tiny checkpoints in models/, which `evspec train all` makes")
     return models
 

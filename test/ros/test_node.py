@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,7 +170,23 @@ def test_live_parameters_change_and_others_are_refused_while_running(active: Ben
     assert result["tokens"] <= 3
     assert "clean up the node" in active.set_parameter("drafter", "none")
     assert "temperature" in active.set_parameter("temperature", "warm")
-    assert active.node.get_parameter("drafter").value == "eagle"
+    assert active.node.get_parameter("drafter").value == "combined"
+
+
+def test_further_questions_get_results_of_their_own(active: Bench) -> None:
+    """Answered about the same windows; the description stays the prompt's."""
+    assert active.set_parameter("questions", "Is there a person? | What moves?") == ""
+    active.listen(String, "/evspec/description/partial")
+
+    def asked() -> bool:
+        active.describe_now()
+        results = [json.loads(message.data) for message in active.received["/evspec/result"]]
+        last = [result for result in results if result["stamp"] == results[-1]["stamp"]]
+        return [result["prompt"] for result in last[1:]] == ["Is there a person?", "What moves?"]
+
+    active.until(asked, "the answers to both questions")
+    texts = {json.loads(message.data)["text"] for message in active.received["/evspec/result"]}
+    assert {message.data for message in active.received["/evspec/description"]} <= texts
 
 
 def test_the_overlay_and_the_partial_text_come_when_someone_listens(active: Bench) -> None:

@@ -51,7 +51,7 @@ def test_the_parameter_file_of_the_package_states_the_defaults() -> None:
         ("autostart", 1, "has to be a bool"),
         ("prompt", 3, "has to be a str"),
         ("trigger", "sometimes", "one of continuous, period, on_request"),
-        ("drafter", "crystal_ball", "one of none, prompt_lookup, eagle, previous"),
+        ("drafter", "crystal_ball", "one of none, prompt_lookup, eventgpt"),
         ("dtype", "int3", "one of float32, float16, bfloat16, int8, int4"),
         ("kv_dtype", "int4", "one of auto, float16, int8"),
     ],

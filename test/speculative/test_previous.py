@@ -69,9 +69,9 @@ def test_limits_and_p_min_are_kept() -> None:
     """n_max, tree_size, and the product of the nodes' probabilities."""
     for limits in (DraftLimits(3, 9), DraftLimits(9, 3)):
         assert len(_after(_remembering(TEXT), TEXT[:1], limits)) == 3
-    tree = _after(_remembering(TEXT), TEXT[:1], DraftLimits(9, 9, p_min=0.75))
+    tree = _after(_remembering(TEXT), TEXT[:1], DraftLimits(9, 9, p_min=0.993))
     assert 0 < len(tree) < len(TEXT) - 1
-    assert np.prod(tree.probabilities) >= 0.75 > np.prod(tree.probabilities) * tree.probabilities[0]
+    assert np.prod(tree.probabilities) >= 0.993 > np.prod(tree.probabilities) * tree.probabilities[0]
 
 
 def test_the_probabilities_follow_what_comes_true() -> None:

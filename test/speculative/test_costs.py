@@ -1,0 +1,52 @@
+"""What passes cost, and where a draft ends because of it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evspec_ros.speculative import DraftLimits
+from evspec_ros.speculative.costs import convex_minorant
+from evspec_ros.speculative.drafter import PassCosts
+
+COSTS = PassCosts(tuple(1.0 + 0.1 * rows for rows in range(20)), 0.05)
+
+
+@given(st.integers(0, 18), st.floats(1.0, 20.0), st.floats(0.0, 1.0))
+def test_a_node_is_worth_it_where_it_raises_the_tokens_per_millisecond(
+    nodes: int, gain: float, chance: float
+) -> None:
+    """The floor is the probability from which on the yield with the node exceeds that without it."""
+    without = gain / (COSTS.verify_ms[nodes] + nodes * COSTS.draft_ms)
+    with_it = (gain + chance) / (COSTS.verify_ms[nodes + 1] + (nodes + 1) * COSTS.draft_ms)
+    if abs(with_it - without) > 1e-9:
+        assert (chance >= COSTS.floor(nodes, gain)) == (with_it > without)
+
+
+def test_beyond_what_was_measured_nothing_is_worth_it() -> None:
+    """No pass of 21 rows was timed."""
+    assert COSTS.floor(19, 1.0) == float("inf")
+    assert COSTS.floor(18, 1.0) < 1.0
+
+
+def test_the_floor_is_never_below_p_min() -> None:
+    """Where costs are known and where they are not."""
+    assert DraftLimits(p_min=0.7).floor(3, 2.0) == 0.7
+    assert DraftLimits(p_min=0.7, costs=COSTS).floor(0, 1.0) == 0.7
+    assert DraftLimits(p_min=0.01, costs=COSTS).floor(0, 1.0) == pytest.approx(0.15)
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=2, max_size=9))
+def test_the_minorant_is_convex_and_nowhere_above_the_timings(timed: list[float]) -> None:
+    """At 1, 3, 5, ... rows; it touches them at both ends."""
+    places = [1 + 2 * index for index in range(len(timed))]
+    found = convex_minorant(places, timed)
+    assert len(found) == places[-1]
+    assert found[0] == pytest.approx(timed[0])
+    assert found[-1] == pytest.approx(timed[-1])
+    assert all(found[place - 1] <= value + 1e-9 for place, value in zip(places, timed, strict=True))
+    slopes = [after - before for before, after in pairwise(found)]
+    assert all(after >= before - 1e-9 for before, after in pairwise(slopes))
