@@ -104,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
         "--p-min", type=_probability, default=0.0, help="confidence to draft on; default: %(default)s"
     )
 
+    lossless = _verb(
+        benches, "lossless", _bench_lossless, "compare every drafter's texts with plain decoding's, greedily"
+    )
+    _add_models(lossless)
+    lossless.set_defaults(draft_head=None)
+    lossless.add_argument("--scenes", type=_count, default=500, help="default: %(default)s")
+
     decoder = _verb(
         benches, "decoder", _bench_decoder, "compare the target's decoder with transformers' on its weights"
     )
@@ -279,10 +286,9 @@ def _bench_decode(options: argparse.Namespace) -> None:
     from evspec_ros.speculative import DraftLimits
 
     limits = DraftLimits(options.n_max, options.n_max, options.p_min)
-    target, event_model, own = _models(options)
-    heads = [options.draft_head] if options.draft_head else [own.parent / f"tiny_{kind}" for kind in _HEADS]
+    target, event_model, _ = _models(options)
     report = bench_visibly(
-        target, event_model, heads, options.scenes, limits, options.drafter, options.streams
+        target, event_model, _heads(options), options.scenes, limits, options.drafter, options.streams
     )
     if options.plot:
         plot_report(report, options.plot)
@@ -290,6 +296,28 @@ def _bench_decode(options: argparse.Namespace) -> None:
         _print_json(report.as_dict())
     else:
         print_report(report)
+
+
+def _bench_lossless(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.lossless import print_proof, prove_visibly
+
+    target, event_model, _ = _models(options)
+    report = prove_visibly(target, event_model, _heads(options), options.scenes)
+    if options.json:
+        _print_json(report.as_dict())
+    else:
+        print_proof(report)
+    if report.different:
+        raise EvspecError(f"{len(report.different)} texts differ from plain decoding's.")
+
+
+def _heads(options: argparse.Namespace) -> list[Path]:
+    """The draft head that was named, or all of the package's own."""
+    from evspec_ros.ros.files import share_directory
+
+    if options.draft_head:
+        return [options.draft_head]
+    return [share_directory() / "models" / f"tiny_{kind}" for kind in _HEADS]
 
 
 def _bench_decoder(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ REMEMBERED = 8  # texts
 LONGEST = 4  # tokens of a match that make it sure
 SHORTEST = 2  # a single token occurs anywhere
 
-# Hits and trials to begin with. A stream's text is expected to come back whole: 0.998 a token, 0.93 for forty.
+# Hits and trials to begin with; a stream's text is expected to come back whole, 0.93 for forty tokens.
 PRIORS = {"whole": (249.5, 250.0), "long": (8.0, 10.0), "short": (6.0, 10.0), "aligned": (5.0, 10.0)}
 
 
