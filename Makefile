@@ -39,8 +39,10 @@ lint: $(VENV)/.ready-dev ## run ruff and mypy
 
 train: $(VENV)/.ready ## train the tiny checkpoints in models/ (hours on two cores)
 	@$(VENV)/bin/evspec train tiny
-	@$(VENV)/bin/evspec train eagle --target models/tiny_video_llava --event-model models/tiny_eventgpt \
-	    --draft-head models/tiny_eagle
+	@for kind in eagle eagle3 eventgpt_adapter feature; do \
+	    $(VENV)/bin/evspec train $$kind --target models/tiny_video_llava --event-model models/tiny_eventgpt \
+	        --draft-head models/tiny_$$kind; \
+	done
 
 venv: $(VENV)/.ready-dev ## set up .venv
 

@@ -141,7 +141,7 @@ class _Bench:
 
     def __init__(self, settings: DecoderBench, most_nodes: int) -> None:
         self._settings = settings
-        self._device = torch.device(settings.device)
+        self._device = _device(settings.device)
         _require_device(self._device, settings.shape, compute_dtype(settings.dtype, self._device))
         decoder, lm_head = _networks(settings, self._device)
         self._decoder, self._lm_head, self._sizes = decoder, lm_head, decoder.config
@@ -271,6 +271,13 @@ def _transformers(decoder: LlamaDecoder, lm_head: nn.Linear) -> LlamaForCausalLM
     theirs.lm_head.load_state_dict(lm_head.state_dict(), assign=True)
     theirs.train(False)
     return theirs
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(f"There is no device {name!r}; choose cpu, cuda or cuda:N.") from error
 
 
 def _require_device(device: torch.device, shape: str, dtype: torch.dtype) -> None:

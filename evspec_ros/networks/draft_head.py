@@ -229,14 +229,14 @@ class Eagle3Config:
 
     @classmethod
     def for_target(cls, target: LlamaConfig, event_size: int, event_rows: int) -> Eagle3Config:
-        """A head of three quarters of the target's width, fusing a low, the middle and the last layer."""
-        width = max(1, target.num_heads * 3 // 4) * target.head_dim
+        """A head of half the target's width, fusing a low, the middle and the last layer."""
+        width = max(1, target.num_heads // 2) * target.head_dim
         return cls(
             target_size=target.hidden_size,
             layers=tuple(sorted({min(2, target.num_layers), target.num_layers // 2, target.num_layers})),
             vocab_size=target.vocab_size,
             hidden_size=width,
-            intermediate_size=2 * target.hidden_size,
+            intermediate_size=target.hidden_size * 3 // 2,
             num_heads=width // target.head_dim,
             head_dim=target.head_dim,
             event_size=event_size,

@@ -21,7 +21,7 @@ from evspec_ros.speculative.tree import DraftTree
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Which drafted tokens stand; raises GenerationError for an unknown mode.
+    """Which drafted tokens stand; raises GenerationError for an unknown mode and an impossible number.
 
     exact: those that the target would have written. typical: Medusa's rule (arXiv 2401.10774), p(x) >
     min(epsilon, delta * exp(-H(p))), or x is the target's most likely token. cascade: the OPT deferral of
@@ -37,6 +37,11 @@ class Acceptance:
     def __post_init__(self) -> None:
         if self.mode not in ACCEPTANCES:
             raise GenerationError(f"There is no acceptance {self.mode!r}; choose {', '.join(ACCEPTANCES)}.")
+        if not (0.0 < self.epsilon <= 1.0 and self.delta > 0.0 and self.alpha >= 0.0):
+            raise GenerationError(
+                f"The acceptance has epsilon {self.epsilon}, delta {self.delta} and alpha {self.alpha}; give "
+                "0 < epsilon <= 1, delta > 0 and alpha >= 0."
+            )
 
     @property
     def lossless(self) -> bool:

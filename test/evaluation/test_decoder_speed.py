@@ -91,6 +91,12 @@ def test_too_small_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_decoder(DecoderBench(shape="7b", device="cuda", dtype="float16"))
 
 
+def test_a_device_that_does_not_exist_is_refused() -> None:
+    """In a sentence, not in torch's list of all devices."""
+    with pytest.raises(EngineError, match="no device 'nonsense'; choose cpu"):
+        bench_decoder(DecoderBench(device="nonsense"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     """Asked for by name."""

@@ -8,6 +8,7 @@ import torch
 from speculative_fakes import excess, random_tree
 from torch import Tensor
 
+from evspec_ros.errors import GenerationError
 from evspec_ros.speculative import DraftTree
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.tree import NO_DRAFT
@@ -194,3 +195,36 @@ def test_cascade_defers_where_the_target_is_surer() -> None:
     assert _lossy(1, 0.55, Acceptance("cascade")) == [0]
     assert _lossy(1, 0.3, Acceptance("cascade", alpha=0.5)) == [1, 2]
     assert _lossy(1, 0.2, Acceptance("cascade", alpha=0.5)) == [0]
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 0.0}, {"epsilon": 1.5}, {"delta": 0.0}, {"alpha": -0.1}])
+def test_impossible_numbers_are_refused(change: dict[str, float]) -> None:
+    """One sentence with what was given and what may be."""
+    with pytest.raises(GenerationError, match="0 < epsilon <= 1"):
+        Acceptance("typical", **change)
+
+
+def test_only_exact_acceptance_is_lossless() -> None:
+    """The other modes mark what they accept."""
+    assert [Acceptance(mode).lossless for mode in ("exact", "typical", "cascade")] == [True, False, False]
+    with pytest.raises(GenerationError, match="There is no acceptance"):
+        Acceptance("generous")
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_a_cascade_samples_the_mixture_that_its_rule_makes(alpha: float) -> None:
+    """By the OPT rule restated: q where max q >= max p - alpha * D_TV(p, q), else p; by chi-squared."""
+    deferred = set()
+    for seed in range(6):
+        p, q = (_model(seed + offset, 2.0)[0] for offset in (0, 50))
+        distance = float((p - q).abs().sum()) / 2
+        stands = float(q.max()) >= float(p.max()) - alpha * distance
+        deferred.add(not stands)
+        generator = torch.Generator().manual_seed(seed)
+        counts = torch.zeros(VOCABULARY)
+        for token in torch.multinomial(q, 3_000, True, generator=generator).tolist():
+            tree = DraftTree.chain([token], [float(q[token])], q[None])
+            mode = Acceptance("cascade", alpha=alpha)
+            counts[verify(tree, p.log().repeat(2, 1), Sampling(1.0), generator, mode).tokens[0]] += 1
+        assert excess(counts, q if stands else p) < SUSPICIOUS
+    assert deferred == {True, False}

@@ -1,0 +1,65 @@
+"""The proof that no drafter changes a text, on tiny random models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evspec_ros.evaluation.decoding import Bench
+from evspec_ros.evaluation.lossless import LIMITS, POOLINGS, print_proof, prove
+from evspec_ros.networks.checkpoints import DRAFT_HEADS
+from evspec_ros.networks.clip import ClipConfig
+from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
+from evspec_ros.networks.llama import LlamaConfig
+from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
+from evspec_ros.speculative import DRAFTERS, DecoderTarget
+from evspec_ros.training.draft_heads import ModelPair, SceneBatch
+
+CLIP = ClipConfig(16, 32, 2, 2, 32, 16, projection_dim=16)
+
+
+def _bench() -> Bench:
+    torch.manual_seed(0)
+    text = LlamaConfig(40, 32, 48, 3, 4, 4, 8, max_positions=256)
+    target = VideoLlava(VideoLlavaConfig(text, CLIP, 38, 39))
+    event_model = EventGpt(EventGptConfig(LlamaConfig(40, 24, 32, 1, 2, 2, 12, max_positions=96), CLIP))
+    with torch.no_grad():
+        for parameter in (*target.parameters(), *event_model.parameters()):
+            if parameter.dim() >= 2:
+                parameter.normal_(std=0.3)
+    heads = {
+        kind: made.head(made.config.for_target(target.config.text, 24, 10)).eval()
+        for kind, made in DRAFT_HEADS.items()
+    }
+    prompts = torch.tensor([1, 5, 39, 7, 8]), (torch.tensor([1, 4]), torch.tensor([6]))
+    pair = ModelPair(target.eval(), event_model.eval(), *prompts)
+    return Bench(pair, heads, max_new_tokens=12)
+
+
+def _scene() -> SceneBatch:
+    return SceneBatch(torch.randn(1, 8, 3, 32, 32), torch.randn(1, 5, 3, 32, 32))
+
+
+def test_every_setting_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """All drafters with all limits; with all poolings and overlaps where they read events; none differs."""
+    report = prove(_bench(), [_scene(), _scene()])
+    reading = sum(kind.reads_events for kind in DRAFTERS.values())
+    expected = len(LIMITS) * (reading * len(POOLINGS) * 2 + len(DRAFTERS) - reading + 3)
+    assert len(set(report.settings)) == expected
+    assert (report.scenes, report.texts, report.different) == (2, 2 * expected, ())
+    print_proof(report)
+    assert "0 differ from plain decoding" in capsys.readouterr().out
+
+
+def test_a_fault_in_verification_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the target keeps one row too many, drafted texts differ and plain ones do not."""
+    keep = DecoderTarget.keep
+
+    def keeps_more(self: DecoderTarget, rows: list[list[int]]) -> None:
+        longest = self._blocks[0][1] if len(rows[0]) > 1 else 1
+        keep(self, [list(range(longest))])
+
+    monkeypatch.setattr(DecoderTarget, "keep", keeps_more)
+    report = prove(_bench(), [_scene()])
+    assert report.different
+    assert not any(setting.startswith("none") for _, setting in report.different)
