@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from signal import SIGINT, signal
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ LIMITS = {
     "eight deep, sixteen nodes": DraftLimits(8, 16, p_min=0.05),
     "as large as pays": DraftLimits(40, 40),  # with costs as they are measured here
 }
-POOLINGS = (1, 2, 4)
+EVENTS = ((1, False), (1, True), (2, False), (4, True))  # pooling and overlap
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,13 @@ def prove(
     bench: Bench, scenes: Iterable[SceneBatch], report: Callable[[int, int], None] = lambda *_: None
 ) -> LosslessReport:
     """Describe every scene with every drafter, limit, overlap and pooling, greedily, and compare with plain
-    decoding; report counts scenes and differing texts.
+    decoding; report counts scenes and differing texts. Interrupted, it ends after the scene that it is at.
     """
     plain = bench.entry(Contestant(BASELINE))
     entries = list(_entries(bench))
     different: list[tuple[int, str]] = []
     count = 0
-    for number, scene in enumerate(scenes):
+    for number, scene in enumerate(_until_interrupted(scenes)):
         prompt = bench.prompt(scene)
         assert prompt.events is not None
         prompt = replace(prompt, events=lru_cache(maxsize=1)(prompt.events))
@@ -113,6 +114,19 @@ def prove(
         report(count, len(different))
     names = tuple(setting for setting, _ in entries)
     return LosslessReport(count, names, count * len(names), tuple(different))
+
+
+def _until_interrupted(scenes: Iterable[SceneBatch]) -> Iterator[SceneBatch]:
+    """What was compared until then counts: an interruption is heard between two scenes and ends them."""
+    interrupted: list[int] = []
+    before = signal(SIGINT, lambda number, _: interrupted.append(number))
+    try:
+        for scene in scenes:
+            yield scene
+            if interrupted:
+                return
+    finally:
+        signal(SIGINT, before)
 
 
 def prove_visibly(
@@ -147,16 +161,13 @@ def _entries(bench: Bench) -> Iterator[tuple[str, Entry]]:
     for limits_name, limits in LIMITS.items():
         for name in bench.able():
             reads = DRAFTERS[name].reads_events
-            for pooling in POOLINGS if reads else (1,):
-                for overlap in (False, True) if reads else (False,):
-                    entry = bench.entry(Contestant(name, overlap), pooling)
-                    entry.limits = limits
-                    beside = (
-                        f", {pooling} event tokens in one, overlap {'on' if overlap else 'off'}"
-                        if reads
-                        else ""
-                    )
-                    yield f"{name}, {limits_name}{beside}", entry
+            for pooling, overlap in EVENTS if reads else EVENTS[:1]:
+                entry = bench.entry(Contestant(name, overlap), pooling)
+                entry.limits = limits
+                how = (
+                    f", {pooling} event tokens in one, overlap {'on' if overlap else 'off'}" if reads else ""
+                )
+                yield f"{name}, {limits_name}{how}", entry
         for name, offset in (("perfect", 0), ("always wrong", 1), ("random", None)):
             drafter = KnownText(name, vocabulary, offset)
             yield f"{name}, {limits_name}", Entry(Contestant(BASELINE), drafter, EventSide(), limits)

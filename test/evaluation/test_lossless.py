@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from evspec_ros.evaluation.decoding import Bench
-from evspec_ros.evaluation.lossless import LIMITS, POOLINGS, print_proof, prove
+from evspec_ros.evaluation.lossless import EVENTS, LIMITS, print_proof, prove
 from evspec_ros.networks.checkpoints import DRAFT_HEADS
 from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
@@ -44,11 +48,23 @@ def test_every_setting_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
     """All drafters with all limits; with all poolings and overlaps where they read events; none differs."""
     report = prove(_bench(), [_scene(), _scene()])
     reading = sum(kind.reads_events for kind in DRAFTERS.values())
-    expected = len(LIMITS) * (reading * len(POOLINGS) * 2 + len(DRAFTERS) - reading + 3)
+    expected = len(LIMITS) * (reading * len(EVENTS) + len(DRAFTERS) - reading + 3)
     assert len(set(report.settings)) == expected
     assert (report.scenes, report.texts, report.different) == (2, 2 * expected, ())
     print_proof(report)
     assert "0 differ from plain decoding" in capsys.readouterr().out
+
+
+def test_an_interrupted_comparison_reports_what_it_compared() -> None:
+    """The scene that it was at is the last one."""
+
+    def scenes() -> Iterator[SceneBatch]:
+        yield _scene()
+        os.kill(os.getpid(), signal.SIGINT)
+        yield _scene()
+        yield _scene()
+
+    assert prove(_bench(), scenes()).scenes == 2
 
 
 def test_a_fault_in_verification_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
