@@ -52,13 +52,15 @@ class PassCosts:
 @dataclass(frozen=True)
 class DraftLimits:
     """n_max: tokens on a path; tree_size: nodes in all; p_min: stop where the path's confidence falls below
-    it; costs: draft no node that costs more than it is expected to gain, where they are known.
+    it; costs: draft no node that costs more than it is expected to gain, where they are known; end_tokens:
+    nothing follows them.
     """
 
     n_max: int = 8
     tree_size: int = 8
     p_min: float = 0.0
     costs: PassCosts | None = None
+    end_tokens: frozenset[int] = frozenset()
 
     def floor(self, nodes: int, gain: float) -> float:
         """The least confidence of another node behind so many, which gain so many tokens with the bonus."""
@@ -93,7 +95,8 @@ class Drafter(Protocol):
         """
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator, /) -> DraftTree:
-        """A tree within the limits, to follow the last emitted token.
+        """A tree within the limits, to follow the last emitted token; no node follows an end token, it could
+        never be emitted.
 
         Its shape must not depend on the outcome of draws from a distribution that its nodes declare: deciding
         whether to draw is allowed, dropping what was drawn is not, or sampling would no longer be exact.

@@ -137,6 +137,8 @@ class EagleDrafter:
             gain += confidence
             distributions.append(sampling.probabilities(said.logits[-1]).cpu())
             tokens.append(draw(distributions[-1], generator))
+            if tokens[-1] in limits.end_tokens:
+                break
         chances = [float(q[token]) for q, token in zip(distributions, tokens, strict=True)]
         return DraftTree.chain(tokens, chances, torch.stack(distributions) if distributions else None)
 
@@ -146,16 +148,16 @@ class EagleDrafter:
         growth.told(ROOT, said.tokens[-1].tolist(), said.chances[-1].tolist(), said.output[-1:].clone())
         ahead: deque[HeadPass] = deque()  # what the head says further on if it reads its own likeliest tokens
         while read := growth.take(self._width, limits):
-            carried = growth.carried(read)
             if growth.chain:
                 if not ahead:
+                    carried = growth.carried(read)
                     ahead.extend(self._engine.run_on(growth.tokens[read[0]], carried, cache))
                 said = ahead.popleft()
             else:
                 ahead.clear()
                 cache.truncate(self._known + growth.rows - len(read))
                 ids = [growth.tokens[node] for node in read]
-                said = self._engine.run(ids, carried, cache, *growth.places(read))
+                said = self._engine.run(ids, growth.carried(read), cache, *growth.places(read))
             outputs = said.output.clone()
             told = zip(read, said.tokens.tolist(), said.chances.tolist(), strict=True)
             for row, (node, tokens, shares) in enumerate(told):

@@ -183,6 +183,8 @@ class EventGptDrafter:
             gain += confidence
             tokens.append(token)
             chances.append(chance)
+            if token in limits.end_tokens:
+                break
         return DraftTree.chain(tokens, chances)
 
     def accept(self, tokens: Sequence[int], _: tuple[Tensor, ...]) -> None:

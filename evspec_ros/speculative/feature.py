@@ -60,6 +60,8 @@ class FeatureDrafter:
             gain += confidence
             tokens.append(int(token))
             chances.append(float(chance))
+            if tokens[-1] in limits.end_tokens:
+                break
         return DraftTree.chain(tokens, chances)
 
     def accept(self, _: Sequence[int], features: tuple[Tensor, ...]) -> None:

@@ -165,7 +165,7 @@ class _Settings:
     seed: int
     limits: DraftLimits
     acceptance: Acceptance
-    end_tokens: Collection[int]
+    end_tokens: frozenset[int]
 
 
 class _Text:
@@ -193,11 +193,12 @@ class _Text:
 
     def draft(self) -> DraftTree:
         """What the drafter proposes, but never more than can still be emitted beside the bonus token."""
-        limits = self._settings.limits
-        depth = min(limits.n_max, self._settings.max_new_tokens - len(self.tokens) - 1)
+        settings, limits = self._settings, self._settings.limits
+        depth = min(limits.n_max, settings.max_new_tokens - len(self.tokens) - 1)
         if depth <= 0 or limits.tree_size <= 0:
             return NO_DRAFT
-        return self.drafter.propose(replace(limits, n_max=depth), self._settings.sampling, self._generator)
+        limits = replace(limits, n_max=depth, end_tokens=settings.end_tokens)
+        return self.drafter.propose(limits, settings.sampling, self._generator)
 
     def judge(self, tree: DraftTree, output: TargetPass) -> Verdict:
         """What the target accepts of it."""

@@ -65,7 +65,7 @@ class Growth:
             self._chances[node] = -chance
             self._gain -= chance
             path = self._paths[parent]
-            if len(path) + 1 < limits.n_max:
+            if len(path) + 1 < limits.n_max and token not in limits.end_tokens:
                 self.chain = self.chain and parent == self._tip and order == self._first and not read
                 self._paths[node] = (*path, self.rows)
                 self.rows += 1

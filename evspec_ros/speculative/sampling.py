@@ -57,6 +57,16 @@ class Sampling:
 GREEDY = Sampling()
 
 
+def likeliest(logits: Tensor) -> list[int]:
+    """The most likely token of each row of logits [N, V], the first of equals.
+
+    On a CPU by numpy, whose argmax takes a sixth of torch's time.
+    """
+    chosen = logits.float().numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
+    tokens: list[int] = chosen.tolist()
+    return tokens
+
+
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:
     """One token of a distribution [V], which lies on the generator's device."""
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -128,13 +127,9 @@ class DraftTree:
         """Bool [N + 1, N + 1] over rows: True where the column's row is an ancestor of the line's row or
         itself.
         """
-        rows = np.arange(len(self) + 1)
-        parent_rows = np.concatenate(([0], self.parents + 1))  # the root is its own parent
-        mask: NDArray[np.bool_] = np.zeros((len(rows), len(rows)), np.bool_)
-        reached: NDArray[Any] = rows
-        for _ in range(self.depth + 1):  # step all rows one ancestor up at a time
-            mask[rows, reached] = True
-            reached = parent_rows[reached]
+        mask = np.eye(len(self) + 1, dtype=np.bool_)
+        for node, parent in enumerate(self.parents.tolist()):
+            mask[node + 1] |= mask[parent + 1]
         return mask
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evspec_ros.choices import ACCEPTANCES
 from evspec_ros.errors import GenerationError
-from evspec_ros.speculative.sampling import Sampling, draw
+from evspec_ros.speculative.sampling import Sampling, draw, likeliest
 from evspec_ros.speculative.tree import DraftTree
 
 
@@ -84,7 +84,7 @@ def verify(
             else verify_sampled(tree, p, generator)
         )
     if sampling.greedy:
-        return verify_greedy(tree, logits.argmax(dim=-1).tolist())
+        return verify_greedy(tree, likeliest(logits))
     return verify_sampled(tree, sampling.probabilities(logits).cpu(), generator)
 
 

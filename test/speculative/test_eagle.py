@@ -151,6 +151,23 @@ def test_greedy_text_is_the_target_s_own_whatever_the_drafter(kind: str) -> None
                 assert list(found.tokens) == text
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_nothing_is_drafted_behind_an_end_token(name: str, temperature: float) -> None:
+    """With half of the vocabulary ending a text, no drafter gives such a token a child."""
+    target = _target()
+    target.end_tokens = frozenset(range(0, VOCABULARY, 2))
+    drafter = _drafter(name, target)
+    drafted: list[DraftTree] = []
+    propose = drafter.propose
+    drafter.propose = lambda *given: drafted.append(propose(*given)) or drafted[-1]  # type: ignore[method-assign]
+    for prompt in _prompts(12):
+        generate(target, drafter, prompt, max_new_tokens=LENGTH, temperature=temperature)
+    for tree in drafted:
+        inner = {int(tree.tokens[parent]) for parent in tree.parents if parent >= 0}
+        assert not inner & target.end_tokens
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("pooling", [1, 2, 4])
 @pytest.mark.parametrize("name", [name for name, kind in DRAFTERS.items() if kind.reads_events])
