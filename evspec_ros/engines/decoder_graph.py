@@ -42,8 +42,10 @@ def decoder_graph(
     """The graph of float32 decoder layers; weights are copied into it (protobuf holds at most 2 GiB)."""
     graph = _Graph(config, lm_head.out_features, masked=True)
     graph.linear(graph.layers("embeddings", blocks, rotary, norm), lm_head.weight, "logits")
-    embeddings = _tensor("embeddings", [1, "T", config.hidden_size])
-    return graph.model([embeddings], [("logits", [1, "T", lm_head.out_features], TensorProto.FLOAT)])
+    rows: list[int | str] = [1, "T", config.hidden_size]
+    entering = [(f"entering.{index + 1}", rows, TensorProto.FLOAT) for index in range(len(blocks))]
+    logits: list[int | str] = [1, "T", lm_head.out_features]
+    return graph.model([_tensor("embeddings", rows)], [("logits", logits, TensorProto.FLOAT), *entering])
 
 
 def draft_graph(
@@ -63,8 +65,9 @@ def draft_graph(
         carried  float32 [1, T, d]
         chances, tokens  float32, int64 [1, T, candidates], the most probable first
 
-    Each of the further steps reads the likeliest token of the one before, T = 1: its tensors carry its number
-    (`tokens.1`), its rows go to the same memory.
+    Where it is not masked its rows are a text that is known, and of what is said (`entering.1`, `logits`,
+    `chances`, `tokens`) only the last row is computed, [1, 1, ...]. Each further step reads the likeliest
+    token of the one before, T = 1: its tensors carry its number (`tokens.1`), its rows go to the same memory.
     """
     norm, readout = cast("tuple[RMSNorm, nn.Linear]", head.readout(norm, lm_head))
     graph = _Graph(head.config.layer, readout.out_features, masked)
@@ -72,7 +75,8 @@ def draft_graph(
     for step in range(steps):
         graph.suffix = f".{step}" if step else ""
         x = graph.head_rows(head, embedding, ids, carried)
-        graph.linear(graph.layers(x, head.layers, head.rotary, norm), readout.weight, "logits")
+        said = graph.layers(x, head.layers, head.rotary, norm, last_row=steps == 1 and not masked)
+        graph.linear(said, readout.weight, "logits")
         spread = graph.node("Softmax", [graph.name("logits")], [graph.name("spread")], axis=-1)
         best = graph.whole("candidates", [candidates])
         graph.node("TopK", [spread, best], [graph.name("chances"), graph.name("tokens")], axis=-1)
@@ -81,14 +85,19 @@ def draft_graph(
             ids = graph.node("Slice", [graph.name("tokens"), *first], [graph.name("likeliest")])
             ids = graph.node("Squeeze", [ids, graph.whole("axis", [2])], [graph.name("next")])
             carried = graph.name("entering.1")
-    size, vocabulary = head.config.hidden_size, readout.out_features
-    likeliest: list[int | str] = [1, "T", candidates]
+    told: int | str = "T" if masked else 1
+    said_of = {"entering.1": head.config.hidden_size, "logits": readout.out_features, "chances": candidates}
     return graph.model(
-        [_tensor("ids", [1, "T"], TensorProto.INT64), _tensor("carried", [1, "T", size])],
-        [("logits", [1, "T", vocabulary], TensorProto.FLOAT), ("chances", likeliest, TensorProto.FLOAT),
-         ("tokens", likeliest, TensorProto.INT64)],
+        [
+            _tensor("ids", [1, "T"], TensorProto.INT64),
+            _tensor("carried", [1, "T", head.config.hidden_size]),
+        ],
+        [
+            *((name, [1, told, size], TensorProto.FLOAT) for name, size in said_of.items()),
+            ("tokens", [1, told, candidates], TensorProto.INT64),
+        ],
         steps,
-    )  # fmt: skip
+    )
 
 
 class _Graph:
@@ -122,8 +131,10 @@ class _Graph:
         embedded = self.node("Gather", [table, ids], [self.name("embedded")])
         return self.node("Add", [embedded, carry], [self.name("embeddings")])
 
-    def layers(self, x: str, blocks: nn.ModuleList, rotary: Rotary, norm: RMSNorm) -> str:
-        """Decoder layers and the norm behind them."""
+    def layers(
+        self, x: str, blocks: nn.ModuleList, rotary: Rotary, norm: RMSNorm, *, last_row: bool = False
+    ) -> str:
+        """Decoder layers and the norm behind them; last_row: of one layer, what only its last row gives."""
         self.constant("cos", lambda: rotary.cos[:, : self._config.head_dim // 2])
         self.constant("sin", lambda: rotary.sin[:, self._config.head_dim // 2 :])
         layers = [cast("DecoderLayer", layer) for layer in blocks]
@@ -131,7 +142,10 @@ class _Graph:
         residual = x
         normed = self.rms_norm(residual, layers[0].input_layernorm.weight, "normed")
         for index, (layer, following) in enumerate(zip(layers, entering_norms, strict=True)):
-            attended = self.attention(normed, layer, index)
+            mixed = self.attention(normed, layer, index)
+            if last_row:
+                mixed, residual = self.last_row(mixed, "mixed"), self.last_row(residual, "residual")
+            attended = self.linear(mixed, layer.self_attn.o_proj.weight, f"attended.{index}")
             residual, normed = self.add_norm(
                 attended, residual, layer.post_attention_layernorm.weight, f"middle.{index}"
             )
@@ -183,14 +197,14 @@ class _Graph:
         return self.name(total), normed
 
     def attention(self, x: str, layer: DecoderLayer, index: int) -> str:
-        """Rotation, cache and attention in one operator between two products."""
+        """A product, then rotation, cache and attention in one operator."""
         heads = layer.self_attn
         weight = torch.cat((heads.q_proj.weight, heads.k_proj.weight, heads.v_proj.weight))
         packed = self.linear(x, weight, f"qkv.{index}")
         past = [f"past_{part}.{index}" for part in "kv"]
         places = [self.name(name) for name in ("last", "total")]
         bias = ["bias"] if self._masked else []
-        mixed = self.node(
+        return self.node(
             "GroupQueryAttention",
             [packed, "", "", *past, *places, "cos", "sin", self.name("positions"), *bias],
             [self.name(f"mixed.{index}"), *(self.name(f"present_{part}.{index}") for part in "kv")],
@@ -199,13 +213,15 @@ class _Graph:
             kv_num_heads=self._config.num_kv_heads,
             do_rotary=1,
         )
-        return self.linear(mixed, heads.o_proj.weight, f"attended.{index}")
+
+    def last_row(self, x: str, name: str) -> str:
+        """The last row of x [1, T, n], [1, 1, n]."""
+        return self.node("Gather", [x, self.whole("last_row", [-1])], [self.name(f"last.{name}")], axis=1)
 
     def mlp(self, x: str, layer: DecoderLayer, index: int) -> str:
         """SwiGLU; QuickGelu with alpha 1 is SiLU."""
-        weight = torch.cat((layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight))
-        gate, up = self.name(f"gate.{index}"), self.name(f"up.{index}")
-        self.node("Split", [self.linear(x, weight, f"gate_up.{index}")], [gate, up], axis=-1, num_outputs=2)
+        gate = self.linear(x, layer.mlp.gate_proj.weight, f"gate.{index}")
+        up = self.linear(x, layer.mlp.up_proj.weight, f"up.{index}")
         active = self.node("QuickGelu", [gate], [self.name(f"active.{index}")], domain=_MICROSOFT, alpha=1.0)
         inner = self.node("Mul", [active, up], [self.name(f"inner.{index}")])
         return self.linear(inner, layer.mlp.down_proj.weight, f"changed.{index}")
@@ -213,11 +229,8 @@ class _Graph:
     def model(
         self, read: list[onnx.ValueInfoProto], written: list[tuple[str, list[int | str], int]], steps: int = 1
     ) -> onnx.ModelProto:
-        """All of it, with what is read and, of each step, written beside places, cache and the layers'
-        inputs.
-        """
+        """All of it, with what is read and, of each step, written beside places and cache."""
         sizes = self._config
-        rows: list[int | str] = [1, "T", sizes.hidden_size]
         cache: list[int | str] = [1, sizes.num_kv_heads, "C", sizes.head_dim]
         memory = [f"{part}.{index}" for index in range(sizes.num_layers) for part in "kv"]
         inputs = [*read, *([_tensor("bias", [1, 1, "T", "S"])] if self._masked else [])]
@@ -231,7 +244,6 @@ class _Graph:
             ]
             outputs += [
                 *(_tensor(self.name(name), shape, kind) for name, shape, kind in written),
-                *(_tensor(self.name(f"entering.{index + 1}"), rows) for index in range(sizes.num_layers)),
                 *(_tensor(self.name(f"present_{name}"), cache) for name in memory),
             ]
         inputs += [_tensor(f"past_{name}", cache) for name in memory]

@@ -22,8 +22,8 @@ CANDIDATES = 4  # tokens told of each row
 
 
 class HeadPass(NamedTuple):
-    """What a pass over T rows says: output [T, d], logits [T, V], and of each row the CANDIDATES most
-    probable tokens int64 [T, k] with their probabilities float32 [T, k]. The next pass may overwrite it.
+    """What n rows say: output [n, d], logits [n, V], and of each row the CANDIDATES most probable tokens
+    int64 [n, k] with their probabilities float32 [n, k]. The next pass may overwrite it.
     """
 
     output: Tensor
@@ -43,8 +43,9 @@ class HeadEngine(Protocol):
         depths: Tensor | None = None,
         visible: Tensor | None = None,
     ) -> HeadPass:
-        """T tokens at t + 1 and carried [T, d] from t; depths int64 [T] and visible bool [T, W] over the
-        last W rows, T new ones among them, or both None for rows one after another.
+        """T tokens at t + 1 and carried [T, d] from t, one after another: what the last of them says. Or
+        nodes of a tree, with depths int64 [T] and visible bool [T, W] over the last W rows, T new ones among
+        them: what each of them says.
         """
 
     def run_on(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
@@ -75,6 +76,7 @@ class TorchDraftHead:
         depths = None if depths is None else depths.to(device)
         visible = None if visible is None else visible.to(device)
         output = self._head(embeddings, carried[None], None, cache, depths, visible)[0]
+        output = output[-1:] if visible is None else output
         logits = self._lm_head(self._norm(output))
         spread = torch.softmax(logits, -1, dtype=torch.float32)
         chances, tokens = spread.topk(min(CANDIDATES, spread.shape[-1]), dim=-1)
@@ -163,7 +165,7 @@ class OnnxDraftHead:
 
     def _bound(self, rows: int, cache: KVCache, masked: bool, steps: int) -> _Pass:
         """New tensors, bound together with the cache's memory."""
-        sizes, best = self._sizes, min(CANDIDATES, self._vocabulary)
+        sizes, best, told = self._sizes, min(CANDIDATES, self._vocabulary), rows if masked else 1
         if (masked, steps) not in self._engines:
             graph = draft_graph(*self._parts, best, masked=masked, steps=steps)
             self._engines[masked, steps] = OnnxEngine(graph, 1)
@@ -178,10 +180,10 @@ class OnnxDraftHead:
             inputs[f"positions{suffix}"] = torch.empty(1, rows, dtype=torch.int64)
             inputs[f"last{suffix}"] = torch.empty(1, dtype=torch.int32)
             inputs[f"total{suffix}"] = torch.empty((), dtype=torch.int32)
-            outputs[f"logits{suffix}"] = torch.empty(1, rows, self._vocabulary)
-            outputs[f"entering.1{suffix}"] = torch.empty(1, rows, sizes.hidden_size)
-            outputs[f"tokens{suffix}"] = torch.empty(1, rows, best, dtype=torch.int64)
-            outputs[f"chances{suffix}"] = torch.empty(1, rows, best)
+            outputs[f"logits{suffix}"] = torch.empty(1, told, self._vocabulary)
+            outputs[f"entering.1{suffix}"] = torch.empty(1, told, sizes.hidden_size)
+            outputs[f"tokens{suffix}"] = torch.empty(1, told, best, dtype=torch.int64)
+            outputs[f"chances{suffix}"] = torch.empty(1, told, best)
             outputs |= {f"present_{name}{suffix}": tensor for name, tensor in memory.items()}
         said = [
             HeadPass(

@@ -68,10 +68,10 @@ class DecodingRow:
     scenes: windows described; seconds: wall clock from pixels to the last token; speedup: the baseline's
     seconds over these; speedup_decode: the same from the first token on. mean_accepted_length: tokens per
     target pass, the bonus token counted. draft_ms, verify_ms: mean per pass of the target; target_step_ms:
-    the baseline's mean step. prefill_ms: mean per window, with what was waited for the event model;
-    prefill_slowdown: over the baseline's; event_ms, event_hidden_ms: the event model's work per window, and
-    what of it nobody waited for. identical: whether every text was the baseline's, token for token; None
-    where texts are sampled.
+    the baseline's mean step; node_share: drafting a node over that. prefill_ms: mean per window, with what
+    was waited for the event model; prefill_slowdown: over the baseline's; event_ms, event_hidden_ms: the
+    event model's work per window, and what of it nobody waited for. identical: whether every text was the
+    baseline's, token for token; None where texts are sampled.
     """
 
     drafter: str
@@ -88,6 +88,7 @@ class DecodingRow:
     draft_ms: float
     verify_ms: float
     target_step_ms: float
+    node_share: float
     prefill_ms: float
     prefill_slowdown: float
     event_ms: float
@@ -149,6 +150,7 @@ class Entry:
         """The sums beside the baseline's."""
         found, plain = self.statistics, baseline.statistics
         passes, windows = max(1, found.target_passes), max(1, found.generations)
+        step_ms = plain.verify_ms / max(1, plain.target_passes)
         sampled = self.contestant.temperature > 0
         return DecodingRow(
             drafter=self.contestant.name,
@@ -164,7 +166,8 @@ class Entry:
             acceptance_by_position=found.acceptance_by_position,
             draft_ms=found.draft_ms / passes,
             verify_ms=found.verify_ms / passes,
-            target_step_ms=plain.verify_ms / max(1, plain.target_passes),
+            target_step_ms=step_ms,
+            node_share=found.draft_ms / found.drafted / step_ms if found.drafted else 0.0,
             prefill_ms=found.prefill_ms / windows,
             prefill_slowdown=found.prefill_ms / plain.prefill_ms,
             event_ms=self.event_ms / windows,

@@ -37,12 +37,14 @@ def _parts(report: DecodingReport) -> list[tuple[str, Sequence[DecodingRow]]]:
 
 def _table(title: str, rows: Sequence[DecodingRow]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
-    figures = ("speed-\nup", "de-\ncode", "length", "rate", "prefill\nms", "draft\nms", "verify\nms")
+    ratios, times = ("speed-\nup", "de-\ncode", "length", "rate"), ("prefill\nms", "draft\nms", "node\n%")
     for column in (
         "drafter",
         "over-\nlap",
         "T",
-        *figures,
+        *ratios,
+        *times,
+        "verify\nms",
         "events\nms",
         "hidden\nms",
         "un-\nchanged",
@@ -52,7 +54,8 @@ def _table(title: str, rows: Sequence[DecodingRow]) -> Table:
     for row in rows:
         values = (
             row.temperature, row.speedup, row.speedup_decode, row.mean_accepted_length, row.acceptance_rate,
-            row.prefill_ms, row.draft_ms, row.verify_ms, row.event_ms, row.event_hidden_ms, row.unchanged,
+            row.prefill_ms, row.draft_ms, 100 * row.node_share, row.verify_ms, row.event_ms,
+            row.event_hidden_ms, row.unchanged,
         )  # fmt: skip
         table.add_row(
             row.drafter,

@@ -209,8 +209,8 @@ class Eagle3Config:
     """The sizes of an EAGLE-3 head: hidden_size is its own width d, target_size the target's D.
 
     layers: which of the target's features are fused, as `LlamaDecoder.forward` counts them; context: how many
-    of the prompt's last rows it reads (what it needs of the video lies in their features; as in ViSpec, arXiv
-    2509.15235, a draft head does well with few of a video's rows).
+    of the prompt's last rows it reads (as in ViSpec, arXiv 2509.15235, a draft head does well with few of a
+    video's rows).
     """
 
     target_size: int
@@ -222,7 +222,7 @@ class Eagle3Config:
     head_dim: int
     event_size: int
     max_positions: int
-    context: int = 24
+    context: int = 160
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     kind: str = "eagle3"

@@ -130,12 +130,12 @@ class EagleDrafter:
         confidence = gain = 1.0
         for _ in range(min(limits.n_max, limits.tree_size)):
             if tokens:
-                said = self._engine.run(tokens[-1:], said.output[-1:], cache)
-            confidence *= float(said.chances[-1, 0])
+                said = self._engine.run(tokens[-1:], said.output, cache)
+            confidence *= float(said.chances[0, 0])
             if confidence < limits.floor(len(tokens), gain):  # before the draw, so that sampling stays exact
                 break
             gain += confidence
-            distributions.append(sampling.probabilities(said.logits[-1]).cpu())
+            distributions.append(sampling.probabilities(said.logits[0]).cpu())
             tokens.append(draw(distributions[-1], generator))
             if tokens[-1] in limits.end_tokens:
                 break
@@ -145,7 +145,7 @@ class EagleDrafter:
     def _grow(self, said: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
         """A tree within the limits, from what was said behind the text."""
         growth = Growth(self._branches)
-        growth.told(ROOT, said.tokens[-1].tolist(), said.chances[-1].tolist(), said.output[-1:].clone())
+        growth.told(ROOT, said.tokens[0].tolist(), said.chances[0].tolist(), said.output.clone())
         ahead: deque[HeadPass] = deque()  # what the head says further on if it reads its own likeliest tokens
         while read := growth.take(self._width, limits):
             if growth.chain:

@@ -89,7 +89,7 @@ class HeadPlan:
 
 TINY_PLANS = {
     "eagle": HeadPlan(),
-    "eagle3": HeadPlan("eagle3", scenes=4096, schedule=Schedule(steps=2000, learning_rate=2e-3)),
+    "eagle3": HeadPlan("eagle3", scenes=6144, schedule=Schedule(steps=4000, learning_rate=2e-3)),
     "eventgpt_adapter": HeadPlan("eventgpt_adapter", noise=0.0),
     "feature": HeadPlan("feature"),
 }
