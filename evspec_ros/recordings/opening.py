@@ -8,6 +8,7 @@ from evspec_ros.errors import RecordingError
 from evspec_ros.recordings.aedat4 import Aedat4Recording
 from evspec_ros.recordings.npy import NpyRecording
 from evspec_ros.recordings.recording import Recording
+from evspec_ros.recordings.rosbag1 import Rosbag1Recording
 from evspec_ros.recordings.rosbag2 import Rosbag2Recording
 
 READERS: dict[bytes, type[Recording]] = {  # by a file's first bytes
@@ -15,6 +16,7 @@ READERS: dict[bytes, type[Recording]] = {  # by a file's first bytes
     b"\x93NUMPY": NpyRecording,
     b"\x89MCAP0\r\n": Rosbag2Recording,
     b"SQLite format 3\x00": Rosbag2Recording,
+    b"#ROSBAG V2.0\n": Rosbag1Recording,
 }
 KNOWN = "a rosbag2 folder, .mcap, .db3, .aedat4 or .npy"
 
