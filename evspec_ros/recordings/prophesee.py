@@ -102,8 +102,8 @@ class DatRecording(Recording):
         self._width, self._height = _whole(header.get("width")), _whole(header.get("height"))
         if not self._width or not self._height:
             raise RecordingError(
-                f"The header of {path} does not tell the sensor's size; add the lines '% Width 640' and "
-                f"'% Height 480' with your camera's values to it."
+                f"The header of {path} does not tell the sensor's size; add it, your camera's instead of "
+                f"640x480, with sed -i '1i % Width 640\\n% Height 480' {path}"
             )
 
     @property
@@ -167,8 +167,8 @@ def _stream_format(header: dict[str, str], path: Path) -> tuple[str, int, int]:
     encoding = name.lower() or VERSIONS.get(header.get("evt", ""), header.get("evt", ""))
     if not encoding:
         raise RecordingError(
-            f"The header of {path} does not name the encoding; add '% format EVT3;height=720;width=1280' "
-            f"with what your camera sends to it."
+            f"The header of {path} does not name the encoding; add your camera's with "
+            f"sed -i '1i % format EVT3;height=720;width=1280' {path}"
         )
     if encoding not in WORD_BYTES or "big" in (options.get("endianness"), header.get("endianness")):
         raise RecordingError(
@@ -183,7 +183,7 @@ def _stream_format(header: dict[str, str], path: Path) -> tuple[str, int, int]:
     if not (width and height):
         raise RecordingError(
             f"The header of {path} tells neither the sensor's size nor a system_ID whose size is known; add "
-            f"'% geometry 1280x720' with your camera's values to it."
+            f"your camera's with sed -i '1i % geometry 1280x720' {path}"
         )
     return encoding, width, height
 
