@@ -23,7 +23,7 @@ READERS: dict[bytes, Callable[[Path], Recording]] = {  # by a file's first bytes
     b"% ": open_prophesee,
     b"\x89HDF\r\n\x1a\n": DsecRecording,
 }
-KNOWN = "a rosbag2 folder, .mcap, .db3, .bag, .raw, .dat, .h5, a DSEC folder, .aedat4 or .npy"
+KNOWN = "a rosbag2 folder, .mcap, .db3, .bag, .raw, .dat, a DSEC folder, .h5, .aedat4 or .npy"
 
 
 def open_recording(path: Path) -> Recording:

@@ -220,7 +220,7 @@ class ImageStream:
         )
 
     def add(self, image: Any, stamp_ns: int) -> None:
-        """Keep one image, raw or compressed, stamped stamp_ns; raises FrameError for a bad one, and counts it."""
+        """Keep one image, raw or compressed. Raises FrameError, after counting it, for an unusable one."""
         self._messages += 1
         try:
             rgb = message_to_rgb(image)
