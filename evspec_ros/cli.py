@@ -19,8 +19,8 @@ from evspec_ros.errors import EvspecError
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 _RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 _RECORDINGS = (
-    "rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT3) or .dat, a DSEC folder "
-    "or its events' .h5, .aedat4 or .npy; told by content"
+    "rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT3) or .dat, a DSEC "
+    "folder or its events' .h5, .aedat4 or .npy; told by content"
 )
 _DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
 

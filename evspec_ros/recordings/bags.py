@@ -7,7 +7,7 @@ import struct
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,8 +75,23 @@ class BagRecording(Recording):
             self._topics = _chosen(bag)
 
     @abstractmethod
-    def _opened(self) -> AbstractContextManager[OpenBag]:
+    def _reader(self) -> Reader:
+        """What reads this kind of bag, not open yet."""
+
+    @abstractmethod
+    def _wire(self, reader: Reader) -> Wire:
+        """How the messages of an open bag are serialised."""
+
+    @contextmanager
+    def _opened(self) -> Iterator[OpenBag]:
         """The bag, open for reading; raises RecordingError if it is none."""
+        with damage_told(self.path):
+            reader = self._reader()
+            reader.open()
+        try:
+            yield OpenBag(self.path, reader, self._wire(reader))
+        finally:
+            reader.close()
 
     @property
     def topics(self) -> tuple[Topic, ...]:
@@ -121,6 +136,12 @@ class Wire:
 
 class Reader(Protocol):
     """What rosbags' readers of both kinds of bags have in common."""
+
+    def open(self) -> None:
+        """Open the bag and read its index."""
+
+    def close(self) -> None:
+        """Close the bag."""
 
     @property
     def connections(self) -> Collection[Connection]:

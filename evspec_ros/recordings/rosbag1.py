@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from rosbags.rosbag1 import Reader
+from rosbags.rosbag1 import Reader as Rosbag1Reader
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.event_arrays import read_ros1
-from evspec_ros.recordings.bags import EVENT_TYPES, FRAME_TYPES, BagRecording, OpenBag, Wire, damage_told
+from evspec_ros.recordings.bags import EVENT_TYPES, FRAME_TYPES, BagRecording, Reader, Wire
 
 
 class Rosbag1Recording(BagRecording):
@@ -20,15 +17,11 @@ class Rosbag1Recording(BagRecording):
     Types have the names of ROS 2: `sensor_msgs/msg/Image`, not `sensor_msgs/Image`.
     """
 
-    @contextmanager
-    def _opened(self) -> Iterator[OpenBag]:
-        with damage_told(self.path):
-            reader = Reader(self.path)
-            reader.open()
-        try:
-            yield OpenBag(self.path, reader, Wire(self._types(reader).deserialize_ros1, read_ros1))
-        finally:
-            reader.close()
+    def _reader(self) -> Reader:
+        return Rosbag1Reader(self.path)
+
+    def _wire(self, reader: Reader) -> Wire:
+        return Wire(self._types(reader).deserialize_ros1, read_ros1)
 
     def _types(self, reader: Reader) -> Typestore:
         """The bag's own definitions of the messages that can be read."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rosbags.rosbag2 import Reader
+from rosbags.rosbag2 import Reader as Rosbag2Reader
 
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.event_arrays import read_cdr
-from evspec_ros.recordings.bags import BagRecording, OpenBag, Wire, damage_told
+from evspec_ros.recordings.bags import BagRecording, Reader, Wire
 from evspec_ros.recordings.rosbag2_types import typestore
 
 SUFFIXES = frozenset({".mcap", ".db3"})
@@ -24,12 +22,8 @@ class Rosbag2Recording(BagRecording):
             raise RecordingError(f"The bag file {path} has to end in .mcap or .db3; rename it.")
         super().__init__(path)
 
-    @contextmanager
-    def _opened(self) -> Iterator[OpenBag]:
-        with damage_told(self.path):
-            reader = Reader(self.path)
-            reader.open()
-        try:
-            yield OpenBag(self.path, reader, Wire(typestore().deserialize_cdr, read_cdr))
-        finally:
-            reader.close()
+    def _reader(self) -> Reader:
+        return Rosbag2Reader(self.path)
+
+    def _wire(self, reader: Reader) -> Wire:  # noqa: ARG002 - ROS 2's types are known
+        return Wire(typestore().deserialize_cdr, read_cdr)

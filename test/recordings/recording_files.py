@@ -18,9 +18,11 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.interfaces import message_texts
+from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.rosbag2_types import COMPRESSED_IMAGE, EVENT_PACKET, IMAGE, typestore
 
 WIDTH, HEIGHT = 64, 48
@@ -55,6 +57,30 @@ def joined(pieces: Iterable[Events]) -> Events:
     """All events of a recording, which has some."""
     pieces = list(pieces)
     return Events.concatenate(pieces, pieces[0].width, pieces[0].height)
+
+
+def refusals(file: Path, count: int, *, first: int, most: int, recording: Path | None = None) -> int:
+    """How often a recording is refused when fewer than `most` bytes of a file of it, from `first` on, change.
+
+    Whatever is not refused with RecordingError has to read to its end, its events inside the sensor.
+    """
+    data = np.frombuffer(file.read_bytes(), np.uint8)
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(count):
+        damaged = data.copy()
+        where = random.integers(first, len(data), random.integers(1, most))
+        damaged[where] = random.integers(0, 256, len(where))
+        file.write_bytes(damaged.tobytes())
+        try:
+            opened = open_recording(recording or file)
+            opened.info()
+            for piece in opened.events():
+                assert piece.x.max() < piece.width
+                assert piece.y.max() < piece.height
+        except RecordingError:
+            refused += 1
+    return refused
 
 
 # AEDAT 4.0, by the flatbuffers library itself

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording_files import equal, joined
+from recording_files import equal, joined, refusals
 
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
@@ -222,17 +222,6 @@ def test_an_event_outside_the_sensor_of_a_dat_file_is_damage(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_damage_never_escapes_as_another_error(tmp_path: Path, kind: str) -> None:
     """Random bytes anywhere behind the first line end in RecordingError or in events inside the sensor."""
-    path = written(tmp_path / "r", kind, some_events(200))
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        damaged = data.copy()
-        where = random.integers(30, len(data), random.integers(1, 20))
-        damaged[where] = random.integers(0, 256, len(where))
-        path.write_bytes(damaged.tobytes())
-        try:
-            for piece in open_recording(path).events():
-                assert piece.x.max() < piece.width
-                assert piece.y.max() < piece.height
-        except RecordingError:
-            continue
+    refused = refusals(written(tmp_path / "r", kind, some_events(200)), 200, first=30, most=20)
+    assert refused < 200
+    assert refused > 50 or kind == "evt3"  # where hardly anything is impossible
