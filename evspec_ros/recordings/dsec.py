@@ -35,7 +35,16 @@ RECTIFY_MAP = "rectify_map.h5"  # beside the events
 EVENTS, FRAMES = "events", "images"
 SENSOR = (640, 480)  # DSEC's
 PIECE = 1 << 18  # events read at a time
-DAMAGE = (OSError, LookupError, RuntimeError, TypeError, ValueError)  # what h5py raises on a damaged file
+DAMAGE = (  # what h5py raises on a damaged file, and what comes of parts that are not what they should be
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def event_file(folder: Path) -> Path | None:
@@ -193,9 +202,12 @@ def _milliseconds(file: h5py.File, count: int) -> int:
 
 
 def _sensor(file: h5py.File) -> tuple[int, int]:
-    if "events/width" in file and "events/height" in file:
-        return int(file["events/width"][()]), int(file["events/height"][()])
-    return SENSOR
+    if "events/width" not in file or "events/height" not in file:
+        return SENSOR
+    width, height = int(file["events/width"][()]), int(file["events/height"][()])
+    if not (0 < width <= 1 << 16 and 0 < height <= 1 << 16):
+        raise ValueError(f"a sensor of {width}x{height} pixels")
+    return width, height
 
 
 def _images(folder: Path) -> tuple[list[Path], NDArray[np.int64]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording_files import equal, joined
+from recording_files import equal, joined, refusals
 
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
@@ -194,6 +194,7 @@ SHUFFLED = np.arange(80, dtype=np.uint64)[::-1].copy()
         ({"ms_to_idx": np.array([0, 5, 2001])}, "ms_to_idx does not ascend"),
         ({"events/x": np.full(2000, 640, np.uint16)}, r"an event at \(640, \d+\) of 640x480 pixels"),
         ({"events/t": np.arange(2000, dtype=np.uint32)[::-1]}, "events/t steps back"),
+        ({"events/width": 0, "events/height": 9}, "a sensor of 0x9 pixels"),
         ({"t_offset": "noon"}, "damaged or cut short .*noon"),
     ],
 )
@@ -234,6 +235,11 @@ def test_a_damaged_chunk_is_told(tmp_path: Path, victim: str) -> None:
     path.write_bytes(data)
     with pytest.raises(RecordingError, match="is no DSEC event file, damaged or cut short"):
         open_recording(path).info()
+
+
+def test_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
+    """Random bytes anywhere end in RecordingError or in events inside the sensor."""
+    assert refusals(write_events(tmp_path / "events.h5", some_events()), 100, first=8, most=30) > 50
 
 
 def test_images_that_are_missing_or_damaged_are_told(sequence: Path) -> None:
