@@ -106,6 +106,15 @@ def test_no_bytes_cause_another_error(data: st.DataObject, wire: str) -> None:
 
 
 @pytest.mark.parametrize("wire", READERS)
+def test_every_truncation_is_refused(wire: str) -> None:
+    """No byte of the last event may be missing, nor any before it."""
+    message = serialised(wire, [(1, 2, 3, 4, True), (5, 6, 7, 8, False)])
+    for size in range(len(message)):
+        with pytest.raises(EventDecodingError):
+            READERS[wire](message[:size])
+
+
+@pytest.mark.parametrize("wire", READERS)
 def test_a_lying_count_is_refused(wire: str) -> None:
     """More events than there are bytes is one sentence, and no memory is taken for them."""
     message = bytearray(serialised(wire, [(1, 1, 1, 1, True)]))
