@@ -57,6 +57,8 @@ setup(
         "transformers>=4.46",
     ],
     extras_require={
+        # Recordings of DSEC, in HDF5 compressed with Blosc.
+        "dsec": ["h5py>=3", "hdf5plugin>=4"],
         # The precisions int8 and int4.
         "quantised": ["torchao>=0.17"],
         # ROS 2 Jazzy as wheels, for machines without a ROS installation; other platforms have none.

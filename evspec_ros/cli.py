@@ -18,6 +18,10 @@ from evspec_ros.errors import EvspecError
 
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 _RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
+_RECORDINGS = (
+    "rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT3) or .dat, a DSEC "
+    "folder or its events' .h5, .aedat4 or .npy; told by content"
+)
 _DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
 
 _HEADS = {
@@ -61,10 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--report", type=Path, help="where to write; default: runs/demo/report.html")
 
     info = _verb(verbs, "info", _info, "print what is in a recording")
-    info.add_argument("recording", type=Path, help="rosbag2 folder, .mcap, .db3, .aedat4 or .npy")
+    info.add_argument("recording", type=Path, help=_RECORDINGS)
 
     convert = _verb(verbs, "convert", _convert, "write a recording as rosbag2 (EventPacket and Image)")
-    convert.add_argument("source", type=Path, help="the recording to read")
+    convert.add_argument("source", type=Path, help=_RECORDINGS)
     convert.add_argument("destination", type=Path, help="the rosbag2 folder to create")
     convert.add_argument(
         "--storage", choices=("mcap", "sqlite3"), default="mcap", help="default: %(default)s"

@@ -13,7 +13,7 @@ from launch_ros.actions import LifecycleNode
 SHARE = Path(get_package_share_directory("evspec_ros"))
 ARGUMENTS = {
     "events": ("/event_camera/events", "topic of the event camera, event_camera_msgs/EventPacket"),
-    "image": ("/camera/image_raw", "topic of the RGB camera, sensor_msgs/Image"),
+    "image": ("/camera/image_raw", "topic of the RGB camera, sensor_msgs/Image; without /compressed"),
     "namespace": ("", "namespace of the node"),
     "params_file": (str(SHARE / "config" / "evspec.yaml"), "parameters of the node"),
     "autostart": ("true", "configure and activate at once; false leaves that to a lifecycle manager"),

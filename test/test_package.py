@@ -146,8 +146,8 @@ def required() -> list[Any]:
     """The requirements of setup.py's install_requires and of its extras but ROS."""
     packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
     setup = (ROOT / "setup.py").read_text()
-    texts = re.findall(r"(?:install_requires=|\"quantised\": )\[(.*?)\]", setup, re.DOTALL)
-    assert len(texts) == 2
+    texts = re.findall(r"(?:install_requires=|\"quantised\": |\"dsec\": )\[(.*?)\]", setup, re.DOTALL)
+    assert len(texts) == 3
     return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', "".join(texts))]
 
 

@@ -1,9 +1,10 @@
-"""From the pixels of a sensor_msgs/Image to RGB."""
+"""From the pixels of a sensor_msgs/Image, or the file in a sensor_msgs/CompressedImage, to RGB."""
 
 from __future__ import annotations
 
 import array
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -13,43 +14,163 @@ from evspec_ros.errors import FrameError
 
 ImageData: TypeAlias = "bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]"
 
-# encoding -> (channels, OpenCV's conversion to RGB; None where it is RGB already)
-_ENCODINGS: dict[str, tuple[int, int | None]] = {
-    "rgb8": (3, None),
-    "bgr8": (3, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, cv2.COLOR_GRAY2RGB),
+
+@dataclass(frozen=True)
+class _Layout:
+    """How an encoding lays out its pixels.
+
+    channels: values per pixel; conversion: OpenCV's to RGB, None where it is RGB already; depth: bytes per
+    value; width_of, height_of: what the sides must be multiples of; least: their least length; rows: rows of
+    data per two rows of the picture.
+    """
+
+    channels: int
+    conversion: int | None
+    depth: int = 1
+    width_of: int = 1
+    height_of: int = 1
+    least: int = 1
+    rows: int = 2
+
+
+def _bayer(conversion: int, depth: int) -> _Layout:
+    return _Layout(1, conversion, depth, least=3)  # OpenCV interpolates from 3 x 3 pixels on
+
+
+# The names are those of sensor_msgs' image_encodings. OpenCV calls a Bayer pattern by the second and third
+# pixel of its second row. YUV is BT.601 of limited range, as cameras send it.
+_LAYOUTS: dict[str, _Layout] = {
+    "rgb8": _Layout(3, None),
+    "bgr8": _Layout(3, cv2.COLOR_BGR2RGB),
+    "rgba8": _Layout(4, cv2.COLOR_RGBA2RGB),
+    "bgra8": _Layout(4, cv2.COLOR_BGRA2RGB),
+    "mono8": _Layout(1, cv2.COLOR_GRAY2RGB),
+    "mono16": _Layout(1, cv2.COLOR_GRAY2RGB, depth=2),
+    "bayer_rggb8": _bayer(cv2.COLOR_BayerBG2RGB, 1),
+    "bayer_bggr8": _bayer(cv2.COLOR_BayerRG2RGB, 1),
+    "bayer_gbrg8": _bayer(cv2.COLOR_BayerGR2RGB, 1),
+    "bayer_grbg8": _bayer(cv2.COLOR_BayerGB2RGB, 1),
+    "bayer_rggb16": _bayer(cv2.COLOR_BayerBG2RGB, 2),
+    "bayer_bggr16": _bayer(cv2.COLOR_BayerRG2RGB, 2),
+    "bayer_gbrg16": _bayer(cv2.COLOR_BayerGR2RGB, 2),
+    "bayer_grbg16": _bayer(cv2.COLOR_BayerGB2RGB, 2),
+    "uyvy": _Layout(2, cv2.COLOR_YUV2RGB_UYVY, width_of=2),
+    "yuv422": _Layout(2, cv2.COLOR_YUV2RGB_UYVY, width_of=2),
+    "yuyv": _Layout(2, cv2.COLOR_YUV2RGB_YUY2, width_of=2),
+    "yuv422_yuy2": _Layout(2, cv2.COLOR_YUV2RGB_YUY2, width_of=2),
+    "nv12": _Layout(1, cv2.COLOR_YUV2RGB_NV12, width_of=2, height_of=2, rows=3),
+    "nv21": _Layout(1, cv2.COLOR_YUV2RGB_NV21, width_of=2, height_of=2, rows=3),
 }
-ENCODINGS: tuple[str, ...] = tuple(_ENCODINGS)
+ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
+_FILE_TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # by channels
 
 
-def image_to_rgb(data: ImageData, width: int, height: int, encoding: str, step: int) -> NDArray[np.uint8]:
+def message_to_rgb(message: Any) -> NDArray[np.uint8]:
+    """The picture in a sensor_msgs/Image or CompressedImage as the functions below read it."""
+    if hasattr(message, "format"):
+        return compressed_to_rgb(message.data, message.format)
+    return image_to_rgb(
+        message.data,
+        message.width,
+        message.height,
+        message.encoding,
+        message.step,
+        bigendian=bool(message.is_bigendian),
+    )
+
+
+def image_to_rgb(
+    data: ImageData, width: int, height: int, encoding: str, step: int, *, bigendian: bool = False
+) -> NDArray[np.uint8]:
     """The picture in an image message as uint8 [height, width, 3], R, G, B.
 
-    step: bytes from one row to the next, padding included. For rgb8 the result is a view of `data`, otherwise
-    a new array. Raises FrameError for an unknown encoding, an empty picture, a step shorter than a row and
-    too little data; what follows the last row is ignored.
+    step: bytes from one row to the next, padding included; bigendian: byte order of 16-bit encodings. Their
+    full range becomes 8 bits, v / 257 rounded, as cv_bridge does it: a camera of 12 bits has to send them as
+    the upper ones, or its pictures are dark. For rgb8 the result is a view of `data`, otherwise a new array.
+
+    Raises FrameError for an unknown encoding, sides that it cannot have, a step shorter than a row and too
+    little data; what follows the last row is ignored.
     """
-    if encoding not in _ENCODINGS:
+    if encoding not in _LAYOUTS:
         raise FrameError(
             f"The image encoding {encoding!r} is unknown: known ones are {', '.join(ENCODINGS)}."
         )
-    channels, conversion = _ENCODINGS[encoding]
-    row = width * channels
-    if width < 1 or height < 1:
-        raise FrameError(f"An image of {width} x {height} pixels is empty: both sides must be at least 1.")
+    layout = _LAYOUTS[encoding]
+    _check_sides(layout, width, height, encoding)
+    row = width * layout.channels * layout.depth
     if step < row:
         raise FrameError(
             f"The step of {step} bytes is impossible for an {encoding} image {width} pixels wide: "
             f"its rows take at least {row} bytes."
         )
-    pixels = np.frombuffer(data, np.uint8)
-    needed = (height - 1) * step + row  # the last row may come without its padding
-    if len(pixels) < needed:
+    content = np.frombuffer(data, np.uint8)
+    rows = height * layout.rows // 2
+    needed = (rows - 1) * step + row  # the last row may come without its padding
+    if len(content) < needed:
         raise FrameError(
-            f"The {encoding} image of {width} x {height} pixels has {len(pixels)} bytes of data, "
+            f"The {encoding} image of {width} x {height} pixels has {len(content)} bytes of data, "
             f"but needs {needed} at a step of {step}."
         )
-    image = np.lib.stride_tricks.as_strided(pixels, (height, width, channels), (step, channels, 1))
-    return image if conversion is None else np.asarray(cv2.cvtColor(image, conversion), np.uint8)
+    pixels = np.lib.stride_tricks.as_strided(content, (rows, row), (step, 1))
+    if layout.depth == 2:
+        values = np.ascontiguousarray(pixels).view(">u2" if bigendian else "<u2")
+        pixels = _eight_bits(values.astype(np.uint16, copy=False))
+    image = pixels.reshape(rows, width, layout.channels)
+    return (
+        image if layout.conversion is None else np.asarray(cv2.cvtColor(image, layout.conversion), np.uint8)
+    )
+
+
+def compressed_to_rgb(data: ImageData, image_format: str) -> NDArray[np.uint8]:
+    """The picture in a CompressedImage (JPEG, PNG or what else OpenCV reads) as uint8 [height, width, 3].
+
+    image_format: the message's field `format`, as image_transport writes it: "jpeg", "png" or "ENCODING; jpeg
+    compressed bgr8". The file itself tells its kind and colours; of the format counts the encoding, where it
+    is a Bayer pattern, which is stored as grey. 16 bits become 8 as in image_to_rgb. Raises FrameError for
+    compressed depth and for bytes that are no picture.
+    """
+    if "compresseddepth" in image_format.lower():
+        raise FrameError(
+            f"A compressed image of format {image_format!r} holds distances; take a colour camera's topic."
+        )
+    content = np.frombuffer(data, np.uint8)
+    try:
+        picture: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
+    except cv2.error as error:
+        raise FrameError(
+            f"A compressed image of format {image_format!r} is damaged ({error.err})."
+        ) from error
+    if picture is None:
+        raise FrameError(
+            f"The {len(content)} bytes of a compressed image of format {image_format!r} are no JPEG, PNG or "
+            f"other picture that OpenCV reads."
+        )
+    if picture.dtype == np.uint16:
+        picture = _eight_bits(picture)
+    channels = 1 if picture.ndim == 2 else picture.shape[2]
+    if picture.dtype != np.uint8 or channels not in _FILE_TO_RGB:
+        raise FrameError(
+            f"A compressed image of format {image_format!r} holds {picture.dtype} values in {channels} "
+            f"channels; give 8 or 16 bits of grey, RGB or RGBA."
+        )
+    encoding = image_format.partition(";")[0].strip()
+    if channels == 1 and encoding.startswith("bayer_") and encoding in _LAYOUTS:
+        height, width = picture.shape[:2]
+        return image_to_rgb(picture.reshape(-1), width, height, encoding.replace("16", "8"), width)
+    return np.asarray(cv2.cvtColor(picture, _FILE_TO_RGB[channels]), np.uint8)
+
+
+def _check_sides(layout: _Layout, width: int, height: int, encoding: str) -> None:
+    if width < 1 or height < 1:
+        raise FrameError(f"An image of {width} x {height} pixels is empty: both sides must be at least 1.")
+    if min(width, height) < layout.least or width % layout.width_of or height % layout.height_of:
+        wanted = [f"at least {layout.least} pixels long"] * (layout.least > 1)
+        wanted += ["even in width"] * (layout.width_of > 1) + ["even in height"] * (layout.height_of > 1)
+        raise FrameError(
+            f"An {encoding} image of {width} x {height} pixels is impossible: it must be {', '.join(wanted)}."
+        )
+
+
+def _eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """0 to 65535 as 0 to 255."""
+    return np.asarray(cv2.convertScaleAbs(values, alpha=1 / 257), np.uint8)

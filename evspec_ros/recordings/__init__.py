@@ -1,4 +1,4 @@
-"""Events and frames from files: rosbag2 (mcap, sqlite3), aedat4 and npy behind one interface."""
+"""Events and frames from files of many formats behind one interface; `opening` lists them."""
 
 from evspec_ros.recordings.opening import open_recording
 from evspec_ros.recordings.recording import EventTotals, Recording, RecordingInfo, Topic

@@ -149,8 +149,8 @@ class Recording(ABC):
     """Events and frames of a file or folder, read lazily: memory does not grow with the recording's length.
 
     All times that it hands out (events, frames, start_ns, stop_ns) are nanoseconds on one clock, the
-    recording's; `info().events` alone stays on the sensor's clock. The two differ only in bags, where a
-    camera's own time is brought onto that of the header stamps.
+    recording's; `info().events` alone stays on the sensor's clock. The two differ in bags, where a camera's
+    own time is brought onto that of the header stamps, and in DSEC, which names the offset between them.
     """
 
     def __init__(self, path: Path) -> None:

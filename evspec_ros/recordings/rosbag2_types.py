@@ -12,6 +12,7 @@ from evspec_ros.interfaces import message_texts
 EVENT_PACKET = "event_camera_msgs/msg/EventPacket"
 EVENT_ARRAY = "event_array_msgs/msg/EventArray"  # the former name of EventPacket, laid out alike
 IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 
 
 @cache

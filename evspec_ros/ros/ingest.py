@@ -18,7 +18,7 @@ from evspec_ros.events.buffer import EventBuffer
 from evspec_ros.events.clock import SensorClock
 from evspec_ros.events.types import Events
 from evspec_ros.frames.buffer import FrameBuffer
-from evspec_ros.frames.encodings import image_to_rgb
+from evspec_ros.frames.encodings import message_to_rgb
 from evspec_ros.frames.types import Frame
 
 STILL_NS = 500_000_000  # a scene without events for this long stands still
@@ -203,7 +203,7 @@ class ImageStream:
 
     def __init__(self, seconds: float, max_frames: int) -> None:
         self.buffer = FrameBuffer(seconds, max_frames)
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, ...] | None = None
         self.received_at = 0.0  # monotonic seconds of the last good image
         self.reset_counts()
 
@@ -220,15 +220,15 @@ class ImageStream:
         )
 
     def add(self, image: Any, stamp_ns: int) -> None:
-        """Keep one Image stamped stamp_ns. Raises FrameError, after counting it, for an unusable one."""
+        """Keep one image, raw or compressed. Raises FrameError, after counting it, for an unusable one."""
         self._messages += 1
         try:
-            rgb = image_to_rgb(image.data, image.width, image.height, image.encoding, image.step)
+            rgb = message_to_rgb(image)
         except FrameError as error:
             self._refused += 1
             self._problem = str(error)
             raise
-        size = (image.width, image.height)
+        size = rgb.shape
         newest = self.buffer.latest_ns
         if (self._size is not None and size != self._size) or (
             newest is not None and stamp_ns < newest - REORDERING_NS

@@ -18,7 +18,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.task import Future
 from rclpy.time import Time
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
@@ -110,7 +110,10 @@ class EvspecNode(LifecycleNode):
         self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="describe")
         self._worker.start()
         self._event_subscription = self.create_subscription(EventPacket, "events", self._on_events, EVENT_QOS)
-        self._image_subscription = self.create_subscription(Image, "image", self._on_image, IMAGE_QOS)
+        compressed = self._settings.current.image_transport == "compressed"
+        self._image_subscription = self.create_subscription(
+            CompressedImage if compressed else Image, self._image_topic(), self._on_image, IMAGE_QOS
+        )
         self._restart_period()
         return result
 
@@ -159,7 +162,12 @@ class EvspecNode(LifecycleNode):
         )
         self._images = ImageStream(settings.frames_seconds, settings.max_frames)
         self._event_monitor = StreamMonitor("events", self.resolve_topic_name("events"))
-        self._image_monitor = StreamMonitor("frames", self.resolve_topic_name("image"))
+        self._image_monitor = StreamMonitor("frames", self._image_topic())
+
+    def _image_topic(self) -> str:
+        """Where images come from; like image_transport's, the compressed topic follows a remapped `image`."""
+        topic: str = self.resolve_topic_name("image")
+        return f"{topic}/compressed" if self._settings.current.image_transport == "compressed" else topic
 
     def _stop(self) -> None:
         if self._worker is None:
@@ -192,7 +200,7 @@ class EvspecNode(LifecycleNode):
                 return
             self._store(self._events, taken[0])
 
-    def _on_image(self, image: Image) -> None:
+    def _on_image(self, image: Image | CompressedImage) -> None:
         self._store(self._images, image)
 
     def _store(self, stream: EventStream | ImageStream, message: EventPacket | Image) -> None:
@@ -252,8 +260,7 @@ class EvspecNode(LifecycleNode):
             self._events, self._images, round(settings.window_ms * 1e6), settings.frames_seconds
         )
         if window is None:
-            topic = self.resolve_topic_name("image")
-            raise RosError(f"No image has arrived on {topic} yet, so nothing can be described.")
+            raise RosError(f"No image has arrived on {self._image_topic()} yet, so nothing can be described.")
         assert self._describer is not None
         described = self._describer.describe_all(
             window.events,

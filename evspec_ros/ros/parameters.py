@@ -84,6 +84,12 @@ class Settings:
     event_pooling: int = _row(
         1, "how many neighbouring event tokens a drafter sees as one, 1 for all of them", low=1, high=64
     )
+    image_transport: str = _row(
+        "raw",
+        "which images are subscribed, as image_transport names them: raw (the topic image) or compressed "
+        "(image/compressed)",
+        choices=("raw", "compressed"),
+    )
     autostart: bool = _row(True, "configure and activate at once, with no lifecycle manager")
 
     trigger: str = _row(

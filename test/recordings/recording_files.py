@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import flatbuffers
 import lz4.frame
 import numpy as np
 from backports import zstd
+from rosbags.rosbag1 import Writer as Rosbag1Writer
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
 
+from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
-from evspec_ros.recordings.rosbag2_types import EVENT_PACKET, IMAGE, typestore
+from evspec_ros.interfaces import message_texts
+from evspec_ros.recordings import open_recording
+from evspec_ros.recordings.rosbag2_types import COMPRESSED_IMAGE, EVENT_PACKET, IMAGE, typestore
 
 WIDTH, HEIGHT = 64, 48
 START_NS = 1_700_000_000_000_000_000
@@ -49,6 +57,30 @@ def joined(pieces: Iterable[Events]) -> Events:
     """All events of a recording, which has some."""
     pieces = list(pieces)
     return Events.concatenate(pieces, pieces[0].width, pieces[0].height)
+
+
+def refusals(file: Path, count: int, *, first: int, most: int, recording: Path | None = None) -> int:
+    """How often a recording is refused when fewer than `most` bytes of a file of it, from `first` on, change.
+
+    Whatever is not refused with RecordingError has to read to its end, its events inside the sensor.
+    """
+    data = np.frombuffer(file.read_bytes(), np.uint8)
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(count):
+        damaged = data.copy()
+        where = random.integers(first, len(data), random.integers(1, most))
+        damaged[where] = random.integers(0, 256, len(where))
+        file.write_bytes(damaged.tobytes())
+        try:
+            opened = open_recording(recording or file)
+            opened.info()
+            for piece in opened.events():
+                assert piece.x.max() < piece.width
+                assert piece.y.max() < piece.height
+        except RecordingError:
+            refused += 1
+    return refused
 
 
 # AEDAT 4.0, by the flatbuffers library itself
@@ -126,20 +158,34 @@ def _frame_packet(stamp_ns: int, image: np.ndarray) -> bytes:
     return bytes(builder.Output())
 
 
-# rosbag2, by the rosbags library itself
+# Bags, by the rosbags library itself
 
 
-def header(stamp_ns: int) -> Any:
+@cache
+def ros1_types() -> Typestore:
+    """ROS 1's standard types and those of event cameras."""
+    store = get_typestore(Stores.ROS1_NOETIC)
+    for name, text in message_texts().items():
+        store.register(get_types_from_msg(text, name))
+    return store
+
+
+def time(stamp_ns: int, store: Typestore) -> Any:
+    """A builtin_interfaces/Time."""
+    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+    return store.types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanoseconds)
+
+
+def header(stamp_ns: int, store: Typestore | None = None) -> Any:
     """A std_msgs/Header."""
-    types = typestore().types
-    stamp = types["builtin_interfaces/msg/Time"](
-        sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000
-    )
-    return types["std_msgs/msg/Header"](stamp=stamp, frame_id="camera")
+    store = store or typestore()
+    sequence = {"seq": 0} if store is ros1_types() else {}
+    return store.types["std_msgs/msg/Header"](stamp=time(stamp_ns, store), frame_id="camera", **sequence)
 
 
-def mono_packet(events: Events, stamp_ns: int, encoding: str = "mono") -> Any:
+def mono_packet(events: Events, stamp_ns: int, encoding: str = "mono", store: Typestore | None = None) -> Any:
     """An EventPacket in the mono encoding, under any encoding's name."""
+    store = store or typestore()
     time_base = int(events.t[0])
     words = (
         (events.t - time_base).astype(np.uint64)
@@ -147,23 +193,47 @@ def mono_packet(events: Events, stamp_ns: int, encoding: str = "mono") -> Any:
         | events.y.astype(np.uint64) << np.uint64(48)
         | events.p.astype(np.uint64) << np.uint64(63)
     )
-    return typestore().types[EVENT_PACKET](
-        header=header(stamp_ns), height=HEIGHT, width=WIDTH, seq=0, time_base=time_base, encoding=encoding,
-        is_bigendian=False, events=words.view(np.uint8),
+    return store.types[EVENT_PACKET](
+        header=header(stamp_ns, store), height=HEIGHT, width=WIDTH, seq=0, time_base=time_base,
+        encoding=encoding, is_bigendian=False, events=words.view(np.uint8),
     )  # fmt: skip
 
 
-def image(stamp_ns: int, pixels: np.ndarray, encoding: str = "rgb8") -> Any:
+def event_array(events: Events, stamp_ns: int, package: str, store: Typestore | None = None) -> Any:
+    """An EventArray of dvs_msgs or prophesee_event_msgs."""
+    store = store or typestore()
+    event = store.types[f"{package}/msg/Event"]
+    return store.types[f"{package}/msg/EventArray"](
+        header=header(stamp_ns, store), height=HEIGHT, width=WIDTH,
+        events=[
+            event(x=x, y=y, ts=time(t, store), polarity=bool(p))
+            for t, x, y, p in zip(*(getattr(events, name).tolist() for name in "txyp"), strict=True)
+        ],
+    )  # fmt: skip
+
+
+def image(stamp_ns: int, pixels: np.ndarray, encoding: str = "rgb8", store: Typestore | None = None) -> Any:
     """A sensor_msgs/Image."""
+    store = store or typestore()
     height, width = pixels.shape[:2]
-    return typestore().types[IMAGE](
-        header=header(stamp_ns), height=height, width=width, encoding=encoding, is_bigendian=0,
+    return store.types[IMAGE](
+        header=header(stamp_ns, store), height=height, width=width, encoding=encoding, is_bigendian=0,
         step=pixels.nbytes // height, data=pixels.reshape(-1).view(np.uint8),
     )  # fmt: skip
 
 
+def compressed_image(
+    stamp_ns: int, rgb: np.ndarray, image_format: str = "png", store: Typestore | None = None
+) -> Any:
+    """A sensor_msgs/CompressedImage that holds a PNG, whatever its format says."""
+    store = store or typestore()
+    return store.types[COMPRESSED_IMAGE](
+        header=header(stamp_ns, store), format=image_format, data=cv2.imencode(".png", rgb[:, :, ::-1])[1]
+    )
+
+
 def write_bag(path: Path, messages: Iterable[tuple[str, str, int, Any]], storage: str = "sqlite3") -> None:
-    """A bag of (topic, type, log time in ns, message)."""
+    """A rosbag2 folder of (topic, type, log time in ns, message)."""
     plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
     store, connections = typestore(), {}
     with Writer(path, version=8, storage_plugin=plugin) as writer:
@@ -171,3 +241,18 @@ def write_bag(path: Path, messages: Iterable[tuple[str, str, int, Any]], storage
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind, typestore=store)
             writer.write(connections[topic], log_ns, store.serialize_cdr(message, kind))
+
+
+def write_rosbag1(
+    path: Path, messages: Iterable[tuple[str, str, int, Any]], compression: str = "none"
+) -> None:
+    """A .bag file of (topic, type, log time in ns, message of ros1_types)."""
+    store, connections = ros1_types(), {}
+    writer = Rosbag1Writer(path)
+    if compression != "none":
+        writer.set_compression(Rosbag1Writer.CompressionFormat[compression.upper()])
+    with writer:
+        for topic, kind, log_ns, message in messages:
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=store)
+            writer.write(connections[topic], log_ns, store.serialize_ros1(message, kind))

@@ -16,9 +16,12 @@ from recording_files import (
     WIDTH,
     equal,
     joined,
+    mono_packet,
     random_events,
     random_frames,
+    ros1_types,
     write_aedat4,
+    write_rosbag1,
 )
 
 from evspec_ros.errors import RecordingError
@@ -27,6 +30,7 @@ from evspec_ros.frames.types import Frame
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.bag_writer import BagWriter
 from evspec_ros.recordings.convert import convert, packets
+from evspec_ros.recordings.rosbag2_types import EVENT_PACKET
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
@@ -129,10 +133,58 @@ def npy_of(path: Path, seconds: int) -> None:
         np.save(file, table)
 
 
+def rosbag1_of(path: Path, seconds: int) -> None:
+    """A .bag file of 100 packets a second."""
+    store = ros1_types()
+    stamps = (START_NS + index * 10_000_000 for index in range(seconds * 100))
+    write_rosbag1(
+        path,
+        (
+            (
+                "/events",
+                EVENT_PACKET,
+                stamp,
+                mono_packet(random_events(2000, 0.01, 0, stamp), stamp, store=store),
+            )
+            for stamp in stamps
+        ),
+    )
+
+
+def dat_of(path: Path, seconds: int) -> None:
+    """A .dat file of 500,000 events a second."""
+    events = random_events(500_000 * seconds, seconds, start_ns=0)
+    words = np.zeros((len(events), 2), "<u4")
+    words[:, 0], words[:, 1] = events.t // 1000, events.x | events.y.astype(np.uint32) << 14
+    header = f"% Data file containing CD events\n% Width {WIDTH}\n% Height {HEIGHT}\n"
+    path.write_bytes(header.encode() + b"\x0c\x08" + words.tobytes())
+
+
+def raw_of(path: Path, seconds: int) -> None:
+    """A .raw file in EVT 3 of 500,000 events a second, one word each but for the times."""
+    words = np.full(512_000 * seconds, 0x2005, "<u2")
+    words[::512] = 0x6000 | np.arange(len(words) // 512) % 4096
+    path.write_bytes(b"% format EVT3;height=48;width=64\n% end\n\x00\x80\x05\x00" + words.tobytes())
+
+
+def dsec_of(path: Path, seconds: int) -> None:
+    """An HDF5 file in DSEC's layout of 500,000 events a second."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    events = random_events(500_000 * seconds, seconds, start_ns=0)
+    t_us = events.t // 1000
+    with h5py.File(path, "w") as file:
+        for name, column in (("t", t_us), ("x", events.x), ("y", events.y), ("p", events.p)):
+            file.create_dataset(f"events/{name}", data=column, chunks=(1 << 15,))
+        file["ms_to_idx"] = np.searchsorted(t_us, np.arange(seconds * 1000) * 1000)
+
+
 @pytest.mark.parametrize(
     ("write", "lengths"),
-    [(bag_of("mcap"), (5, 12)), (bag_of("sqlite3"), (5, 12)), (aedat4_of, (1, 4)), (npy_of, (1, 5))],
-)
+    [
+        (bag_of("mcap"), (5, 12)), (bag_of("sqlite3"), (5, 12)), (rosbag1_of, (2, 8)), (aedat4_of, (1, 4)),
+        (npy_of, (1, 5)), (raw_of, (1, 5)), (dat_of, (1, 5)), (dsec_of, (1, 5)),
+    ],
+)  # fmt: skip
 def test_memory_does_not_grow_with_length(
     tmp_path: Path, write: Callable[[Path, int], None], lengths: tuple[int, int]
 ) -> None:

@@ -27,11 +27,13 @@ def test_a_missing_path_is_told(tmp_path: Path) -> None:
 
 def test_a_folder_without_metadata_is_told(tmp_path: Path) -> None:
     """The sentence says what to do: name the file inside or reindex."""
-    with pytest.raises(RecordingError, match=r"metadata\.yaml; name the \.mcap or \.db3 .*reindex"):
+    with pytest.raises(
+        RecordingError, match=r"metadata\.yaml nor DSEC's events\.h5; name the \.mcap or \.db3 .*reindex"
+    ):
         open_recording(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["r.aedat4", "r.npy", "r.mcap", "r.db3"])
+@pytest.mark.parametrize("name", ["r.aedat4", "r.npy", "r.mcap", "r.db3", "r.bag", "r.raw", "r.dat", "r.h5"])
 def test_an_empty_file_is_told(tmp_path: Path, name: str) -> None:
     """A file of no bytes is called empty, whatever its name."""
     (tmp_path / name).touch()
@@ -39,7 +41,9 @@ def test_an_empty_file_is_told(tmp_path: Path, name: str) -> None:
         open_recording(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["r.aedat4", "r.npy", "r.mcap", "r.db3", "r.png"])
+@pytest.mark.parametrize(
+    "name", ["r.aedat4", "r.npy", "r.mcap", "r.db3", "r.bag", "r.raw", "r.dat", "r.h5", "r.png"]
+)
 def test_a_foreign_file_is_told(tmp_path: Path, name: str) -> None:
     """A picture under any name is no recording, and the sentence lists what is."""
     picture = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1]
@@ -49,8 +53,12 @@ def test_a_foreign_file_is_told(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "magic", [b"#!AER-DAT4.0\r\n", b"\x93NUMPY", b"\x89MCAP0\r\n", b"SQLite format 3\x00"]
-)
+    "magic",
+    [
+        b"#!AER-DAT4.0\r\n", b"\x93NUMPY", b"\x89MCAP0\r\n", b"SQLite format 3\x00", b"#ROSBAG V2.0\n",
+        b"% ", b"\x89HDF\r\n\x1a\n",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("name", ["r.mcap", "r.db3", "r.bin"])
 def test_a_foreign_body_behind_a_known_start_is_refused(tmp_path: Path, magic: bytes, name: str) -> None:
     """The first bytes alone do not make a recording."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -34,7 +35,9 @@ def packet(seq: int, sensor_ns: int, **changes: Any) -> Any:
 
 def image(**changes: Any) -> Any:
     """A grey rgb8 image with any field changed."""
-    fields = {"width": 4, "height": 3, "encoding": "rgb8", "step": 12, "data": bytes([128] * 36)}
+    fields = {
+        "width": 4, "height": 3, "encoding": "rgb8", "step": 12, "is_bigendian": 0, "data": bytes([128] * 36),
+    }  # fmt: skip
     return SimpleNamespace(**fields | changes)
 
 
@@ -194,7 +197,7 @@ def test_a_jump_back_in_time_forgets_what_came_before(events: EventStream, image
     assert len(newest(events).window(50 * MS)) == 10
 
 
-@pytest.mark.parametrize("bad", [{"encoding": "yuv422"}, {"data": b"short"}, {"step": 1}, {"width": 0}])
+@pytest.mark.parametrize("bad", [{"encoding": "32FC1"}, {"data": b"short"}, {"step": 1}, {"width": 0}])
 def test_a_bad_image_is_refused_and_the_next_good_one_taken(images: ImageStream, bad: dict[str, Any]) -> None:
     """Whatever is wrong with an image, it is counted with its reason and the stream goes on."""
     images.add(image(), 0)
@@ -205,6 +208,19 @@ def test_a_bad_image_is_refused_and_the_next_good_one_taken(images: ImageStream,
     assert (counts.messages, counts.refused, counts.items) == (3, 1, 2)
     assert counts.problem == str(refusal.value)
     assert images.buffer.latest_ns == 20 * MS
+
+
+def test_a_compressed_image_is_taken_as_it_is(images: ImageStream) -> None:
+    """Its pixels and its size are those of the file in it, which may change the stream's size."""
+    images.add(image(), 0)
+    for at_ns, height in ((10 * MS, 3), (20 * MS, 5)):
+        file = cv2.imencode(".png", np.full((height, 4, 3), 128, np.uint8))[1]
+        images.add(SimpleNamespace(format="bgr8; png compressed bgr8", data=file.tobytes()), at_ns)
+    assert images.counts.restarts == 1
+    assert images.buffer.sample(20 * MS, 1.0)[-1].image.shape == (5, 4, 3)
+    with pytest.raises(FrameError, match="no JPEG, PNG"):
+        images.add(SimpleNamespace(format="jpeg", data=b"torn"), 30 * MS)
+    assert images.counts.refused == 1
 
 
 def test_images_of_another_size_begin_a_new_stream(images: ImageStream) -> None:
