@@ -189,6 +189,11 @@ def _add_features(verbs: Any) -> None:
     extract.add_argument("--max-new-tokens", type=_count, default=80, help="default: %(default)s")
     extract.add_argument("--shard", type=_count, default=32, help="scenes in a file; default: %(default)s")
     extract.add_argument("--device", default="cpu", help=_DEVICE_HELP)
+    analysis = _verb(actions, "analyse", _analyse_features, "compare the two models' features")
+    analysis.add_argument("directory", type=Path, help="what `evspec features extract` wrote")
+    _add_models(analysis, head="eventgpt_adapter")
+    analysis.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
+    analysis.add_argument("--device", default="cpu", help=_DEVICE_HELP)
 
 
 def _add_trainings(verbs: Any) -> None:
@@ -469,6 +474,19 @@ def _extract_features(options: argparse.Namespace) -> None:
     found = extract_visibly(target, event_model, options.directory, wanted, options.device)
     if options.json and found:
         _print_json(found)
+
+
+def _analyse_features(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.analysis_report import analyse_visibly, plot_analysis, print_analysis
+
+    target, event_model, adapter = _models(options, "eventgpt_adapter")
+    analysis = analyse_visibly(target, event_model, options.directory, adapter, options.device)
+    if options.plot:
+        plot_analysis(analysis, options.plot)
+    if options.json:
+        _print_json(analysis.as_dict())
+    else:
+        print_analysis(analysis)
 
 
 def _train_tiny(options: argparse.Namespace) -> None:
