@@ -212,6 +212,10 @@ def _add_trainings(verbs: Any) -> None:
         _add_execution(head)
         _add_plan(head)
         head.set_defaults(kind=kind)
+        if kind == "eagle3":
+            head.add_argument(
+                "--vocabulary", type=_count, help="tokens that it can say, the most frequent; default: all"
+            )
         if kind == "feature":
             head.add_argument(
                 "--fusion",
@@ -504,7 +508,7 @@ def _train_head(options: argparse.Namespace) -> None:
 
     plan = TINY_PLANS[options.kind]
     schedule = _given(options, "steps", "learning_rate", "accumulate", "precision")
-    names = "scenes", "held_out", "batch", "objective", "patience", "seed", "fusion"
+    names = "scenes", "held_out", "batch", "objective", "patience", "seed", "fusion", "vocabulary"
     figures = train_head_visibly(
         *_models(options, options.kind),
         options.run,

@@ -10,6 +10,7 @@ which they have to read when they draft. EAGLE-3's training is in `eagle3`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from evspec_ros.errors import TrainingError
 from evspec_ros.networks.adapters import FeatureConfig
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
-from evspec_ros.networks.draft_head import DraftHead, Eagle3Head
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, ReducedHead
 from evspec_ros.training.acceptance import acceptance
 from evspec_ros.training.eagle3 import unrolled, unrolled_loss
 from evspec_ros.training.features import (
@@ -48,6 +49,7 @@ from evspec_ros.training.processes import process
 
 SCHEDULE = Schedule(steps=1000, learning_rate=1e-3)
 EXAMINATIONS = 10  # of a training
+COUNTED = 64  # batches, to know the most frequent tokens
 EAGLE = "smooth_l1=1,cross_entropy=1"
 
 
@@ -57,8 +59,9 @@ class HeadPlan:
 
     Of those that predict features: objective, as `parse_objective` reads it, EAGLE's where it is None, and
     noise, half the width of the uniform noise, in standard deviations of the features; EAGLE-3's: unroll, how
-    many steps of drafting are trained; the feature head's: fusion. patience: training ends when so many of
-    its EXAMINATIONS in a row found no longer acceptance, 0 for never.
+    many steps of drafting are trained, and vocabulary, how many tokens it can say, the most frequent ones of
+    what it learns from, 0 for all; the feature head's: fusion. patience: training ends when so many of its
+    EXAMINATIONS in a row found no longer acceptance, 0 for never.
     """
 
     kind: str = "eagle"
@@ -69,6 +72,7 @@ class HeadPlan:
     noise: float = 0.2
     objective: str | None = None
     unroll: int = 8
+    vocabulary: int = 0
     fusion: str = FeatureConfig.fusion
     max_new_tokens: int = MAX_NEW_TOKENS
     patience: int = 0
@@ -109,7 +113,7 @@ def train_head(
         model.requires_grad_(requires_grad=False)
     with process(pair.device).main_process_first():
         claim(run / "plan.json", {**asdict(plan), **pair.fingerprints})
-    head = new_head(pair, plan)
+    head = new_head(pair, plan, frequent_tokens(batches, plan.vocabulary))
     objective: Callable[[ModelPair, Head, Answers, int, HeadPlan], Tensor] = (
         eagle3_loss if on_its_own_drafts else feature_loss
     )
@@ -124,16 +128,30 @@ def train_head(
     return head
 
 
-def new_head(pair: ModelPair, plan: HeadPlan) -> Head:
-    """An untrained head of the plan's kind for this pair, drawn from its seed."""
+def new_head(pair: ModelPair, plan: HeadPlan, tokens: tuple[int, ...] = ()) -> Head:
+    """An untrained head of the plan's kind for this pair, drawn from its seed; tokens: as `Eagle3Config`."""
     torch.manual_seed(plan.seed)
     sizes: HeadConfig = DRAFT_HEADS[plan.kind].config.for_target(
         pair.target.config.text, pair.event_model.config.text.hidden_size, pair.event_rows
     )
     if isinstance(sizes, FeatureConfig):
         sizes = replace(sizes, fusion=plan.fusion)
+    elif isinstance(sizes, Eagle3Config):
+        sizes = replace(sizes, tokens=tokens)
     head: Head = DRAFT_HEADS[plan.kind].head(sizes)
     return head.to(pair.device)
+
+
+def frequent_tokens(batches: Batches, count: int) -> tuple[int, ...]:
+    """The tokens that answers hold most often, in order of their ids; of the first COUNTED batches."""
+    if count == 0:
+        return ()
+    seen: Counter[int] = Counter()
+    for index in range(min(len(batches), COUNTED)):
+        answers = batches[index]
+        for tokens, length in zip(answers.tokens.tolist(), answers.lengths.tolist(), strict=True):
+            seen.update(tokens[:length])
+    return tuple(sorted(token for token, _ in seen.most_common(count)))
 
 
 def needed_features(pair: ModelPair, plan: HeadPlan) -> FeaturePlan:
@@ -194,15 +212,19 @@ def feature_loss(pair: ModelPair, head: Head, answers: Answers, number: int, pla
 
 
 def eagle3_loss(pair: ModelPair, head: Head, answers: Answers, _: int, plan: HeadPlan) -> Tensor:
-    """EAGLE-3's objective on one batch."""
-    assert isinstance(head, DraftHead)
+    """EAGLE-3's objective on one batch; of a reduced vocabulary where the target says one of its tokens."""
+    assert isinstance(head, Eagle3Head)
     used = answer_rows(answers)
     inputs = head_inputs(pair, head, answers, answers.features[:, :-1])
     with torch.no_grad():
-        wanted = torch.softmax(target_logits(pair, true_features(pair, answers)).float(), -1)
-    norm, lm_head = head.readout(pair.target.decoder.norm, pair.target.lm_head)
+        wanted = target_logits(pair, true_features(pair, answers)).float()
+    say: Callable[[Tensor], Tensor] = head.lm_head
+    if isinstance(head.lm_head, ReducedHead):
+        say, tokens = head.lm_head.of_tokens, head.lm_head.tokens
+        used = used & torch.isin(wanted.argmax(-1), tokens)
+        wanted = wanted[..., tokens]
     outputs = islice(unrolled(head, *inputs, used.shape[1]), plan.unroll)
-    return unrolled_loss([lm_head(norm(output)) for output in outputs], wanted, used)
+    return unrolled_loss([say(head.norm(output)) for output in outputs], torch.softmax(wanted, -1), used)
 
 
 def _drawn(count: int, number: int, seed: int) -> int:

@@ -10,7 +10,8 @@ import torch
 from random_pair import PROMPT, noise_scenes, random_pair
 
 from evspec_ros.errors import TrainingError
-from evspec_ros.networks.checkpoints import Head
+from evspec_ros.networks.checkpoints import Head, load_draft_head, save_draft_head
+from evspec_ros.networks.draft_head import Eagle3Head
 from evspec_ros.speculative import (
     DecoderTarget,
     DecodingStatistics,
@@ -208,6 +209,31 @@ def test_the_weights_that_were_accepted_longest_are_kept(
     assert len(seen) == 4
     assert torch.equal(head.fc.weight, seen[1])  # type: ignore[union-attr, arg-type]
     assert not torch.equal(seen[1], seen[3])
+
+
+def test_a_reduced_vocabulary_holds_the_most_frequent_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head says nothing else, is saved and loaded with them, and the decoder shows its acceptance."""
+    monkeypatch.setattr("evspec_ros.training.features.fast_bfloat16", lambda device: False)
+    pair = random_pair()
+    plan = dataclasses.replace(PLAN, kind="eagle3", vocabulary=9, schedule=Schedule(100, 5e-3, warmup=3))
+    computed = Computed(pair, noise_scenes, needed_features(pair, plan), 8)
+    answers = [computed[index] for index in range(len(computed))]
+    head = train_head(pair, answers, answers, tmp_path, plan)
+    said = [t for a in answers for row, n in zip(a.tokens, a.lengths, strict=True) for t in row[:n].tolist()]
+    assert isinstance(head, Eagle3Head)
+    assert len(head.config.tokens) == 9
+    assert min(map(said.count, head.config.tokens)) >= max(
+        said.count(token) for token in range(40) if token not in head.config.tokens
+    )
+    save_draft_head(head, tmp_path / "head", torch.float32)
+    loaded = load_draft_head(tmp_path / "head")
+    found = acceptance(pair, loaded, answers, 5)
+    assert found == acceptance(pair, head, answers, 5)
+    assert found["acceptance length"] > 1.1
+    shown = _decoded(pair, loaded, 5, plan.max_new_tokens)
+    assert found["acceptance length"] == pytest.approx(shown.mean_accepted_length)
 
 
 def test_eagle3_has_no_features_to_compare(tmp_path: Path) -> None:
