@@ -251,15 +251,13 @@ class Eagle3Config:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Eagle3Config:
-        """From a head's `config.json`; raises CheckpointError for a missing entry and for tokens that are
-        none.
-        """
+        """From a head's `config.json`; raises CheckpointError for a missing entry, impossible tokens."""
         found = entries(cls, {"tokens": (), **config})
         tokens = tuple(found["tokens"])
         if len(set(tokens) & set(range(found["vocab_size"]))) < len(tokens):
             raise CheckpointError(
-                f"The draft head's config lists tokens twice or beyond its {found['vocab_size']}; restore it or "
-                "train the head again."
+                f"The draft head's config lists tokens twice or beyond its {found['vocab_size']}; restore it "
+                "or train the head again."
             )
         return cls(**{**found, "layers": tuple(found["layers"]), "tokens": tokens})
 
