@@ -84,6 +84,9 @@ class Settings:
     event_pooling: int = _row(
         1, "how many neighbouring event tokens a drafter sees as one, 1 for all of them", low=1, high=64
     )
+    online_distillation: bool = _row(
+        False, "let the draft head learn from the descriptions in idle time; switched in where it is better"
+    )
     autostart: bool = _row(True, "configure and activate at once, with no lifecycle manager")
 
     trigger: str = _row(
