@@ -37,6 +37,7 @@ setup(
     ],
     # The ranges the package accepts; requirements.txt pins the versions it is tested with.
     install_requires=[
+        "accelerate>=1.2",
         "apsw",
         "backports.zstd",
         "jinja2>=3",
@@ -52,6 +53,7 @@ setup(
         "rosbags>=0.11.7",
         "safetensors>=0.4",
         "sentencepiece>=0.1.99",
+        "tensorboard>=2.14",
         "tokenizers>=0.20",
         "torch>=2.4",
         "transformers>=4.46",

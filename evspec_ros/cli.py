@@ -150,8 +150,54 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--dtype", choices=PRECISIONS, help="default: float16, on a processor float32")
     doctor.add_argument("--kv-dtype", choices=KV_PRECISIONS, help="default: float16")
 
+    _add_features(verbs)
     _add_trainings(verbs)
     return parser
+
+
+def _add_features(verbs: Any) -> None:
+    features = verbs.add_parser(
+        "features", help="what both models have inside", description="What both models have inside."
+    )
+    actions = features.add_subparsers(title="what", metavar="WHAT", required=True)
+    extract = _verb(
+        actions,
+        "extract",
+        _extract_features,
+        "run both models over recordings or simulated scenes",
+    )
+    extract.add_argument("directory", type=Path, help="where to write, and to go on after an interruption")
+    _add_models(extract)
+    extract.add_argument(
+        "--recording", type=Path, action="append", default=[], help="with frames; may be given again"
+    )
+    extract.add_argument(
+        "--step", type=_positive, default=0.5, help="seconds from window to window; default: %(default)s"
+    )
+    extract.add_argument(
+        "--scenes", type=_count, default=512, help="simulated ones without a recording; default: %(default)s"
+    )
+    extract.add_argument(
+        "--split", choices=("train", "held_out"), default="train", help="of the scenes; default: %(default)s"
+    )
+    extract.add_argument("--first", type=_whole, default=0, help="scene of the split; default: %(default)s")
+    for option, model in (("--layers", "target"), ("--event-layers", "event model")):
+        extract.add_argument(
+            option,
+            type=_layers,
+            help=f"of the {model}, as in 2,5; the last is always kept; default: a low one and the middle",
+        )
+    extract.add_argument(
+        "--context", type=_whole, help="rows kept of the prompt, the last ones; default: all, as eagle needs"
+    )
+    extract.add_argument("--max-new-tokens", type=_count, default=80, help="default: %(default)s")
+    extract.add_argument("--shard", type=_count, default=32, help="scenes in a file; default: %(default)s")
+    extract.add_argument("--device", default="cpu", help=_DEVICE_HELP)
+    analysis = _verb(actions, "analyse", _analyse_features, "compare the two models' features")
+    analysis.add_argument("directory", type=Path, help="what `evspec features extract` wrote")
+    _add_models(analysis, head="eventgpt_adapter")
+    analysis.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
+    analysis.add_argument("--device", default="cpu", help=_DEVICE_HELP)
 
 
 def _add_trainings(verbs: Any) -> None:
@@ -162,19 +208,56 @@ def _add_trainings(verbs: Any) -> None:
     )
     tiny.add_argument("--models", type=Path, default=Path("models"), help="default: %(default)s")
     tiny.add_argument("--run", type=Path, default=Path("runs/tiny"), help=_RUN_HELP)
-    tiny.add_argument("--device", default="cpu", help=_DEVICE_HELP)
+    _add_execution(tiny)
     for kind, what in _HEADS.items():
         head = _verb(trainings, kind, _train_head, f"train {what} for a target and an event model")
         _add_models(head, head=kind)
         head.add_argument("--run", type=Path, default=Path("runs") / kind, help=_RUN_HELP)
-        head.add_argument("--device", default="cpu", help=_DEVICE_HELP)
-        head.set_defaults(kind=kind, fusion=None)
+        _add_execution(head)
+        _add_plan(head)
+        head.set_defaults(kind=kind)
+        if kind == "eagle3":
+            head.add_argument(
+                "--vocabulary", type=_count, help="tokens that it can say, the most frequent; default: all"
+            )
         if kind == "feature":
             head.add_argument(
                 "--fusion",
                 choices=("factorised", "full"),
                 help="3 or 34 million weights at 7B; default: factorised",
             )
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    """How a training is computed; `accelerate launch` adds processes."""
+    parser.add_argument("--device", default="cpu", help=_DEVICE_HELP)
+    parser.add_argument(
+        "--precision", choices=("no", "bf16", "fp16"), help="mixed; default: bf16 where it is fast, else no"
+    )
+    parser.add_argument("--accumulate", type=_count, help="batches that make one step; default: 1")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    """What a head learns from, and how; what is left out stays as it is in the plan of its kind."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--features", type=Path, help="learn from what `evspec features extract` wrote; default: new scenes"
+    )
+    source.add_argument(
+        "--online", action="store_true", help="compute features when they are needed, store none"
+    )
+    parser.add_argument("--scenes", type=_count, help="simulated ones to learn from")
+    parser.add_argument("--held-out", type=_count, help="simulated ones to test with")
+    parser.add_argument("--batch", type=_count, help="scenes in a batch; with --features a shard is one")
+    parser.add_argument("--steps", type=_count, help="of the optimiser")
+    parser.add_argument("--learning-rate", type=_positive, help="the highest")
+    parser.add_argument(
+        "--objective", help="a weighted sum such as mse=1,cosine=0.5,contrastive=0.1,cross_entropy=1"
+    )
+    parser.add_argument(
+        "--patience", type=_count, help="end after so many tests in a row, of ten in all, without a gain"
+    )
+    parser.add_argument("--seed", type=_whole, help="of the head's first weights and the batches' order")
 
 
 def _add_models(
@@ -221,6 +304,10 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return value
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    return tuple(_whole(part) for part in text.split(","))
 
 
 def _whole(text: str) -> int:
@@ -384,28 +471,61 @@ def _doctor(options: argparse.Namespace) -> None:
         print_report(software(), verdicts, pair)
 
 
-def _train_tiny(options: argparse.Namespace) -> None:
-    from evspec_ros.describer import compute_device
-    from evspec_ros.training.progress import training_progress
-    from evspec_ros.training.tiny import train_tiny
+def _extract_features(options: argparse.Namespace) -> None:
+    from evspec_ros.training.feature_run import Wanted, extract_visibly
 
-    with training_progress() as report:
-        train_tiny(options.run, options.models, report=report, device=str(compute_device(options.device)))
+    target, event_model, _ = _models(options)
+    wanted = Wanted(
+        tuple(options.recording), options.step, options.scenes, options.split, options.first, options.layers,
+        options.event_layers, options.context, options.max_new_tokens, options.shard,
+    )  # fmt: skip
+    found = extract_visibly(target, event_model, options.directory, wanted, options.device)
+    if options.json and found:
+        _print_json(found)
+
+
+def _analyse_features(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.analysis_report import analyse_visibly, plot_analysis, print_analysis
+
+    target, event_model, adapter = _models(options, "eventgpt_adapter")
+    analysis = analyse_visibly(target, event_model, options.directory, adapter, options.device)
+    if options.plot:
+        plot_analysis(analysis, options.plot)
     if options.json:
-        _print_json({"models": str(options.models)})
+        _print_json(analysis.as_dict())
+    else:
+        print_analysis(analysis)
+
+
+def _train_tiny(options: argparse.Namespace) -> None:
+    from evspec_ros.training.tiny import train_tiny_visibly
+
+    execution = _given(options, "accumulate", "precision")
+    made = train_tiny_visibly(options.run, options.models, options.device, execution)
+    if options.json and made:
+        _print_json(made)
 
 
 def _train_head(options: argparse.Namespace) -> None:
-    from evspec_ros.describer import compute_device
     from evspec_ros.training.draft_heads import TINY_PLANS
     from evspec_ros.training.head_run import train_head_visibly
 
     plan = TINY_PLANS[options.kind]
+    schedule = _given(options, "steps", "learning_rate", "accumulate", "precision")
+    names = "scenes", "held_out", "batch", "objective", "patience", "seed", "fusion", "vocabulary"
     figures = train_head_visibly(
         *_models(options, options.kind),
         options.run,
-        replace(plan, fusion=options.fusion) if options.fusion else plan,
-        device=str(compute_device(options.device)),
+        replace(plan, schedule=replace(plan.schedule, **schedule), **_given(options, *names)),
+        options.device,
+        options.features,
+        store=not options.online,
     )
-    if options.json:
+    if options.json and figures:
         _print_json(figures)
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given."""
+    found = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in found.items() if value is not None}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from evspec_ros.networks.checkpoints import (
     read_eventgpt_config,
     read_video_llava_config,
 )
+from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
@@ -50,6 +53,9 @@ from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.verification import Acceptance
+
+if TYPE_CHECKING:
+    from evspec_ros.training.online import OnlineDistiller, OnlineSettings
 
 FRAMES = 8  # Video-LLaVA reads this many
 KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
@@ -85,7 +91,8 @@ class Description:
     token included. latency_ms: wall-clock milliseconds of each stage (see `_latencies`). prefill_slowdown:
     how much longer the prefill took with the event model beside it than alone. reused_frames: of the window's
     frames, those that were not encoded for it, as an earlier window had them. lossless: the text is what the
-    target alone would have written.
+    target alone would have written. head_version: which draft head drafted, 0 being the one that was loaded,
+    1 the first that online distillation put into its place, and so on.
     """
 
     stamp_ns: int
@@ -99,6 +106,7 @@ class Description:
     statistics: DecodingStatistics
     drafter: str
     lossless: bool
+    head_version: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; `stamp` in seconds."""
@@ -114,6 +122,7 @@ class Description:
             "mean_accepted_length": self.statistics.mean_accepted_length,
             "statistics": self.statistics.as_dict(),
             "drafter": self.drafter,
+            "head_version": self.head_version,
             "lossless": self.lossless,
         }
 
@@ -166,7 +175,11 @@ class SceneDescriber:
         backend: str = "auto",
         overlap: bool = False,
         event_pooling: int = 1,
+        online: OnlineSettings | None = None,
     ) -> None:
+        """online: how the draft head goes on learning while it drafts; None: it does not. Raises
+        GenerationError where the drafter has no head that could.
+        """
         cache_dtype = kv_dtype(kv_precision)
         chosen = choose_engine(target.decoder, target.lm_head, backend, cache_dtype)
         self.execution = str(chosen)  # what computes the target's passes, and why
@@ -178,6 +191,8 @@ class SceneDescriber:
             target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, cache_dtype, chosen.engine
         )
         self._drafting = drafter, draft_head, overlap, event_pooling
+        self._warm = False
+        self._online = self._distiller(online)
         self._drafters: list[Drafter] = []  # one for each prompt of a window
         self._sides: list[EventSide] = []  # theirs
         self._add_drafter()
@@ -185,7 +200,6 @@ class SceneDescriber:
         self._frame_features = FrameFeatures(KEPT_FRAMES)
         self._costs: PassCosts | None = None
         self._prefill_row_ms = 0.0  # without an event model beside it; 0 where there never is one
-        self._warm = False
         self._stream_ended = False
 
     @classmethod
@@ -202,6 +216,7 @@ class SceneDescriber:
         backend: str = "auto",
         overlap: str = "auto",
         event_pooling: int = 1,
+        online: OnlineSettings | None = None,
     ) -> SceneDescriber:
         """From checkpoint directories, of which a drafter that does not need them reads none.
 
@@ -235,7 +250,7 @@ class SceneDescriber:
         beside = place.type == "cuda" if overlap == "auto" else overlap == "on"
         return cls(
             model, tokenizer, frames, reader, head, drafter=drafter, kv_precision=kv_dtype, backend=backend,
-            overlap=beside, event_pooling=event_pooling,
+            overlap=beside, event_pooling=event_pooling, online=online,
         )  # fmt: skip
 
     def warm_up(self) -> None:
@@ -261,6 +276,8 @@ class SceneDescriber:
             self._prefill_row_ms = min(alone)
         self.forget_stream()
         self._decoder.forget()
+        if self._online is not None and self._online.start():  # blank windows teach nothing
+            self._drafters = [self._online.observed(drafter) for drafter in self._drafters]
 
     def forget_stream(self) -> None:
         """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
@@ -313,6 +330,8 @@ class SceneDescriber:
             raise GenerationError("There is no frame to describe; wait until the RGB camera has sent one.")
         if not self._warm:
             self.warm_up()
+        if self._online is not None and self._online.take():
+            self._renew_drafters()
         while len(self._drafters) < len(prompts):
             self._add_drafter()
         if self._stream_ended:
@@ -329,17 +348,18 @@ class SceneDescriber:
             written[number] += tokens
             on_text(number, self._tokenizer.decode(written[number]))
 
-        generations = generate_together(
-            self._decoder,
-            self._drafters[: len(prompts)],
-            inputs,
-            max_new_tokens=limits.max_new_tokens,
-            sampling=Sampling(limits.temperature, limits.top_p, limits.top_k),
-            seed=limits.seed,
-            limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._costs),
-            acceptance=Acceptance(limits.acceptance),
-            on_tokens=on_tokens,
-        )
+        with nullcontext() if self._online is None else self._online.writing():
+            generations = generate_together(
+                self._decoder,
+                self._drafters[: len(prompts)],
+                inputs,
+                max_new_tokens=limits.max_new_tokens,
+                sampling=Sampling(limits.temperature, limits.top_p, limits.top_k),
+                seed=limits.seed,
+                limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._costs),
+                acceptance=Acceptance(limits.acceptance),
+                on_tokens=on_tokens,
+            )
         stages.lap("generate")
         side = self._sides[0]
         return tuple(
@@ -355,6 +375,7 @@ class SceneDescriber:
                 statistics=generation.statistics,
                 drafter=self._drafting[0],
                 lossless=generation.lossless,
+                head_version=0 if self._online is None else self._online.version,
             )
             for prompt, generation in zip(prompts, generations, strict=True)
         )
@@ -364,8 +385,36 @@ class SceneDescriber:
         name, head, overlap, pooling = self._drafting
         side = EventSide(overlap=overlap, pooling=pooling)
         model = None if self._event_reader is None else self._event_reader.model
-        self._drafters.append(make_drafter(name, self._decoder, DraftModels(head, model, side)))
+        drafter = make_drafter(name, self._decoder, DraftModels(head, model, side))
+        if self._online is not None and self._warm:
+            drafter = self._online.observed(drafter)
+        self._drafters.append(drafter)
         self._sides.append(side)
+
+    def _renew_drafters(self) -> None:
+        """Engines hold copies of a head's weights."""
+        self._drafters.clear()
+        self._sides.clear()
+        self._add_drafter()
+
+    def _distiller(self, settings: OnlineSettings | None) -> OnlineDistiller | None:
+        """What teaches the head, for as long as the describer lives."""
+        name, head, _, pooling = self._drafting
+        if settings is None:
+            return None
+        if not isinstance(head, DraftHead) or self._event_reader is None:
+            raise GenerationError(
+                f"The drafter {name!r} has no head that could learn while it drafts; switch online "
+                "distillation off or choose eagle, eagle2, eagle3 or combined."
+            )
+        from evspec_ros.training.features import ModelPair
+        from evspec_ros.training.online import OnlineDistiller
+
+        nothing = torch.empty(0, dtype=torch.int64, device=self._target.lm_head.weight.device)
+        pair = ModelPair(self._target, self._event_reader.model, nothing, (nothing, nothing))
+        distiller = OnlineDistiller(pair, head, settings, pooling)
+        weakref.finalize(self, distiller.close)
+        return distiller
 
     @torch.inference_mode()
     def _prompts(

@@ -16,9 +16,10 @@ from evspec_ros import cli
 from evspec_ros.errors import EvspecError, RecordingError
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("demo", "info", "convert", "eval", "bench", "doctor", "train")
+VERBS = ("demo", "info", "convert", "eval", "bench", "doctor", "features", "train")
 COMMANDS = (
-    "demo", "info", "convert", "eval", "bench decode", "bench decoder", "doctor", "train tiny", "train eagle"
+    "demo", "info", "convert", "eval", "bench decode", "bench decoder", "doctor", "features extract",
+    "features analyse", "train tiny", "train eagle"
 )  # fmt: skip
 
 
@@ -70,6 +71,10 @@ def test_every_verb_has_help_and_json(command: str, capsys: pytest.CaptureFixtur
         "bench decode --p-min 2",
         "bench decoder --shape 13b",
         "bench decoder --threads 0",
+        "features extract",
+        "features extract here --layers two",
+        "train eagle --features here --online",
+        "train eagle --precision int8",
     ],
 )
 def test_misuse_exits_with_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:

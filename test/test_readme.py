@@ -26,6 +26,7 @@ COVERED_ELSEWHERE = {
     "source install/setup.bash": "test_package.py",
     "ros2 launch": "test/ros/test_launch_file.py",
     "ros2 topic echo": "needs ROS",
+    "accelerate launch": "test/training/test_processes.py",
     "make ": "below",
     "evspec ": "below",
 }
@@ -67,7 +68,7 @@ def test_the_commands_run_one_after_the_other(folder: Path) -> None:
     """In README's order: each succeeds, and --json prints one object."""
     if find_spec("rclpy") is None:
         pytest.skip("the demo needs rclpy, which is not installed")
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 11
     for command in COMMANDS:
         _, *arguments = shlex.split(command.replace("RECORDING", "recording"))
         printed = _run([sys.executable, "-m", "evspec_ros", *arguments], folder)

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from evspec_ros.errors import EngineError
-from evspec_ros.networks.draft_head import DraftHead, Eagle3Head, EagleHead
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Head, EagleHead, ReducedHead
 from evspec_ros.networks.llama import DecoderLayer, LlamaConfig, RMSNorm, Rotary
 
 _OPSET, _IR = 20, 10  # what ONNX Runtime 1.22, the oldest with `attention_bias` on the CPU, understands
@@ -76,10 +76,19 @@ def draft_graph(
         graph.suffix = f".{step}" if step else ""
         x = graph.head_rows(head, embedding, ids, carried)
         said = graph.layers(x, head.layers, head.rotary, norm, last_row=steps == 1 and not masked)
-        graph.linear(said, readout.weight, "logits")
-        spread = graph.node("Softmax", [graph.name("logits")], [graph.name("spread")], axis=-1)
+        reduced = isinstance(readout, ReducedHead)
+        logits = graph.linear(said, readout.weight, "known" if reduced else "logits")
+        spread = graph.node("Softmax", [logits], [graph.name("spread")], axis=-1)
         best = graph.whole("candidates", [candidates])
-        graph.node("TopK", [spread, best], [graph.name("chances"), graph.name("tokens")], axis=-1)
+        places = graph.name("places" if reduced else "tokens")
+        graph.node("TopK", [spread, best], [graph.name("chances"), places], axis=-1)
+        if isinstance(readout, ReducedHead):
+            known = graph.whole("known_tokens", readout.tokens.tolist())
+            graph.node("Gather", [known, places], [graph.name("tokens")])
+            pads = [graph.whole("pads", [0, 1]), graph.constant("never", lambda: torch.tensor(-torch.inf))]
+            padded = graph.node("Pad", [logits, *pads, graph.whole("last_axis", [2])], [graph.name("padded")])
+            every = graph.whole("every", readout.places.tolist())
+            graph.node("Gather", [padded, every], [graph.name("logits")], axis=2)
         if step + 1 < steps:
             first = [graph.whole("0", [0]), graph.whole("1", [1]), graph.whole("axis", [2])]
             ids = graph.node("Slice", [graph.name("tokens"), *first], [graph.name("likeliest")])

@@ -37,7 +37,7 @@ from evspec_ros.speculative import (
 )
 from evspec_ros.speculative.costs import measure_costs, measure_passes
 from evspec_ros.training.dataset import Samples, changes_slowly, make_sample, make_stream
-from evspec_ros.training.draft_heads import ModelPair, SceneBatch
+from evspec_ros.training.features import ModelPair, SceneBatch
 from evspec_ros.training.head_run import as_seen, load_pair
 
 BASELINE, DEFAULT = "none", DEFAULT_DRAFTER

@@ -17,7 +17,7 @@ from evspec_ros.evaluation.decoding import BASELINE, Bench, Contestant, Entry, h
 from evspec_ros.networks.checkpoints import load_draft_head
 from evspec_ros.speculative import DRAFTERS, DraftLimits, DraftTree, EventSide, NoDrafter, Prompt
 from evspec_ros.speculative.costs import measure_costs, measure_passes
-from evspec_ros.training.draft_heads import SceneBatch
+from evspec_ros.training.features import SceneBatch
 from evspec_ros.training.head_run import load_pair
 
 LIMITS = {

@@ -18,8 +18,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.config_entries import entries
 from evspec_ros.networks.llama import (
     DecoderLayer,
@@ -210,7 +212,8 @@ class Eagle3Config:
 
     layers: which of the target's features are fused, as `LlamaDecoder.forward` counts them; context: how many
     of the prompt's last rows it reads (as in ViSpec, arXiv 2509.15235, a draft head does well with few of a
-    video's rows).
+    video's rows). tokens: those that it can say, () for all (EAGLE-3's reduced draft vocabulary, there called
+    d2t).
     """
 
     target_size: int
@@ -225,6 +228,7 @@ class Eagle3Config:
     context: int = 160
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    tokens: tuple[int, ...] = ()
     kind: str = "eagle3"
 
     @classmethod
@@ -247,13 +251,19 @@ class Eagle3Config:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Eagle3Config:
-        """From a head's `config.json`; raises CheckpointError for a missing entry."""
-        found = entries(cls, config)
-        return cls(**{**found, "layers": tuple(found["layers"])})
+        """From a head's `config.json`; raises CheckpointError for a missing entry, impossible tokens."""
+        found = entries(cls, {"tokens": (), **config})
+        tokens = tuple(found["tokens"])
+        if len(set(tokens) & set(range(found["vocab_size"]))) < len(tokens):
+            raise CheckpointError(
+                f"The draft head's config lists tokens twice or beyond its {found['vocab_size']}; restore it "
+                "or train the head again."
+            )
+        return cls(**{**found, "layers": tuple(found["layers"]), "tokens": tokens})
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds."""
-        return {**asdict(self), "layers": list(self.layers)}
+        return {**asdict(self), "layers": list(self.layers), "tokens": list(self.tokens)}
 
     @property
     def layer(self) -> LlamaConfig:
@@ -270,6 +280,29 @@ class Eagle3Config:
             rms_norm_eps=self.rms_norm_eps,
             rope_theta=self.rope_theta,
         )
+
+
+class ReducedHead(nn.Linear):
+    """An output head [len(tokens), d] that can say some tokens alone; all others' logits are -inf."""
+
+    def __init__(self, size: int, tokens: tuple[int, ...], vocabulary: int) -> None:
+        super().__init__(size, len(tokens), bias=False)
+        # not on the meta device, as they are in no checkpoint
+        self.register_buffer("tokens", torch.tensor(tokens, device="cpu"), persistent=False)
+        places = torch.full((vocabulary,), len(tokens), device="cpu")
+        places[list(tokens)] = torch.arange(len(tokens), device="cpu")
+        self.register_buffer("places", places, persistent=False)
+        self.tokens: Tensor  # int64, in the order of the rows
+        self.places: Tensor  # int64 [V], each token's row, one beyond the last where it has none
+        self.out_features = vocabulary
+
+    def of_tokens(self, x: Tensor) -> Tensor:
+        """Logits [..., len(tokens)]."""
+        return F.linear(x, self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> logits [..., V]."""
+        return F.pad(self.of_tokens(x), (0, 1), value=float("-inf"))[..., self.places]
 
 
 class Eagle3Head(DraftHead):
@@ -290,7 +323,11 @@ class Eagle3Head(DraftHead):
         self.embed = nn.Linear(config.target_size, size, bias=False)
         self.carry_norm = RMSNorm(size, config.rms_norm_eps)
         self.norm = RMSNorm(size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
+        self.lm_head = (
+            ReducedHead(size, config.tokens, config.vocab_size)
+            if config.tokens
+            else nn.Linear(size, config.vocab_size, bias=False)
+        )
         self.apply(initialise)
 
     def context(self, prompt_rows: int) -> int:

@@ -29,6 +29,7 @@ from evspec_ros.ros.ingest import EventStream, ImageStream, Window, newest_end_n
 from evspec_ros.ros.mailbox import Mailbox
 from evspec_ros.ros.overlay import draw_overlay
 from evspec_ros.ros.parameters import LiveSettings, Settings
+from evspec_ros.training.online import OnlineSettings
 
 IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)  # as drivers publish
@@ -147,6 +148,7 @@ class EvspecNode(LifecycleNode):
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
             kv_dtype=settings.kv_dtype, backend=settings.backend,
             overlap=settings.overlap, event_pooling=settings.event_pooling,
+            online=OnlineSettings() if settings.online_distillation else None,
         )  # fmt: skip
         self.get_logger().info(f"The target runs on {describer.execution}.")
         describer.warm_up()

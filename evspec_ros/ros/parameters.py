@@ -90,6 +90,9 @@ class Settings:
         "(image/compressed)",
         choices=("raw", "compressed"),
     )
+    online_distillation: bool = _row(
+        False, "let the draft head learn from the descriptions in idle time; switched in where it is better"
+    )
     autostart: bool = _row(True, "configure and activate at once, with no lifecycle manager")
 
     trigger: str = _row(

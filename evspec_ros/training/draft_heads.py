@@ -1,89 +1,81 @@
 """Training draft heads of every kind for one target and one event model.
 
 The head learns from what the target itself writes: for each scene its own greedy answer, and the features
-that it had while writing it. Both are computed once and kept in the run directory; only the head is trained.
-EAGLE's objective (Li et al. 2024, arXiv 2401.15077): smooth L1 between predicted and true feature, and cross
-entropy between the token distributions that the target's frozen head makes of the two. Uniform noise on the
-features that it reads stands for the errors of its own predictions, which it has to read when it drafts.
-EAGLE-3's is in `eagle3`; the adapters', which predict features too, is EAGLE's.
-
-Shapes: B scenes, P rows of the prompt, T tokens of the longest answer, D the hidden size, E event rows, F the
-event model's hidden size.
+that it had while writing it (see `features`); only the head is trained. Heads that predict features learn a
+weighted sum of `objectives`, by default EAGLE's (Li et al. 2024, arXiv 2401.15077): smooth L1 between
+predicted and true feature, and cross entropy between the token distributions that the target's frozen head
+makes of the two. Uniform noise on the features that they read stands for the errors of their own predictions,
+which they have to read when they draft. EAGLE-3's training is in `eagle3`.
 """
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from evspec_ros.errors import TrainingError
-from evspec_ros.events.rendering import EVENT_IMAGES
-from evspec_ros.networks.adapters import Adapter, FeatureConfig
+from evspec_ros.networks.adapters import FeatureConfig
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
-from evspec_ros.networks.draft_head import DraftHead
-from evspec_ros.networks.eventgpt import EventGpt
-from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, ReducedHead
+from evspec_ros.training.acceptance import acceptance
 from evspec_ros.training.eagle3 import unrolled, unrolled_loss
-from evspec_ros.training.loop import Report, Schedule, fast_bfloat16, fit
-from evspec_ros.training.rollout import greedy_answers
-
-
-@dataclass(frozen=True, eq=False)
-class ModelPair:
-    """A target and an event model, and each one's default prompt: int64 ids [n] with the one video token,
-    and those before and those after the event tokens.
-    """
-
-    target: VideoLlava
-    event_model: EventGpt
-    prompt_ids: Tensor
-    event_ids: tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class SceneBatch:
-    """B scenes as both models see them, CLIP-normalised: frames [B, 8, 3, S, S], events [B, 5, 3, S, S]."""
-
-    frames: Tensor
-    events: Tensor
-
-
-Scenes = Callable[[int, int], SceneBatch]  # scenes start to stop - 1 of a split, always the same ones
-
+from evspec_ros.training.features import (
+    MAX_NEW_TOKENS,
+    SHARD,
+    Answers,
+    Batches,
+    FeaturePlan,
+    FeatureShards,
+    ModelPair,
+    Selected,
+)
+from evspec_ros.training.files import claim
+from evspec_ros.training.loop import Examination, Report, Schedule, fit
+from evspec_ros.training.objectives import parse_objective, weighted
+from evspec_ros.training.prediction import (
+    answer_rows,
+    head_inputs,
+    predicted,
+    target_logits,
+    true_features,
+)
+from evspec_ros.training.processes import process
 
 SCHEDULE = Schedule(steps=1000, learning_rate=1e-3)
+EXAMINATIONS = 10  # of a training
+COUNTED = 64  # batches, to know the most frequent tokens
+EAGLE = "smooth_l1=1,cross_entropy=1"
 
 
 @dataclass(frozen=True)
 class HeadPlan:
     """kind: of the head; scenes, held_out: how many to learn from and to test with, in batches of `batch`.
 
-    Of those that predict features: noise, half the width of the uniform noise, in standard deviations of the
-    features, and the two weights; EAGLE-3's: unroll, how many steps of drafting are trained; the feature
-    head's: fusion.
+    Of those that predict features: objective, as `parse_objective` reads it, EAGLE's where it is None, and
+    noise, half the width of the uniform noise, in standard deviations of the features; EAGLE-3's: unroll, how
+    many steps of drafting are trained, and vocabulary, how many tokens it can say, the most frequent ones of
+    what it learns from, 0 for all; the feature head's: fusion. patience: training ends when so many of its
+    EXAMINATIONS in a row found no longer acceptance, 0 for never.
     """
 
     kind: str = "eagle"
     scenes: int = 2048
     held_out: int = 128
-    batch: int = 32
+    batch: int = SHARD
     schedule: Schedule = SCHEDULE
     noise: float = 0.2
-    feature_weight: float = 1.0
-    token_weight: float = 1.0
+    objective: str | None = None
     unroll: int = 8
+    vocabulary: int = 0
     fusion: str = FeatureConfig.fusion
-    max_new_tokens: int = 80
+    max_new_tokens: int = MAX_NEW_TOKENS
+    patience: int = 0
     seed: int = 0
 
 
@@ -95,274 +87,148 @@ TINY_PLANS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What the target wrote about B scenes, and what the head is to predict.
-
-    prompt: [B, P, D]; tokens: int64 [B, T], the end token repeated after the end; lengths: int64 [B], the end
-    token counted; features: [B, P + T - 1, layers * D], of the layers that the head reads, one beside the
-    other and the last one's output last, for the prompt and for all tokens but the last; events: [B, E,
-    event_size].
-    """
-
-    prompt: Tensor
-    tokens: Tensor
-    lengths: Tensor
-    features: Tensor
-    events: Tensor
-
-    def save(self, path: Path) -> None:
-        """Write them whole or not at all, features in half precision."""
-        tensors = {
-            name: (value.half() if value.is_floating_point() else value).contiguous()
-            for name, value in vars(self).items()
-        }
-        _save(tensors, path)
-
-    @staticmethod
-    def load(path: Path, device: torch.device | str = "cpu") -> Answers:
-        """What `save` wrote, floats as float32."""
-        tensors = load_file(path, str(device))
-        return Answers(**{k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-
-
 def train_head(
     pair: ModelPair,
-    training: Scenes,
-    held_out: Scenes,
+    batches: Batches,
+    tests: Batches,
     run: Path,
     plan: HeadPlan = TINY_PLANS["eagle"],
     report: Report = lambda *_: None,
 ) -> Head:
-    """Train a head, going on from where an earlier call in the same run directory was interrupted.
+    """Train a head, going on from where an earlier call in the same run directory was interrupted; of the
+    weights that were examined, those with the longest acceptance on `tests`.
 
-    report is called with the stage, how much of
-    it is done, how much there is, and its figure: 0 for "answers", the loss for the plan's kind, and for
-    "held-out agreement" how often the head's likeliest token is the target's. Raises TrainingError where the
-    run directory belongs to another plan or another target.
+    report is called with the stage, how much of it is done, how much there is, and its figure: the loss for
+    the plan's kind, and `acceptance`'s figures. Raises TrainingError for an objective that the kind cannot
+    have and where the run directory belongs to another plan or another target.
     """
-    target, event_model, device = pair.target, pair.event_model, pair.prompt_ids.device
-    for model in (target, event_model):
+    on_its_own_drafts = DRAFT_HEADS[plan.kind].head is Eagle3Head
+    terms = parse_objective(plan.objective or EAGLE)
+    if on_its_own_drafts and plan.objective and set(terms) != {"cross_entropy"}:
+        raise TrainingError(
+            f"A head of kind {plan.kind} says tokens and predicts no features; its objective is "
+            "cross_entropy alone."
+        )
+    for model in (pair.target, pair.event_model):
         model.requires_grad_(requires_grad=False)
-    run.mkdir(parents=True, exist_ok=True)
-    _claim(
-        run / "plan.json",
-        {**asdict(plan), "target": _fingerprint(target), "event_model": _fingerprint(event_model)},
+    with process(pair.device).main_process_first():
+        claim(run / "plan.json", {**asdict(plan), **pair.fingerprints})
+    head = new_head(pair, plan, frequent_tokens(batches, plan.vocabulary))
+    objective: Callable[[ModelPair, Head, Answers, int, HeadPlan], Tensor] = (
+        eagle3_loss if on_its_own_drafts else feature_loss
     )
-    torch.manual_seed(plan.seed)
-    head: Head = DRAFT_HEADS[plan.kind].head(_sizes(pair, plan)).to(device)
-    layers = target.config.text.num_layers
-    read = head.feature_layers(layers) if isinstance(head, DraftHead) else (layers,)
-    reader = partial(answer, pair, max_new_tokens=plan.max_new_tokens, layers=read)
-    answers = _extract(reader, training, run / "train", plan.scenes, plan.batch, report)
-    tests = _extract(reader, held_out, run / "held-out", plan.held_out, plan.batch, report)
-    objective = eagle3_loss if plan.kind == "eagle3" else feature_loss
 
-    def loss(step: int) -> Tensor:
-        batch = Answers.load(_pick(answers, step, plan.seed), device)
-        return objective(pair, head, batch, step, plan)
+    def loss(number: int) -> Tensor:
+        return objective(pair, head, batches[_drawn(len(batches), number, plan.seed)], number, plan)
 
-    def watch(stage: str, step: int, steps: int, value: float) -> None:
-        report(stage, step, steps, value)
-        if step % max(1, steps // 10) == 0 or step == steps:
-            report("held-out agreement", step, steps, agreement(pair, head, tests))
-
-    fit(plan.kind, nn.ModuleDict({"head": head}), loss, plan.schedule, run, watch)
+    examination = Examination(
+        lambda: acceptance(pair, head, tests), max(1, plan.schedule.steps // EXAMINATIONS), plan.patience
+    )
+    fit(plan.kind, nn.ModuleDict({"head": head}), loss, plan.schedule, run, report, examination)
     return head
 
 
-def _sizes(pair: ModelPair, plan: HeadPlan) -> HeadConfig:
-    event_rows = EVENT_IMAGES + pair.event_model.config.vision.tokens
-    event_size = pair.event_model.config.text.hidden_size
+def new_head(pair: ModelPair, plan: HeadPlan, tokens: tuple[int, ...] = ()) -> Head:
+    """An untrained head of the plan's kind for this pair, drawn from its seed; tokens: as `Eagle3Config`."""
+    torch.manual_seed(plan.seed)
     sizes: HeadConfig = DRAFT_HEADS[plan.kind].config.for_target(
-        pair.target.config.text, event_size, event_rows
+        pair.target.config.text, pair.event_model.config.text.hidden_size, pair.event_rows
     )
-    return replace(sizes, fusion=plan.fusion) if isinstance(sizes, FeatureConfig) else sizes
+    if isinstance(sizes, FeatureConfig):
+        sizes = replace(sizes, fusion=plan.fusion)
+    elif isinstance(sizes, Eagle3Config):
+        sizes = replace(sizes, tokens=tokens)
+    head: Head = DRAFT_HEADS[plan.kind].head(sizes)
+    return head.to(pair.device)
 
 
-# --- the target's own answers -------------------------------------------------------------------------------
+def frequent_tokens(batches: Batches, count: int) -> tuple[int, ...]:
+    """The tokens that answers hold most often, in order of their ids; of the first COUNTED batches."""
+    if count == 0:
+        return ()
+    seen: Counter[int] = Counter()
+    for index in range(min(len(batches), COUNTED)):
+        answers = batches[index]
+        for tokens, length in zip(answers.tokens.tolist(), answers.lengths.tolist(), strict=True):
+            seen.update(tokens[:length])
+    return tuple(sorted(token for token, _ in seen.most_common(count)))
 
 
-@torch.inference_mode()
-def answer(
-    pair: ModelPair, scenes: SceneBatch, max_new_tokens: int, layers: tuple[int, ...] | None = None
-) -> Answers:
-    """Let the target answer one prompt about B scenes, greedily and all at once; layers as in
-    `greedy_answers`.
+def needed_features(pair: ModelPair, plan: HeadPlan) -> FeaturePlan:
+    """What a head of the plan's kind reads."""
+    head = new_head(pair, plan)
+    layers, context = (
+        (head.feature_layers(pair.target.config.text.num_layers), head.context(pair.prompt_rows - 1))
+        if isinstance(head, DraftHead)
+        else ((), 0)
+    )
+    return FeaturePlan.for_pair(
+        pair,
+        layers,
+        context=context,
+        max_new_tokens=plan.max_new_tokens,
+        shard=plan.batch,
+    )
+
+
+def split(features: FeatureShards, wanted: FeaturePlan) -> tuple[Batches, Batches]:
+    """What to learn from and, the last tenth of the shards, what to test with. Raises TrainingError where
+    there is one shard alone and where features are missing that are wanted.
     """
-    target = pair.target
-    with _autocast(pair.prompt_ids.device):
-        events = pair.event_model.encode_events(scenes.events)
-        video = target.encode_frames(scenes.frames.flatten(0, 1)).chunk(len(scenes.frames))
-        prompt = torch.stack([target.embed_prompt(pair.prompt_ids, one) for one in video])
-        tokens, features = greedy_answers(
-            target.decoder, target.lm_head, prompt, max_new_tokens, layers=layers
+    kept = features.plan
+    missing = [layer for layer in wanted.layers if layer not in kept.layers]
+    if missing or kept.context < wanted.context:
+        raise TrainingError(
+            f"The features in {features.directory} are of the target's layers {list(kept.layers)} and of "
+            f"{kept.context} rows before the answer, and this head reads layers {list(wanted.layers)} and "
+            f"{wanted.context} rows; extract them for it."
         )
-    ended = (tokens == target.config.text.eos_token_id).cumsum(1) > 0
-    lengths = (~ended).sum(1).add(1).clamp(max=tokens.shape[1])
-    return Answers(prompt.float(), tokens, lengths, features.float(), events.float())
-
-
-def _extract(
-    reader: Callable[[SceneBatch], Answers],
-    scenes: Scenes,
-    directory: Path,
-    count: int,
-    batch: int,
-    report: Report,
-) -> list[Path]:
-    """One file of Answers per batch; those that are there already stay."""
-    directory.mkdir(exist_ok=True)
-    paths = []
-    for start in range(0, count, batch):
-        stop = min(start + batch, count)
-        path = directory / f"{start:06d}.safetensors"
-        if not path.exists():
-            reader(scenes(start, stop)).save(path)
-        paths.append(path)
-        report(f"answers, {directory.name}", stop, count, 0.0)
-    return paths
+    count = len(features)
+    if count < 2:
+        raise TrainingError(
+            f"{features.directory} holds one shard, and one is to learn from and another to test with; "
+            "extract more scenes or smaller shards."
+        )
+    learnt = count - -(-count // 10)
+    return (
+        Selected(features, range(learnt), kept, wanted),
+        Selected(features, range(learnt, count), kept, wanted),
+    )
 
 
 # --- learning -----------------------------------------------------------------------------------------------
 
 
-def feature_loss(pair: ModelPair, head: Head, answers: Answers, step: int, plan: HeadPlan) -> Tensor:
-    """EAGLE's objective on one batch; its noise follows from seed and step."""
-    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+def feature_loss(pair: ModelPair, head: Head, answers: Answers, number: int, plan: HeadPlan) -> Tensor:
+    """The plan's objective on one batch; its noise follows from seed and number."""
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
     known = answers.features[:, :-1]
     width = plan.noise * float(known.std())
     noise = (torch.rand(known.shape, generator=generator) * 2 - 1).to(known.device) * width
-    predicted, used = _predict(pair, head, answers, known + noise)
-    true = _true(pair.target, answers)
-    scale = true[used].pow(2).mean().sqrt()  # features of any size weigh alike
-    features = F.smooth_l1_loss(predicted[used] / scale, true[used] / scale)
-    wanted = torch.softmax(_logits(pair.target, true[used]).float(), -1)
-    found = torch.log_softmax(_logits(pair.target, predicted[used]).float(), -1)
-    tokens = -(wanted * found).sum(-1).mean()
-    return plan.feature_weight * features + plan.token_weight * tokens
+    used = answer_rows(answers)
+    found = predicted(pair, head, answers, known + noise)[used].float()
+    true = true_features(pair, answers)[used]
+    return weighted(plan.objective or EAGLE, found, true, lambda rows: target_logits(pair, rows))
 
 
 def eagle3_loss(pair: ModelPair, head: Head, answers: Answers, _: int, plan: HeadPlan) -> Tensor:
-    """EAGLE-3's objective on one batch."""
-    assert isinstance(head, DraftHead)
-    target = pair.target
-    ahead, used = _ahead(target, answers)
-    rows = head.context(answers.prompt.shape[1] - 1) + used.shape[1]
-    ahead, fused = ahead[:, -rows:], head.fuse(answers.features[:, -rows - 1 : -1])
-    outputs = unrolled(head, ahead, fused, answers.events, used.shape[1], plan.unroll)
+    """EAGLE-3's objective on one batch; of a reduced vocabulary where the target says one of its tokens."""
+    assert isinstance(head, Eagle3Head)
+    used = answer_rows(answers)
+    inputs = head_inputs(pair, head, answers, answers.features[:, :-1])
     with torch.no_grad():
-        wanted = torch.softmax(_logits(target, _true(target, answers)).float(), -1)
-    norm, lm_head = head.readout(target.decoder.norm, target.lm_head)
-    said = [lm_head(norm(output)) for output in outputs]
-    return unrolled_loss(said, wanted, used)
+        wanted = target_logits(pair, true_features(pair, answers)).float()
+    say: Callable[[Tensor], Tensor] = head.lm_head
+    if isinstance(head.lm_head, ReducedHead):
+        say, tokens = head.lm_head.of_tokens, head.lm_head.tokens
+        used = used & torch.isin(wanted.argmax(-1), tokens)
+        wanted = wanted[..., tokens]
+    outputs = islice(unrolled(head, *inputs, used.shape[1]), plan.unroll)
+    return unrolled_loss([say(head.norm(output)) for output in outputs], torch.softmax(wanted, -1), used)
 
 
-@torch.inference_mode()
-def agreement(pair: ModelPair, head: Head, tests: list[Path]) -> float:
-    """How often the head's likeliest token is the target's, reading true features: the first draft's
-    acceptance.
-    """
-    right = total = 0
-    decoder, lm_head = pair.target.decoder, pair.target.lm_head
-    norm, readout = (
-        head.readout(decoder.norm, lm_head) if isinstance(head, DraftHead) else (decoder.norm, lm_head)
-    )
-    for path in tests:
-        answers = Answers.load(path, lm_head.weight.device)
-        predicted, used = _predict(pair, head, answers, answers.features[:, :-1])
-        true = _true(pair.target, answers)
-        same = readout(norm(predicted[used])).argmax(-1) == _logits(pair.target, true[used]).argmax(-1)
-        right, total = right + int(same.sum()), total + len(same)
-    return right / max(1, total)
-
-
-def _predict(pair: ModelPair, head: Head, answers: Answers, known: Tensor) -> tuple[Tensor, Tensor]:
-    """The head's outputs [B, T - 1, d] at the answer's tokens but the last, from features `known`
-    [B, P + T - 2, layers * D] one row before each; and bool [B, T - 1], which of them belong to an answer.
-    """
-    ahead, used = _ahead(pair.target, answers)
-    rows = used.shape[1]
-    with _autocast(known.device):
-        if isinstance(head, DraftHead):
-            read = head.context(answers.prompt.shape[1] - 1) + rows
-            predicted: Tensor = head(ahead[:, -read:], head.fuse(known[:, -read:]), answers.events)[:, -rows:]
-        elif isinstance(head, Adapter):
-            predicted = head(_event_features(pair, answers)[:, 1:])
-        else:
-            adapted = head.adapter(_event_features(pair, answers)[:, :1])
-            predicted = head(adapted.expand(-1, rows, -1), known[:, -rows:])
-    return predicted.float(), used
-
-
-@torch.no_grad()
-def _event_features(pair: ModelPair, answers: Answers) -> Tensor:
-    """The event model's own features [B, T, F] at its prompt's last row and at the answer's tokens but the
-    last, as if it had written the answer.
-    """
-    model, batch = pair.event_model, len(answers.tokens)
-    before, after = (model.decoder.embed(ids).expand(batch, -1, -1) for ids in pair.event_ids)
-    said = model.decoder.embed(answers.tokens[:, :-1])
-    rows = torch.cat((before, answers.events, after, said), 1)
-    hidden: Tensor = model.decoder(rows).hidden
-    return hidden[:, -answers.tokens.shape[1] :]
-
-
-def _ahead(target: VideoLlava, answers: Answers) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, P + T - 2, D] that the target reads at t + 1, and which answer rows count [B, T - 1]."""
-    ahead = torch.cat((answers.prompt[:, 1:], target.decoder.embed(answers.tokens[:, :-1])), 1)
-    places = torch.arange(answers.tokens.shape[1] - 1, device=ahead.device)
-    return ahead, places < answers.lengths[:, None] - 1
-
-
-def _true(target: VideoLlava, answers: Answers) -> Tensor:
-    """The target's last features [B, T - 1, D] at the answer's tokens but the last."""
-    return answers.features[:, answers.prompt.shape[1] :, -target.config.text.hidden_size :]
-
-
-def _logits(target: VideoLlava, features: Tensor) -> Tensor:
-    logits: Tensor = target.lm_head(target.decoder.norm(features))
-    return logits
-
-
-def _pick(answers: list[Path], step: int, seed: int) -> Path:
+def _drawn(count: int, number: int, seed: int) -> int:
     """Batches in another order in every epoch."""
-    epoch, place = divmod(step, len(answers))
-    order = torch.randperm(len(answers), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    return answers[int(order[place])]
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device.type))
-
-
-# --- the run directory --------------------------------------------------------------------------------------
-
-
-def _claim(path: Path, run: dict[str, Any]) -> None:
-    """Write what the run is about, or make sure that it is what the directory was begun with."""
-    if not path.exists():
-        path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TrainingError(f"{path} is damaged; remove its directory or give another one.") from error
-    if found != run:
-        raise TrainingError(
-            f"{path.parent} holds a run of another plan or other models; remove it or give another."
-        )
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Differs where a weight differs."""
-    digest = sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_suffix(".part")
-    save_file(tensors, unfinished)
-    unfinished.rename(path)
+    epoch, place = divmod(number, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return int(order[place])

@@ -9,6 +9,8 @@ Shapes: B scenes, R rows the head reads (E event rows before them), A of them in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count as count_from
 from typing import NamedTuple, cast
 
 import torch
@@ -29,9 +31,10 @@ class _Heads(NamedTuple):
 
 
 def unrolled(
-    head: DraftHead, ahead: Tensor, fused: Tensor, events: Tensor, answer_rows: int, steps: int
-) -> list[Tensor]:
-    """Outputs [B, A, d] at the last A = answer_rows rows, of step 0, 1, ..., steps - 1.
+    head: DraftHead, ahead: Tensor, fused: Tensor, events: Tensor, answer_rows: int
+) -> Iterator[Tensor]:
+    """Outputs [B, A, d] at the last A = answer_rows rows, of step 0, 1, 2, ... for as long as they are asked
+    for.
 
     ahead: embeddings [B, R, D]; fused: [B, R, d]; events: [B, E, event_size]. Of step k the first k rows mean
     nothing, as no chain is that old there.
@@ -43,13 +46,12 @@ def unrolled(
     places = torch.arange(count, device=rows.device)
     known = _project(head, rows, 0)
     earlier: list[_Heads] = []  # the steps after step 0, at answer rows
-    outputs: list[Tensor] = []
-    for step in range(steps):
+    output = fused
+    for step in count_from():
         if step == 0:
             now, current = _Heads(known.q[:, :, first:], known.k, known.v), rows[:, first:]
         else:
-            carried = outputs[-1].roll(1, 1)
-            current = head.rows(ahead[:, -answer_rows:], carried)
+            current = head.rows(ahead[:, -answer_rows:], output.roll(1, 1))
             now = _project(head, current, first)
             earlier.append(now)
         visible = places <= places[first:, None] - step  # [A, E + R]
@@ -60,8 +62,8 @@ def unrolled(
         for (age, past), weight in zip(_aged(earlier), weights[..., count:].unbind(-1), strict=True):
             mixed = mixed + weight[..., None] * past.v.roll(step - age, 2)
         attended = current + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
-        outputs.append(attended + layer.mlp(layer.post_attention_layernorm(attended)))
-    return outputs
+        output = attended + layer.mlp(layer.post_attention_layernorm(attended))
+        yield output
 
 
 def unrolled_loss(logits: list[Tensor], wanted: Tensor, used: Tensor) -> Tensor:
@@ -92,4 +94,6 @@ def _project(head: DraftHead, rows: Tensor, first: int) -> _Heads:
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     ]
     cos, sin = cos.to(split[0].dtype), sin.to(split[0].dtype)
-    return _Heads(rotate(split[0], cos, sin), rotate(split[1], cos, sin), split[2])
+    groups = attention.num_heads // attention.num_kv_heads
+    k, v = rotate(split[1], cos, sin), split[2]
+    return _Heads(rotate(split[0], cos, sin), k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))

@@ -1,4 +1,6 @@
-"""`evspec train eagle`, `eagle3`, ...: a draft head for two checkpoints, from simulated scenes."""
+"""`evspec train eagle`, `eagle3`, ... and `evspec features extract`: two checkpoints, and simulated scenes or
+recordings.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,31 @@ from pathlib import Path
 
 import torch
 
+from evspec_ros.describer import compute_device
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava, save_draft_head
 from evspec_ros.networks.tokenizer import load_fitting_tokenizer, load_target_tokenizer
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
+from evspec_ros.training.acceptance import acceptance
 from evspec_ros.training.dataset import Samples, concatenate, make_sample, make_samples
-from evspec_ros.training.draft_heads import HeadPlan, ModelPair, SceneBatch, Scenes, train_head
+from evspec_ros.training.draft_heads import HeadPlan, needed_features, split, train_head
+from evspec_ros.training.features import (
+    Batches,
+    Computed,
+    FeatureShards,
+    ModelPair,
+    SceneBatch,
+    Scenes,
+    extract,
+)
+from evspec_ros.training.loop import Report
+from evspec_ros.training.processes import own_device, process
 from evspec_ros.training.progress import training_progress
 from evspec_ros.training.tiny import normalise
 
 FEW = 4  # scenes are not worth another process
-UNSEEN = 1_000_000  # the tiny models learn from the scenes of "train" before this one
+# The tiny models learn from the scenes of "train" before this one, and reports are about those of "held_out"
+# before it: no training may choose its weights by them.
+UNSEEN = 1_000_000
 
 
 def load_pair(target: Path, event_model: Path, device: str = "cpu") -> ModelPair:
@@ -35,6 +52,7 @@ def load_pair(target: Path, event_model: Path, device: str = "cpu") -> ModelPair
         events,
         torch.tensor(tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True), device=device),
         (torch.tensor(event_ids[0], device=device), torch.tensor(event_ids[1], device=device)),
+        tokenizer.decode,
     )
 
 
@@ -68,21 +86,57 @@ def train_head_visibly(
     run: Path,
     plan: HeadPlan,
     device: str = "cpu",
+    features: Path | None = None,
+    *,
+    store: bool = True,
 ) -> dict[str, float]:
-    """Train a head, write it to the directory `draft_head` and return its last figures; progress on stderr.
+    """Train a head, write it to the directory `draft_head` and return its last figures (of several processes
+    the first does, the others return none); progress on stderr, and as TensorBoard's logs in the run
+    directory.
 
-    Interrupted, it goes on from `run` when called again. Raises CheckpointError and TrainingError.
+    Interrupted, it goes on from `run` when called again. It learns from a directory of features where one is
+    given, else from simulated scenes, whose features are kept in `run` or, without store, computed whenever
+    they are needed. Raises CheckpointError and TrainingError.
     """
-    pair = load_pair(target, event_model, device)
+    place = own_device(compute_device(device))
+    pair = load_pair(target, event_model, str(place))
     figures: dict[str, float] = {}
-    with training_progress() as show:
+    first = process(place).is_main_process
+    with training_progress(run / "tensorboard", visible=first) as show:
 
         def report(stage: str, done: int, total: int, figure: float) -> None:
             figures[stage] = figure
             show(stage, done, total, figure)
 
-        head = train_head(
-            pair, simulated("train", UNSEEN, device), simulated("held_out", device=device), run, plan, report,
-        )  # fmt: skip
+        data = (
+            _simulated_batches(pair, run, plan, report, store=store)
+            if features is None
+            else split(FeatureShards.open(features, pair), needed_features(pair, plan))
+        )
+        head = train_head(pair, *data, run, plan, report)
+        found = acceptance(pair, head, data[1])
+    if not first:
+        return {}
     save_draft_head(head, draft_head)
-    return {"loss": figures[plan.kind], "held_out_agreement": figures["held-out agreement"]}
+    loss = {"loss": figures[plan.kind]} if plan.kind in figures else {}
+    return {**loss, **{name.replace(" ", "_").replace("-", "_"): value for name, value in found.items()}}
+
+
+def _simulated_batches(
+    pair: ModelPair, run: Path, plan: HeadPlan, report: Report, *, store: bool
+) -> tuple[Batches, Batches]:
+    """Scenes that neither the tiny models nor any report has seen: what to learn from and what to test
+    with.
+    """
+    wanted = needed_features(pair, plan)
+    device = str(pair.device)
+    found: list[Batches] = []
+    for split_, count in (("train", plan.scenes), ("held_out", plan.held_out)):
+        scenes = simulated(split_, UNSEEN, device)
+        source = {"scenes": split_, "first": UNSEEN}
+        found.append(
+            extract(pair, scenes, run / split_, wanted, count, source, report)
+            if store
+            else Computed(pair, scenes, wanted, count)
+        )
+    return found[0], found[1]

@@ -8,7 +8,7 @@ is then deepened by layers that change nothing at first (LLaMA Pro's block expan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor, nn
 
+from evspec_ros.describer import compute_device
 from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
 from evspec_ros.networks.checkpoints import save_eventgpt, save_video_llava
 from evspec_ros.networks.clip import ClipTower
@@ -33,6 +34,8 @@ from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, VIDEO_TOKEN, event_
 from evspec_ros.training import dataset
 from evspec_ros.training.dataset import FRAMES, FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
 from evspec_ros.training.loop import Report, Schedule, fit
+from evspec_ros.training.processes import own_device, process
+from evspec_ros.training.progress import training_progress
 from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, SPEEDS
 from evspec_ros.training.tokenizer import train_tokenizer
 
@@ -84,12 +87,29 @@ def train_tiny(
 
     Interrupt it at any time and call it again: it goes on where it was. Raises TrainingError.
     """
-    dataset.prepare(run / "scenes", "train", plan.scenes, report)
+    state = process(device)
+    with state.main_process_first():
+        dataset.prepare(run / "scenes", "train", plan.scenes, report)
     samples = dataset.load(run / "scenes", "train", plan.scenes)
     target = train_target(samples, run, plan, report, device)
-    _write(models / "tiny_video_llava", target, save_video_llava, TARGET_TOKENS)
+    if state.is_main_process:
+        _write(models / "tiny_video_llava", target, save_video_llava, TARGET_TOKENS)
     event_model = train_event_model(samples, run, plan, report, device)
-    _write(models / "tiny_eventgpt", event_model, save_eventgpt, EVENT_TOKENS)
+    if state.is_main_process:
+        _write(models / "tiny_eventgpt", event_model, save_eventgpt, EVENT_TOKENS)
+
+
+def train_tiny_visibly(run: Path, models: Path, device: str, execution: Mapping[str, Any]) -> dict[str, str]:
+    """`train_tiny` with progress on stderr and TensorBoard's logs in run; what was made, to the first of
+    several processes. execution: of every stage's schedule, `accumulate` and `precision`.
+    """
+    place = own_device(compute_device(device))
+    stages = ("tower", "event_tower", "shallow", "deep", "event")
+    plan = replace(TINY_PLAN, **{name: replace(getattr(TINY_PLAN, name), **execution) for name in stages})
+    first = process(place).is_main_process
+    with training_progress(run / "tensorboard", visible=first) as report:
+        train_tiny(run, models, plan, report, str(place))
+    return {"models": str(models)} if first else {}
 
 
 def train_target(samples: Samples, run: Path, plan: TinyPlan, report: Report, device: str) -> VideoLlava:
@@ -221,6 +241,8 @@ def teach(
 ) -> None:
     """Train a tower on one task; it is not trained any further."""
     probe = PatchProbe(tower, task.sizes).to(next(tower.parameters()).device)
+    # CLIP's last norm serves only who wants one vector of an image, and here it gets no gradient
+    getattr(tower.clip, "vision_model", tower.clip).post_layernorm.requires_grad_(requires_grad=False)
     fit(stage, probe, lambda step: task.loss(probe, step, batch), schedule, run, report)
     tower.requires_grad_(requires_grad=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +20,11 @@ TOLERANCE = 1e-4
 def _engines(kind: str) -> tuple[DraftHead, TorchDraftHead, OnnxDraftHead]:
     torch.manual_seed(0)
     decoder, lm_head = LlamaDecoder(TARGET), nn.Linear(32, 60, bias=False)
+    sizes = Eagle3Config.for_target(TARGET, 12, 5)
     head: DraftHead = (
         EagleHead(EagleConfig.for_target(TARGET, 12, 5))
         if kind == "eagle"
-        else Eagle3Head(Eagle3Config.for_target(TARGET, 12, 5))
+        else Eagle3Head(replace(sizes, tokens=tuple(range(3, 60, 4)) if kind == "reduced" else ()))
     )
     with torch.no_grad():
         for parameter in (*head.parameters(), decoder.norm.weight, lm_head.weight):
@@ -29,7 +32,7 @@ def _engines(kind: str) -> tuple[DraftHead, TorchDraftHead, OnnxDraftHead]:
     return head, TorchDraftHead(head, decoder, lm_head), OnnxDraftHead(head, decoder, lm_head)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "reduced"])
 @torch.inference_mode()
 def test_the_graph_computes_what_the_modules_compute(kind: str) -> None:
     """Behind the same prompt: three rows, one, another one, then two rows of a tree beside each other."""
@@ -51,7 +54,7 @@ def test_the_graph_computes_what_the_modules_compute(kind: str) -> None:
     torch.testing.assert_close(caches[0].k, caches[1].k, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "reduced"])
 @torch.inference_mode()
 def test_the_candidates_are_the_most_probable_tokens(kind: str) -> None:
     """In order, with their softmax probabilities; of a text's rows the last one's alone."""
@@ -63,7 +66,7 @@ def test_the_candidates_are_the_most_probable_tokens(kind: str) -> None:
     np.testing.assert_allclose(said.chances, expected.values[:, :CANDIDATES], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "reduced"])
 @torch.inference_mode()
 def test_reading_on_is_reading_the_likeliest_tokens_one_by_one(kind: str) -> None:
     """Every step of a chain says what a pass of its own says, and fills the cache alike."""

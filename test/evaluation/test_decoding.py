@@ -27,7 +27,7 @@ from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.speculative import DRAFTERS, INGREDIENTS, DraftLimits
-from evspec_ros.training.draft_heads import ModelPair, SceneBatch
+from evspec_ros.training.features import ModelPair, SceneBatch
 from evspec_ros.training.head_run import load_pair
 
 CLIP = ClipConfig(16, 32, 2, 2, 32, 16, projection_dim=16)

@@ -412,7 +412,8 @@ def test_a_decoded_array_may_be_changed_by_its_owner() -> None:
 def test_an_unknown_encoding_is_answered_with_the_known_ones() -> None:
     """The error of a stranger names what would be understood."""
     with pytest.raises(
-        EventDecodingError, match=r"'evt9' is unknown: known ones are evt2, evt3, libcaer_cmp, libcaer, mono, trigger"
+        EventDecodingError,
+        match=r"'evt9' is unknown: known ones are evt2, evt3, libcaer_cmp, libcaer, mono, trigger",
     ):
         Decoder("evt9", 640, 480)
 

@@ -16,7 +16,7 @@ from evspec_ros.networks.checkpoints import (
     read_draft_head_config,
     save_draft_head,
 )
-from evspec_ros.networks.draft_head import EagleConfig, EagleHead
+from evspec_ros.networks.draft_head import Eagle3Config, EagleConfig, EagleHead
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.tiny import tiny_video_llava
 from evspec_ros.networks.video_llava import VideoLlava
@@ -131,3 +131,13 @@ def test_the_factorised_fusion_of_a_7b_target_is_a_tenth_of_the_full_one() -> No
         heads = [FeatureHead(FeatureConfig(4096, 4096, fusion=fusion)) for fusion in ("factorised", "full")]
     sizes = [sum(weight.numel() for weight in head.fusion.parameters()) for head in heads]
     assert [round(size / 1e6, 1) for size in sizes] == [3.2, 33.6]
+
+
+@pytest.mark.parametrize("tokens", [[3, 3], [40], [-1]])
+def test_a_vocabulary_of_tokens_that_are_none_is_refused(tokens: list[int]) -> None:
+    """Twice, or beyond the target's; a config of before there were any has all."""
+    sizes = Eagle3Config.for_target(TARGET, 12, EVENTS).to_dict()
+    with pytest.raises(CheckpointError, match="tokens"):
+        Eagle3Config.from_dict({**sizes, "tokens": tokens})
+    del sizes["tokens"]
+    assert Eagle3Config.from_dict(sizes).tokens == ()

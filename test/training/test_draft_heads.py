@@ -7,73 +7,55 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_pair import PROMPT, noise_scenes, random_pair
 
 from evspec_ros.errors import TrainingError
-from evspec_ros.networks.clip import ClipConfig
-from evspec_ros.networks.draft_head import EagleConfig, EagleHead
-from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
-from evspec_ros.networks.llama import LlamaConfig
-from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
-from evspec_ros.speculative import DecoderTarget, NoDrafter, Prompt, generate
-from evspec_ros.training.draft_heads import (
-    TINY_PLANS,
-    Answers,
-    HeadPlan,
-    ModelPair,
-    SceneBatch,
-    agreement,
-    answer,
-    train_head,
+from evspec_ros.networks.checkpoints import Head, load_draft_head, save_draft_head
+from evspec_ros.networks.draft_head import Eagle3Head
+from evspec_ros.speculative import (
+    DecoderTarget,
+    DecodingStatistics,
+    DraftLimits,
+    DraftModels,
+    EventSide,
+    NoDrafter,
+    Prompt,
+    generate,
+    make_drafter,
 )
+from evspec_ros.speculative.eagle import EagleDrafter
+from evspec_ros.training.acceptance import acceptance
+from evspec_ros.training.draft_heads import TINY_PLANS, HeadPlan, needed_features, train_head
+from evspec_ros.training.features import Computed, FeaturePlan, ModelPair, answer, extract
 from evspec_ros.training.loop import Schedule
 
-CLIP = ClipConfig(16, 32, 2, 2, 32, 16, projection_dim=16)
-VIDEO_TOKEN, EOS = 39, 2
-PROMPT = torch.tensor([1, 5, VIDEO_TOKEN, 7, 8])
 PLAN = HeadPlan(scenes=8, held_out=4, batch=4, schedule=Schedule(6, 1e-3, warmup=1), max_new_tokens=12)
-
-
-def _models() -> ModelPair:
-    torch.manual_seed(0)
-    target = VideoLlava(
-        VideoLlavaConfig(LlamaConfig(40, 32, 48, 3, 4, 4, 8, max_positions=96), CLIP, 38, VIDEO_TOKEN)
-    )
-    event_model = EventGpt(EventGptConfig(LlamaConfig(40, 24, 32, 1, 2, 2, 12, max_positions=96), CLIP))
-    with torch.no_grad():
-        for parameter in (*target.parameters(), *event_model.parameters()):
-            if parameter.dim() >= 2:
-                parameter.normal_(std=0.3)
-    return ModelPair(target.eval(), event_model.eval(), PROMPT, (torch.tensor([1, 4]), torch.tensor([6, 9])))
-
-
-def _scenes(start: int, stop: int) -> SceneBatch:
-    """Noise in place of scenes: batch k is always the same."""
-    generator = torch.Generator().manual_seed(start)
-    count = stop - start
-    return SceneBatch(
-        torch.randn(count, 8, 3, 32, 32, generator=generator),
-        torch.randn(count, 5, 3, 32, 32, generator=generator),
-    )
 
 
 def _quiet(stage: str, done: int, total: int, figure: float) -> None:
     """Progress that nobody looks at."""
 
 
-def _train(run: Path, plan: HeadPlan = PLAN, report=_quiet) -> EagleHead:  # type: ignore[no-untyped-def]
-    return train_head(_models(), _scenes, _scenes, run, plan, report)
+def _train(run: Path, plan: HeadPlan = PLAN, report=_quiet) -> Head:  # type: ignore[no-untyped-def]
+    pair = random_pair()
+    wanted = needed_features(pair, plan)
+    batches, tests = (
+        extract(pair, noise_scenes, run / name, wanted, count, "noise", report)
+        for name, count in (("train", plan.scenes), ("held_out", plan.held_out))
+    )
+    return train_head(pair, batches, tests, run, plan, report)
 
 
 def test_answers_are_the_target_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens and features of a batch are those of decoding each scene alone; after the end comes nothing."""
-    monkeypatch.setattr("evspec_ros.training.draft_heads.fast_bfloat16", lambda device: False)
-    pair = _models()
+    monkeypatch.setattr("evspec_ros.training.features.fast_bfloat16", lambda device: False)
+    pair = random_pair()
     target = pair.target
-    scenes = _scenes(0, 4)
-    found = answer(pair, scenes, 12)
+    scenes = noise_scenes(0, 4)
+    found = answer(pair, scenes, FeaturePlan.for_pair(pair, max_new_tokens=12))
     end = int(found.tokens[0, 6])  # a token that ends the first answer in mid-block
     object.__setattr__(target.config.text, "eos_token_id", end)
-    found = answer(pair, scenes, 12)
+    found = answer(pair, scenes, FeaturePlan.for_pair(pair, max_new_tokens=12))
     alone = DecoderTarget(target.decoder, target.lm_head, {end}, str)
     for index in range(4):
         with torch.inference_mode():
@@ -125,33 +107,57 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
 def test_only_the_head_learns(tmp_path: Path) -> None:
     """The weights of target and event model are what they were."""
-    pair = _models()
+    pair = random_pair()
     learnt = [*pair.target.parameters(), *pair.event_model.parameters()]
     before = [parameter.clone() for parameter in learnt]
-    train_head(pair, _scenes, _scenes, tmp_path, PLAN, _quiet)
+    answers = Computed(pair, noise_scenes, needed_features(pair, PLAN), 8)
+    train_head(pair, answers, answers, tmp_path, PLAN, _quiet)
     assert all(torch.equal(old, new) for old, new in zip(before, learnt, strict=True))
 
 
-def test_a_head_that_knows_the_features_agrees(tmp_path: Path) -> None:
-    """Rows are aligned: a head that returns the true next feature agrees always, one a row off does not."""
-    pair = _models()
-    answers = answer(pair, _scenes(0, 4), 12)
-    answers.save(tmp_path / "answers.safetensors")
-    features = Answers.load(tmp_path / "answers.safetensors").features
+@pytest.mark.parametrize("kind", list(TINY_PLANS))
+def test_the_acceptance_length_is_what_the_decoder_shows(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains on stored answers and real decoding with one branch give the same passes and tokens."""
+    monkeypatch.setattr("evspec_ros.training.features.fast_bfloat16", lambda device: False)
+    pair = random_pair()
+    plan = dataclasses.replace(PLAN, kind=kind, schedule=Schedule(60, 5e-3, warmup=3))
+    computed = Computed(pair, noise_scenes, needed_features(pair, plan), 8)
+    answers = [computed[index] for index in range(len(computed))]
+    head = train_head(pair, answers, answers, tmp_path, plan)
+    n_max = 5
+    found = acceptance(pair, head, answers, n_max)
+    shown = _decoded(pair, head, n_max, plan.max_new_tokens)
+    assert found["acceptance length"] == pytest.approx(shown.mean_accepted_length)
+    assert shown.mean_accepted_length > 1.2
 
-    class Oracle(EagleHead):
-        """Knows the answers' features."""
 
-        shift = 0
-
-        def forward(self, embeddings: torch.Tensor, carried: torch.Tensor, *_: object) -> torch.Tensor:
-            """Those of so many rows on."""
-            return features[:, self.shift : self.shift + carried.shape[1]]
-
-    oracle = Oracle(EagleConfig.for_target(pair.target.config.text, 24, 10))
-    assert agreement(pair, oracle, [tmp_path / "answers.safetensors"]) < 0.9
-    oracle.shift = 1
-    assert agreement(pair, oracle, [tmp_path / "answers.safetensors"]) == 1.0
+def _decoded(pair: ModelPair, head: Head, n_max: int, max_new_tokens: int) -> DecodingStatistics:
+    """Eight scenes, decoded with chains."""
+    target = pair.target
+    decoder = DecoderTarget(target.decoder, target.lm_head, {target.config.text.eos_token_id}, str)
+    kind, side = head.config.kind, EventSide()
+    drafter = (
+        EagleDrafter(decoder, head, side)  # type: ignore[arg-type]
+        if kind.startswith("eagle")
+        else make_drafter(kind, decoder, DraftModels(head, pair.event_model, side))
+    )
+    scenes = noise_scenes(0, 8)
+    before, after = (tuple(ids.tolist()) for ids in pair.event_ids)
+    total = DecodingStatistics()
+    for index in range(8):
+        with torch.inference_mode():
+            prompt = target.embed_prompt(PROMPT, target.encode_frames(scenes.frames[index]))[None]
+            events = pair.event_model.encode_events(scenes.events[index])
+        total += generate(
+            decoder,
+            drafter,
+            Prompt(prompt, tuple(PROMPT.tolist()), lambda: events, (before, after)),  # noqa: B023
+            max_new_tokens=max_new_tokens,
+            limits=DraftLimits(n_max, n_max),
+        ).statistics
+    return total
 
 
 def test_a_run_of_another_plan_is_refused(tmp_path: Path) -> None:
@@ -159,3 +165,78 @@ def test_a_run_of_another_plan_is_refused(tmp_path: Path) -> None:
     _train(tmp_path)
     with pytest.raises(TrainingError, match="another plan"):
         _train(tmp_path, dataclasses.replace(PLAN, noise=0.5))
+
+
+def test_training_ends_where_acceptance_grows_no_more(tmp_path: Path) -> None:
+    """With patience 2 and a rate at which nothing is learnt, after the first examination and two more; again
+    at once when it is called again.
+    """
+    schedule = Schedule(40, 1e-12, warmup=1)
+    steps: list[int] = []
+
+    def report(stage: str, done: int, total: int, figure: float) -> None:
+        steps.extend([done] if stage == "eagle" else [])
+
+    plan = dataclasses.replace(PLAN, schedule=schedule, patience=2)
+    _train(tmp_path, plan, report)
+    assert steps == list(range(1, 13))
+    _train(tmp_path, plan, report)
+    assert len(steps) == 12
+
+
+def test_the_weights_that_were_accepted_longest_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the last ones, also by a run that was interrupted after they were found."""
+    monkeypatch.setattr("evspec_ros.training.loop.SAVE_SECONDS", 0.0)
+    scores = iter((1.0, 3.0, 2.0, 1.0))
+    seen: list[torch.Tensor] = []
+
+    def score(pair: ModelPair, head: Head, tests: object) -> dict[str, float]:
+        seen.append(head.fc.weight.detach().clone())  # type: ignore[operator, union-attr]
+        return {"acceptance length": next(scores)}
+
+    def stop(stage: str, done: int, total: int, figure: float) -> None:
+        if (stage, done) == ("eagle", 4):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("evspec_ros.training.draft_heads.acceptance", score)
+    monkeypatch.setattr("evspec_ros.training.draft_heads.EXAMINATIONS", 4)
+    plan = dataclasses.replace(PLAN, schedule=Schedule(4, 1e-2, warmup=1))
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, plan, stop)
+    head = _train(tmp_path, plan)
+    assert len(seen) == 4
+    assert torch.equal(head.fc.weight, seen[1])  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(seen[1], seen[3])
+
+
+def test_a_reduced_vocabulary_holds_the_most_frequent_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head says nothing else, is saved and loaded with them, and the decoder shows its acceptance."""
+    monkeypatch.setattr("evspec_ros.training.features.fast_bfloat16", lambda device: False)
+    pair = random_pair()
+    plan = dataclasses.replace(PLAN, kind="eagle3", vocabulary=9, schedule=Schedule(100, 5e-3, warmup=3))
+    computed = Computed(pair, noise_scenes, needed_features(pair, plan), 8)
+    answers = [computed[index] for index in range(len(computed))]
+    head = train_head(pair, answers, answers, tmp_path, plan)
+    said = [t for a in answers for row, n in zip(a.tokens, a.lengths, strict=True) for t in row[:n].tolist()]
+    assert isinstance(head, Eagle3Head)
+    assert len(head.config.tokens) == 9
+    assert min(map(said.count, head.config.tokens)) >= max(
+        said.count(token) for token in range(40) if token not in head.config.tokens
+    )
+    save_draft_head(head, tmp_path / "head", torch.float32)
+    loaded = load_draft_head(tmp_path / "head")
+    found = acceptance(pair, loaded, answers, 5)
+    assert found == acceptance(pair, head, answers, 5)
+    assert found["acceptance length"] > 1.1
+    shown = _decoded(pair, loaded, 5, plan.max_new_tokens)
+    assert found["acceptance length"] == pytest.approx(shown.mean_accepted_length)
+
+
+def test_eagle3_has_no_features_to_compare(tmp_path: Path) -> None:
+    """Its objective is the tokens' cross entropy alone."""
+    with pytest.raises(TrainingError, match="cross_entropy alone"):
+        _train(tmp_path, dataclasses.replace(PLAN, kind="eagle3", objective="mse"))

@@ -1,0 +1,188 @@
+"""Online distillation: what is kept of descriptions, and when a better head takes over."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from random_pair import PROMPT, noise_scenes, random_pair
+
+from evspec_ros.describer import SceneDescriber
+from evspec_ros.errors import GenerationError
+from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
+from evspec_ros.recordings import open_recording
+from evspec_ros.speculative import DecoderTarget, EventSide, Prompt, generate
+from evspec_ros.speculative.eagle import EagleDrafter
+from evspec_ros.training.draft_heads import HeadPlan, needed_features, new_head
+from evspec_ros.training.features import Answers, Computed
+from evspec_ros.training.online import OnlineDistiller, OnlineSettings
+from evspec_ros.training.recorded_scene import record_scene
+
+PAIR = random_pair()
+QUICK = OnlineSettings(held_out=4, steps=40, trial=40, learning_rate=5e-3, share=1.0)
+MODELS = Path(__file__).parents[2] / "models"
+TOKENS = 12
+
+
+def _distiller(kind: str = "eagle3", settings: OnlineSettings = QUICK) -> OnlineDistiller:
+    return OnlineDistiller(PAIR, new_head(PAIR, HeadPlan(kind)), settings)  # type: ignore[arg-type]
+
+
+def _describe(distiller: OnlineDistiller, scenes: range) -> None:
+    """Let the head of a distiller draft what the target says about scenes."""
+    target = PAIR.target
+    decoder = DecoderTarget(target.decoder, target.lm_head, {2}, str)
+    drafter = distiller.observed(EagleDrafter(decoder, distiller._head, EventSide(), branches=4))
+    for number in scenes:
+        seen = noise_scenes(number, number + 1)
+        with torch.inference_mode():
+            prompt = target.embed_prompt(PROMPT, target.encode_frames(seen.frames[0]))[None]
+            events = PAIR.event_model.encode_events(seen.events[0])
+        with distiller.writing():
+            generate(decoder, drafter, Prompt(prompt, (), lambda: events), max_new_tokens=TOKENS)  # noqa: B023
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_what_is_kept_is_what_an_extraction_would_have_computed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt, events, tokens and features of each text, in half precision, up to the last block."""
+    monkeypatch.setattr("evspec_ros.training.features.fast_bfloat16", lambda device: False)
+    distiller = _distiller(kind)
+    _describe(distiller, range(4))
+    plan = replace(needed_features(PAIR, HeadPlan(kind, max_new_tokens=TOKENS)), shard=1)
+    assert len(distiller._windows) >= 3
+    computed = Computed(PAIR, noise_scenes, plan, 4)
+    expected = [computed[index] for index in range(4)]
+    for found in distiller._windows:
+        true = min(expected, key=lambda one: float((one.events - found.events).norm()))
+        length = int(found.lengths)
+        assert torch.equal(found.tokens[0], true.tokens[0, :length])
+        rows = found.features.shape[1]
+        assert rows == plan.context + length
+        torch.testing.assert_close(found.features.float(), true.features[:, :rows], atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(found.events.float(), true.events, atol=1e-2, rtol=1e-2)
+
+
+def test_the_oldest_windows_are_forgotten_beyond_the_bound() -> None:
+    """In bytes of what is kept; one that is larger than all is not kept."""
+    window = Answers(*(torch.zeros(1, 100, dtype=torch.half) for _ in range(6)))  # 1,200 bytes
+    distiller = _distiller(settings=replace(QUICK, max_bytes=5000))
+    for number in range(10):
+        distiller.add(replace(window, prompt=torch.full((1, 100), number, dtype=torch.half)))
+    assert [int(kept.prompt[0, 0]) for kept in distiller._windows] == [6, 7, 8, 9]
+    distiller.add(replace(window, prompt=torch.zeros(1, 10_000, dtype=torch.half)))
+    assert not distiller._windows
+
+
+def test_a_copy_takes_over_where_it_is_accepted_further() -> None:
+    """The weights are exchanged by `take` alone, and the version counts them."""
+    distiller = _distiller()
+    head = distiller._head
+    before = deepcopy(head.state_dict())
+    _describe(distiller, range(12))
+    for _ in range(100):
+        distiller.learn()
+    assert not distiller.take()
+    distiller.compare()
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+    assert distiller.take()
+    assert distiller.version == 1
+    assert not distiller.take()
+    _assert_equal(distiller._student, head)
+
+
+def test_a_worse_copy_is_thrown_away() -> None:
+    """It begins again from the head that drafts."""
+    distiller = _distiller()
+    _describe(distiller, range(12))
+    for _ in range(100):
+        distiller.learn()
+    distiller.compare()
+    assert distiller.take()
+    with torch.no_grad():
+        for parameter in distiller._student.parameters():
+            parameter.zero_()
+    distiller.compare()
+    assert not distiller.take()
+    assert distiller.version == 1
+    _assert_equal(distiller._student, distiller._head)
+
+
+def _assert_equal(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    weights = other.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in one.state_dict().items())
+
+
+def test_nothing_is_learnt_while_a_description_is_written() -> None:
+    """And in all no more than so many steps for each window."""
+    distiller = _distiller(settings=replace(QUICK, steps=3, trial=10_000))
+    _describe(distiller, range(8))
+    windows = len(distiller._windows)
+    try:
+        with distiller.writing():
+            distiller.start()
+            time.sleep(0.2)
+            assert distiller.steps == 0
+        deadline = time.monotonic() + 20
+        while distiller.steps < 3 * windows and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert distiller.steps == 3 * windows
+    finally:
+        distiller.close()
+    distiller._thread.join(5)
+    assert not distiller._thread.is_alive()
+
+
+def test_a_describer_says_which_head_drafted(tmp_path: Path) -> None:
+    """An untrained head learns from a scene's windows until a copy takes over; the texts stay what they were;
+    the thread ends with the describer.
+    """
+    torch.manual_seed(0)
+    config = load_draft_head(MODELS / "tiny_eagle3").config
+    save_draft_head(type(load_draft_head(MODELS / "tiny_eagle3"))(config), tmp_path / "head")  # type: ignore[arg-type]
+    record_scene(tmp_path / "bag", seed=1, seconds=1.5)
+    recording = open_recording(tmp_path / "bag")
+    frames = list(recording.frames())
+
+    def loaded(online: OnlineSettings | None) -> SceneDescriber:
+        return SceneDescriber.load(
+            MODELS / "tiny_video_llava", MODELS / "tiny_eventgpt", tmp_path / "head",
+            drafter="eagle3", online=online,
+        )  # fmt: skip
+
+    settings = OnlineSettings(held_out=2, steps=40, trial=20, learning_rate=3e-3, share=1.0)
+    describer, plain = loaded(settings), loaded(None)
+    versions: list[int] = []
+    deadline = time.monotonic() + 60
+    while (not versions or versions[-1] == 0) and time.monotonic() < deadline:
+        stop = 1_100_000_000 + 100_000_000 * (len(versions) % 4)
+        events = next(recording.events(stop - 50_000_000, stop))
+        window = events, [frame for frame in frames if frame.stamp_ns < stop][-8:]
+        described = describer.describe(*window, stamp_ns=stop)
+        versions.append(described.head_version)
+        if len(versions) <= 3 or described.head_version:
+            assert described.text == plain.describe(*window, stamp_ns=stop).text
+        time.sleep(0.3)
+    assert versions[0] == 0
+    assert versions[-1] == 1
+    assert described.as_dict()["head_version"] == 1
+    del describer
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "distil" for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(thread.name == "distil" for thread in threading.enumerate())
+
+
+def test_a_drafter_without_such_a_head_is_refused() -> None:
+    """One sentence."""
+    with pytest.raises(GenerationError, match="no head that could learn"):
+        SceneDescriber.load(MODELS / "tiny_video_llava", None, None, drafter="none", online=OnlineSettings())
