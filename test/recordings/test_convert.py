@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from recording_files import (
     write_rosbag1,
 )
 
+from evspec_ros import cli
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
@@ -201,3 +203,22 @@ def test_memory_does_not_grow_with_length(
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.parametrize("write", [rosbag1_of, raw_of, dat_of, dsec_of])
+def test_the_command_line_converts_every_kind(
+    tmp_path: Path, write: Callable[[Path, int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`evspec info --json` tells the same of a recording and of the bag that `evspec convert` makes of it."""
+    write(tmp_path / "source", 1)
+    assert cli.main(["convert", str(tmp_path / "source"), str(tmp_path / "bag")]) == 0
+    told = []
+    for name in ("source", "bag"):
+        capsys.readouterr()
+        assert cli.main(["info", "--json", str(tmp_path / name)]) == 0
+        told.append(json.loads(capsys.readouterr().out)["events"])
+    if write is not rosbag1_of:  # there the sensor's clock becomes that of the stamps
+        assert told[0] == told[1]
+    for name in ("count", "on", "sum_x", "sum_y", "width", "height"):
+        assert told[0][name] == told[1][name]
+    assert told[0]["count"] > 100_000
