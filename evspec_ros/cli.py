@@ -140,6 +140,18 @@ def _parser() -> argparse.ArgumentParser:
     decoder.add_argument("--threads", type=_count, help="of both decoders; default: torch's")
     decoder.add_argument("--repetitions", type=_count, default=50, help="default: %(default)s")
 
+    scenes = _verb(
+        benches, "scenes", _bench_scenes, "compare the events of simulated scenes with those of recordings"
+    )
+    scenes.add_argument(
+        "--scenes", type=_count, default=40, help="of each condition; default: %(default)s"
+    )
+    scenes.add_argument(
+        "--recording", type=Path, action="append", default=[], help="to compare with; may be given again"
+    )
+    scenes.add_argument("--plot", type=Path, help="a picture of the figures to write, .png, .svg or .pdf")
+    scenes.add_argument("--sheet", type=Path, help="a picture of a scene of each condition to write")
+
     doctor = _verb(verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where")
     _add_models(doctor, "a directory; without any, the published 7B sizes")
     doctor.add_argument("--machine", choices=_MACHINES, help="default: all of them but this one")
@@ -343,6 +355,21 @@ def _bench_decoder(options: argparse.Namespace) -> None:
         _print_json(speed.as_dict())
     else:
         print_speed(speed)
+
+
+def _bench_scenes(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.scene_pictures import draw_sheet, plot_statistics
+    from evspec_ros.evaluation.scene_statistics import compare_visibly, print_statistics
+
+    rows = compare_visibly(options.scenes, options.recording)
+    if options.plot:
+        plot_statistics(rows, options.plot)
+    if options.sheet:
+        draw_sheet(options.sheet)
+    if options.json:
+        _print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_statistics(rows)
 
 
 def _eval(options: argparse.Namespace) -> None:

@@ -74,7 +74,7 @@ def caption(scene: Scene, at_s: float) -> str:
     sentences += [_sentence(scene, o, at_s) for o in objects]
     if scene.condition != PLAIN:
         sentences += _layers(scene, at_s)
-    sentences += [_relation(objects, at_s)]
+    sentences += [_relation(scene, objects, at_s)]
     return " ".join(sentences)
 
 
@@ -136,11 +136,11 @@ def _sentence(scene: Scene, thing: SceneObject, at_s: float) -> str:
     return f"{_place(*scene.places(thing, np.array([at_s]))[0])}, a {thing.size} {thing.colour} {thing.shape} {motion}."
 
 
-def _relation(objects: list[SceneObject], at_s: float) -> str:
+def _relation(scene: Scene, objects: list[SceneObject], at_s: float) -> str:
     """What can be said about the objects together."""
     moving = [o for o in objects if o.direction(at_s) != STILL]
     if not moving:
-        return "Nothing moves."
+        return "Only the camera moves." if scene.camera else "Nothing moves."
     if len(moving) == 1 and len(objects) > 1:
         return f"Only the {_name(moving[0])} moves."
     if len(objects) == 1:
