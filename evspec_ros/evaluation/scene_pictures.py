@@ -1,4 +1,5 @@
-"""Simulated scenes to look at: a sheet of every condition, and the figures of `scene_statistics` as a plot."""
+"""Simulated scenes to look at: a sheet of every condition, and the figures of `scene_statistics` as a
+plot."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evspec_ros.choices import CONDITIONS
 from evspec_ros.errors import EvspecError
 from evspec_ros.evaluation.scene_statistics import INTERVAL_EDGES_MS, EventStatistics
 from evspec_ros.events.rendering import EVENT_IMAGES, render_event_images
 from evspec_ros.training.captions import caption
-from evspec_ros.training.conditions import CONDITIONS
 from evspec_ros.training.dataset import FRAMES, sample_scene
 
 PANELS = (
@@ -26,11 +27,13 @@ PANELS = (
 
 
 def draw_sheet(path: Path, index: int = 0) -> None:
-    """A picture of held-out scene `index` of each condition: the eight RGB frames of its last second, below them the
-    five event images of its last 50 ms and its caption. Raises EvspecError where it cannot be written.
+    """A picture of held-out scene `index` of each condition: the eight RGB frames of its last second, below
+    them the five event images of its last 50 ms and its caption. Raises EvspecError where it cannot be
+    written.
     """
     figure = Figure(figsize=(FRAMES * 1.5, len(CONDITIONS) * 3.6), layout="constrained")
-    for condition, part in zip(CONDITIONS, figure.subfigures(len(CONDITIONS)), strict=True):
+    parts = figure.subfigures(len(CONDITIONS), squeeze=False)
+    for condition, part in zip(CONDITIONS, parts.flat, strict=True):
         scene, camera, times = sample_scene("held_out", index, condition)
         frames = [camera.image(time) for time in times]
         images = [*frames, *render_event_images(camera.events(0.0))]
@@ -66,9 +69,8 @@ def plot_statistics(rows: Sequence[EventStatistics], path: Path) -> None:
 def _plot_intervals(axes: Axes, rows: Sequence[EventStatistics]) -> None:
     for row in rows:
         if row.intervals_ms:
-            axes.stairs(
-                np.array(row.histogram), INTERVAL_EDGES_MS, label=row.name, linestyle="-" if row.simulated else "--"
-            )
+            line = "-" if row.simulated else "--"
+            axes.stairs(np.array(row.histogram), INTERVAL_EDGES_MS, label=row.name, linestyle=line)
     axes.set_title("time from one event of a pixel to its next", fontsize=10)
     axes.set(xlabel="ms", ylabel="share", xscale="log")
     axes.legend(fontsize=7)

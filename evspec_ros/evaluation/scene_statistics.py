@@ -1,7 +1,7 @@
 """`evspec bench scenes`: how alike the events of simulated scenes and those of real cameras are.
 
-Every figure is of windows of 50 ms, the event model's, each looked at by itself, so that a recording of one window and
-one of minutes are counted alike.
+Every figure is of windows of 50 ms, the event model's, each looked at by itself, so that a recording of one
+window and one of minutes are counted alike.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from evspec_ros.choices import CONDITIONS
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
 from evspec_ros.recordings.opening import open_recording
-from evspec_ros.training.conditions import CONDITIONS
 from evspec_ros.training.dataset import WINDOW_S, sample_scene
 
 WINDOW_NS = round(WINDOW_S * 1e9)
-SUPPORT_NS = 10_000_000  # how long an event counts as a neighbour of those that follow (Delbruck's filter, 2008)
+SUPPORT_NS = (
+    10_000_000  # how long an event counts as a neighbour of those that follow (Delbruck's filter, 2008)
+)
 LONGEST_NS = 2_000_000_000  # of a recording
 WIDTH = 112  # characters that the table needs
 INTERVAL_EDGES_MS = np.geomspace(0.01, 50, 38)  # ten to a decade
@@ -36,11 +38,11 @@ INTERVAL_EDGES_MS = np.geomspace(0.01, 50, 38)  # ten to a decade
 class EventStatistics:
     """Figures of some windows.
 
-    rate_hz: events of one pixel a second; on: share of "brighter" ones; active: share of the pixels with an event in a
-    window; per_active: events of such a pixel; supported: share of the events with another at one of the eight
-    neighbours in the 10 ms before, among those later than 10 ms in their window; intervals_ms: 10th, 50th and 90th
-    percentile of the time from one event of a pixel to its next, None without any; histogram: share of the intervals
-    in each of INTERVAL_EDGES_MS.
+    rate_hz: events of one pixel a second; on: share of "brighter" ones; active: share of the pixels with an
+    event in a window; per_active: events of such a pixel; supported: share of the events with another at one
+    of the eight neighbours in the 10 ms before, among those later than 10 ms in their window; intervals_ms:
+    10th, 50th and 90th percentile of the time from one event of a pixel to its next, None without any;
+    histogram: share of the intervals in each of INTERVAL_EDGES_MS.
     """
 
     name: str
@@ -92,10 +94,15 @@ def statistics(name: str, windows: Sequence[Events], seconds: float, *, simulate
 
 @numba.njit(cache=True, nogil=True)
 def _count_window(
-    t: NDArray[np.int64], x: NDArray[np.uint16], y: NDArray[np.uint16], width: int, height: int, support_ns: int
-) -> tuple[int, int, int, NDArray[np.int64]]:
-    """Of one window sorted by time: active pixels, events with a neighbour, events that were asked for one, and the
-    intervals in ns.
+    t: NDArray[np.int64],
+    x: NDArray[np.uint16],
+    y: NDArray[np.uint16],
+    width: int,
+    height: int,
+    support_ns: int,
+) -> tuple[int, int, int, NDArray[np.int64]]:  # fmt: skip
+    """Of one window sorted by time: active pixels, events with a neighbour, events that were asked for one,
+    and the intervals in ns.
     """
     never = np.iinfo(np.int64).min
     last = np.full((height + 2, width + 2), never)  # a border without events spares the comparisons
@@ -154,8 +161,9 @@ def _first_events(path: Path) -> Events:
         raise RecordingError(f"There are no events in {path}; name a recording that has some.")
     events = Events.concatenate(pieces, pieces[0].width, pieces[0].height)
     order = np.argsort(events.t, kind="stable")
-    fields = (field[order] for field in (events.t, events.x, events.y, events.p))
-    return Events(*fields, events.width, events.height)
+    return Events(
+        events.t[order], events.x[order], events.y[order], events.p[order], events.width, events.height
+    )
 
 
 def compare_visibly(scenes: int, recordings: Sequence[Path]) -> list[EventStatistics]:
@@ -178,8 +186,8 @@ def print_statistics(rows: Iterable[EventStatistics]) -> None:
     table = Table(title="events in windows of 50 ms", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("events of", no_wrap=True)
     for name in (
-        "win-\ndows", "a pixel,\nHz", "on,\n%", "active\npixels, %", "of such\na pixel", "with a\nneighbour, %",
-        "10 % of\nintervals, ms", "50 %\n", "90 %\n",
+        "win-\ndows", "a pixel,\nHz", "on,\n%", "active\npixels, %", "of such\na pixel",
+        "with a\nneighbour, %", "10 % of\nintervals, ms", "50 %\n", "90 %\n",
     ):  # fmt: skip
         table.add_column(name, justify="right")
     section = True
@@ -189,9 +197,8 @@ def print_statistics(rows: Iterable[EventStatistics]) -> None:
             section = False
         shares = f"{100 * row.on:.1f}", f"{100 * row.active:.2f}", f"{row.per_active:.2f}"
         intervals = [f"{value:.2f}" for value in row.intervals_ms or ()] or ["-"] * 3
-        table.add_row(
-            row.name, str(row.windows), f"{row.rate_hz:.2f}", *shares, f"{100 * row.supported:.1f}", *intervals
-        )
+        rate, supported = f"{row.rate_hz:.2f}", f"{100 * row.supported:.1f}"
+        table.add_row(row.name, str(row.windows), rate, *shares, supported, *intervals)
     console = Console(highlight=False)
     console.width = max(WIDTH, console.width)
     console.print(table)

@@ -3,9 +3,10 @@
 Every choice of words follows from the scene, so a model that sees the scene can predict the caption. `parse`
 reads what a model wrote, right or wrong, into claims that can be scored against the scene.
 
-Places and the order from left to right are the image's. Motions are the objects' own: what stands still does so
-though a swaying camera sees it move. What the RGB camera does not see and the event camera does is said all the same,
-so are colours, which both can know from frames before a lamp went on or from the mean of noisy ones.
+Places and the order from left to right are the image's. Motions are the objects' own: what stands still does
+so though a swaying camera sees it move. What the RGB camera does not see and the event camera does is said
+all the same, so are colours, which both can know from frames before a lamp went on or from the mean of noisy
+ones.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.training.scenes import (
     COLOURS,
     DIRECTIONS,
-    PLAIN,
     SHAPES,
     SIZES,
     STILL,
+    Bar,
     CameraMotion,
     Scene,
     SceneObject,
@@ -104,11 +106,12 @@ def _layers(scene: Scene, at_s: float) -> list[str]:
     """What lies over what."""
     told = []
     for number, rear in enumerate(scene.objects):
-        for front in scene.objects[number + 1 :]:
+        fronts: list[SceneObject | Bar] = [*scene.objects[number + 1 :]]
+        fronts += [scene.bar] if scene.bar else []
+        for front in fronts:
             if hidden_share(rear, front, at_s) >= COVERED:
-                told.append(f"The {_name(front)} is over the {_name(rear)}.")
-        if scene.bar and hidden_share(rear, scene.bar, at_s) >= COVERED:
-            told.append(f"A {scene.bar.shade} bar is over the {_name(rear)}.")
+                name = f"A {front.shade} bar" if isinstance(front, Bar) else f"The {_name(front)}"
+                told.append(f"{name} is over the {_name(rear)}.")
     return told
 
 
@@ -133,7 +136,8 @@ def _sentence(scene: Scene, thing: SceneObject, at_s: float) -> str:
     motion = "stands still"
     if told.direction != STILL:
         motion = f"{_VERBS[thing.shape]} {told.speed} {DIRECTIONS[told.direction]}"
-    return f"{_place(*scene.places(thing, np.array([at_s]))[0])}, a {thing.size} {thing.colour} {thing.shape} {motion}."
+    place = _place(*scene.places(thing, np.array([at_s]))[0])
+    return f"{place}, a {thing.size} {thing.colour} {thing.shape} {motion}."
 
 
 def _relation(scene: Scene, objects: list[SceneObject], at_s: float) -> str:

@@ -2,7 +2,8 @@
 
 Each condition differs from a plain scene in one thing, so that what a model loses can be put down to it:
 
-* camera: the camera pans, tilts, rolls or goes to and fro over a tiled floor, so that everything moves in the image;
+* camera: the camera pans, tilts, rolls or goes to and fro over a tiled floor, so that everything moves in the
+  image;
 * occlusion: objects pass before one another, or behind a bar;
 * night: so little light that the RGB image is underexposed, noisy and smeared;
 * glare: a lamp goes on shortly before the description, in whose light the RGB image is white;
@@ -16,13 +17,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from evspec_ros.choices import MIXED, PLAIN
 from evspec_ros.training.scenes import (
     BACKGROUNDS,
     CALM_S,
-    PLAIN,
     STILL,
-    SWAY,
     Bar,
     CameraMotion,
     Lamp,
@@ -33,14 +34,12 @@ from evspec_ros.training.scenes import (
     random_scene,
 )
 
-CONDITIONS = (PLAIN, "camera", "occlusion", "night", "glare", "blur")
-MIXED = "mixed"  # all of them in MIXTURE's proportions
-MIXTURE = (PLAIN, "camera", PLAIN, "occlusion", PLAIN, "night", PLAIN, "glare", PLAIN, "blur")
+MIXTURE = (PLAIN, "camera", PLAIN, "occlusion", PLAIN, "night", PLAIN, "glare", PLAIN, "blur")  # of MIXED
 
 DRIFT = (0.14, 0.38)  # widths a second; in CALM_S the camera does not turn back
 TURN = (math.radians(25), math.radians(55))  # a second
 GROWTH = (0.35, 0.8)  # of the logarithm of the scale, a second
-NIGHT_LIGHT = (1 / 6000, 1 / 1500)  # of a bright day's: street lamps, about 2 to 7 lux
+NIGHT_LIGHT = (1 / 12000, 1 / 3000)  # of a day of 10,000 lux: street lamps, 0.8 to 3 lux
 ROOM_LIGHT = 1 / 15  # in which the RGB camera exposes for long
 BLURRING = {"quickly": (1.5, 3.0)}  # widths a second
 LAMP_RADIUS = (0.2, 0.3)
@@ -121,7 +120,7 @@ def _before_one_another(scene: Scene, random: np.random.Generator, at_s: float) 
     return replace(scene, objects=(*others, front))
 
 
-def _moved(thing: SceneObject, centre: np.ndarray, at_s: float) -> SceneObject:
+def _moved(thing: SceneObject, centre: NDArray[np.float64], at_s: float) -> SceneObject:
     """The same object, at another place at_s."""
     return replace(thing, x=float(centre[0] - thing.vx * at_s), y=float(centre[1] - thing.vy * at_s))
 

@@ -1,8 +1,9 @@
 """Simulated samples on disk: what both models see of a scene, and the caption that is true of it.
 
 A data set is a directory of shards, each written whole or not at all, so that making it can be interrupted
-and gone on with. Scene k of a split is drawn from the seed (split, k), one of another condition than plain from
-(split, k, condition): the same on every machine. The condition MIXED takes scenes of all conditions in turn.
+and gone on with. Scene k of a split is drawn from the seed (split, k), one of another condition than plain
+from (split, k, condition): the same on every machine. The condition MIXED takes scenes of all conditions in
+turn.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.choices import CONDITIONS, PLAIN
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.training.captions import caption
-from evspec_ros.training.conditions import CONDITIONS, condition_of, draw_scene
+from evspec_ros.training.conditions import condition_of, draw_scene
 from evspec_ros.training.loop import Report
-from evspec_ros.training.scenes import COLOURS, DIRECTIONS, PLAIN, SHAPES, SIZES, STILL, Scene
+from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, STILL, Scene
 from evspec_ros.training.sensors import Camera, open_camera
 
 SPLITS = {"train": 0, "held_out": 1}
@@ -55,9 +57,7 @@ class Samples:
         return len(self.frames)
 
 
-def sample_scene(
-    split: str, index: int, condition: str = PLAIN
-) -> tuple[Scene, Camera, NDArray[np.float64]]:
+def sample_scene(split: str, index: int, condition: str = PLAIN) -> tuple[Scene, Camera, NDArray[np.float64]]:
     """Scene `index` of a split, a camera that has seen it up to 50 ms before time 0, and the eight frame
     times. condition: one of CONDITIONS, or MIXED.
     """

@@ -5,7 +5,8 @@ A scene lives on the unit square (x to the right, y downwards), so any square se
 camera samples it; the event camera follows ESIM (Rebecq et al., CoRL 2018): log intensity is sampled far
 more often than any pixel crosses a threshold, and crossings are placed in time by linear interpolation.
 
-These two cameras are ideal ones and see plain scenes alone; `sensors` has those that see the other conditions.
+These two cameras are ideal ones and see plain scenes alone; `sensors` has those that see the other
+conditions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.events.types import Events
 
 SHAPES = ("ball", "box", "cone", "ring", "star", "cross")
@@ -38,7 +40,6 @@ DIRECTIONS = (
 )  # fmt: skip
 SPEEDS = {"slowly": (0.14, 0.22), "quickly": (0.45, 0.65)}  # widths of the image per second
 
-PLAIN = "plain"  # the condition of a scene that nothing makes hard to see
 STILL = -1  # SceneObject.direction of an object that does not move
 UPRIGHT, LYING = -1, -2  # kinds of a bar, beside the indices into SHAPES
 LAMP_LIGHT = 100.0  # sunlight over shade
@@ -119,7 +120,8 @@ class CameraMotion:
         """Drift, turn and growth so far, [T, 4], never beyond SWAY."""
         way = np.outer(seconds - self.straight_s, self.rate)
         limit = np.array(SWAY)
-        return np.abs(np.mod(way - limit, 4 * limit) - 2 * limit) - limit
+        pose: NDArray[np.float64] = np.abs(np.mod(way - limit, 4 * limit) - 2 * limit) - limit
+        return pose
 
     def show(self, centres: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where points of the scene [T, 2] are in the image."""

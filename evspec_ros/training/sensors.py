@@ -1,10 +1,10 @@
 """The cameras that see scenes of every condition: how light becomes grey levels and events.
 
-Light is linear: 1 is what a white surface sends on a bright day. The RGB camera collects it over its exposure,
-adds shot and read noise, saturates and encodes as sRGB (IEC 61966-2-1). The event camera is ESIM's (Rebecq et al.,
-CoRL 2018) with the faults that v2e (Hu et al., arXiv 2006.07722) gives it: a photoreceptor of finite bandwidth, slower
-in less light; a refractory period after each event; background activity, more in less light; leak events.
-Both cameras set themselves by the light that falls on the scene and by nothing else.
+Light is linear: 1 is what a white surface sends on a bright day. The RGB camera collects it over its
+exposure, adds shot and read noise, saturates and encodes as sRGB (IEC 61966-2-1). The event camera is ESIM's
+(Rebecq et al., CoRL 2018) with the faults that v2e (Hu et al., arXiv 2006.07722) gives it: a photoreceptor of
+finite bandwidth, slower in less light; a refractory period after each event; background activity, more in
+less light; leak events. Both cameras set themselves by the light that falls on the scene and by nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.events.types import Events
 from evspec_ros.training.scenes import (
     BACKGROUNDS,
@@ -24,7 +25,6 @@ from evspec_ros.training.scenes import (
     LAMP_LIGHT,
     LUMINANCE,
     NOISE_RATE_HZ,
-    PLAIN,
     SENSOR_SIZE,
     SHAPES,
     STEP_NS,
@@ -37,7 +37,7 @@ from evspec_ros.training.scenes import (
 )
 
 FLARE = 0.01  # of white, scattered over the whole image by the lens
-DARK_LIGHT = 5e-6  # the light that an event pixel's dark current amounts to
+DARK_LIGHT = 1e-6  # what an event pixel's dark current amounts to
 
 DAY_EXPOSURE_S, LONGEST_EXPOSURE_S = 0.002, 0.03  # below one frame at 30 Hz
 HIGHEST_GAIN = 8.0
@@ -46,10 +46,10 @@ READ_NOISE = 4.0  # electrons
 MOST_SUBSAMPLES = 32  # of one exposure
 
 # v2e's setting for little light ("noisy"): 30 Hz, 5 Hz of shot noise, 0.1 Hz of leak; 300 Hz is its default
-CUTOFF_PER_LIGHT_HZ = 120_000.0  # 30 Hz for white in 1 / 4000 of daylight
+CUTOFF_PER_LIGHT_HZ = 480_000.0  # 30 Hz for white in 1 / 16,000 of daylight
 CUTOFF_HZ = (3.0, 300.0)  # v2e: a black pixel has a tenth of a white one's
 DARK_NOISE_HZ = 5.0  # of one pixel in the dark, falling to NOISE_RATE_HZ in the light
-HALF_NOISE_LIGHT = 1 / 4000  # where half of that is left
+HALF_NOISE_LIGHT = 1 / 16_000  # where half of what is above that is left
 LEAK_HZ = 0.1  # "brighter" events of a pixel that sees nothing change
 REFRACTORY_NS = 500_000
 SETTLED = 1e-4  # log intensity that is no way to go any more
@@ -62,8 +62,8 @@ NEVER = np.iinfo(np.int64).min
 
 
 class Surfaces(NamedTuple):
-    """What there is to see: kinds [N] and radii [N] as `outline_distance` has them, shades [N, C] (linear light
-    that they reflect) and the grey floor [F, F], which goes beyond the image on every side.
+    """What there is to see: kinds [N] and radii [N] as `outline_distance` has them, shades [N, C] (linear
+    light that they reflect) and the grey floor [F, F], which goes beyond the image on every side.
     """
 
     kinds: NDArray[np.int64]
@@ -80,8 +80,8 @@ class Lighting(NamedTuple):
 
 
 class Instants(NamedTuple):
-    """T instants: centres [T, N, 2], views [T, 6] (the affine map from the image to the scene, row by row) and
-    whether the lamp is on, [T] of 0 and 1.
+    """T instants: centres [T, N, 2], views [T, 6] (the affine map from the image to the scene, row by row)
+    and whether the lamp is on, [T] of 0 and 1.
     """
 
     centres: NDArray[np.float64]
@@ -92,8 +92,9 @@ class Instants(NamedTuple):
 class PixelStates(NamedTuple):
     """The event camera's pixels, [S, S] each, changed in place.
 
-    light: logarithm of the light now; alpha: share of the way there that the photoreceptor goes in a step; seen: where
-    it is; reference: where it was at the last event; free_ns: when the refractory period ends, or NEVER.
+    light: logarithm of the light now; alpha: share of the way there that the photoreceptor goes in a step;
+    seen: where it is; reference: where it was at the last event; free_ns: when the refractory period ends, or
+    NEVER.
     """
 
     thresholds: NDArray[np.float64]
@@ -112,7 +113,9 @@ def to_linear(level: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def to_srgb(light: NDArray[np.float64]) -> NDArray[np.float64]:
     """Linear light in 0..1 -> sRGB levels."""
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055)
+    return np.where(
+        light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055
+    )
 
 
 def exposure_s(illumination: float) -> float:
@@ -165,9 +168,7 @@ def _floor_level(floor: NDArray[np.float64], x: float, y: float, size: int) -> f
 
 
 @numba.njit(cache=True)
-def _box(
-    surfaces: Surfaces, centres: NDArray[np.float64], k: int, size: int
-) -> tuple[int, int, int, int]:
+def _box(surfaces: Surfaces, centres: NDArray[np.float64], k: int, size: int) -> tuple[int, int, int, int]:
     """Pixels (top, bottom, left, right), the ends left out, that object k touches on its way [T, N, 2]."""
     reach = surfaces.radii[k] + 1.0 / size
     left, right = centres[:, k, 0].min() - reach, centres[:, k, 0].max() + reach
@@ -181,9 +182,7 @@ def _box(
 
 
 @numba.njit(cache=True, nogil=True)
-def _expose(
-    surfaces: Surfaces, lighting: Lighting, instants: Instants
-) -> NDArray[np.float64]:
+def _expose(surfaces: Surfaces, lighting: Lighting, instants: Instants) -> NDArray[np.float64]:
     """Mean light on every pixel over the instants, [S, S, C]."""
     size, channels, times = len(lighting.glow), surfaces.shades.shape[1], len(instants.lamp)
     image = np.zeros((size, size, channels))
@@ -244,10 +243,26 @@ def _update_light(
             alpha[row, column] = _share_of_the_way(cutoff, step_ns) if slow else fastest
 
 
+@numba.njit(cache=True)
+def _update_step(
+    pixels: PixelStates, surfaces: Surfaces, lighting: Lighting, instants: Instants, t: int,
+    seen: NDArray[np.float64], step_ns: int,
+) -> None:  # fmt: skip
+    """Look again at all that has changed since the instant before t."""
+    size, views, paths = len(pixels.light), instants.views, instants.centres
+    if (views[t] != views[t - 1]).any() or instants.lamp[t] != instants.lamp[t - 1]:
+        _update_light(pixels, surfaces, lighting, instants, t, (0, size, 0, size), seen, step_ns)
+        return
+    for k in range(len(surfaces.kinds)):
+        if paths[t - 1, k, 0] != paths[t, k, 0] or paths[t - 1, k, 1] != paths[t, k, 1]:
+            box = _box(surfaces, paths[t - 1 : t + 1], k, size)
+            _update_light(pixels, surfaces, lighting, instants, t, box, seen, step_ns)
+
+
 @numba.njit(cache=True, nogil=True)
 def _sense(
-    pixels: PixelStates, surfaces: Surfaces, lighting: Lighting, instants: Instants, start_ns: int, step_ns: int,
-    refractory_ns: int,
+    pixels: PixelStates, surfaces: Surfaces, lighting: Lighting, instants: Instants, start_ns: int,
+    step_ns: int, refractory_ns: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.uint8]]:  # fmt: skip
     """Events from the first to the last of the instants, which are step_ns apart."""
     size = len(pixels.light)
@@ -257,20 +272,14 @@ def _sense(
     seen = np.empty(1)
     for step in range(1, len(instants.lamp)):
         begin = start_ns + (step - 1) * step_ns
-        views = instants.views
-        if (views[step] != views[step - 1]).any() or instants.lamp[step] != instants.lamp[step - 1]:
-            _update_light(
-                pixels, surfaces, lighting, instants, step, (0, size, 0, size), seen, step_ns
-            )
-        else:
-            for k in range(len(surfaces.kinds)):
-                old, new = instants.centres[step - 1, k], instants.centres[step, k]
-                if old[0] != new[0] or old[1] != new[1]:
-                    box = _box(surfaces, instants.centres[step - 1 : step + 1], k, size)
-                    _update_light(pixels, surfaces, lighting, instants, step, box, seen, step_ns)
+        _update_step(pixels, surfaces, lighting, instants, step, seen, step_ns)
         for row in range(size):
             for column in range(size):
-                before, goal, free = pixels.seen[row, column], pixels.light[row, column], pixels.free_ns[row, column]
+                before, goal, free = (
+                    pixels.seen[row, column],
+                    pixels.light[row, column],
+                    pixels.free_ns[row, column],
+                )
                 if before == goal and free == NEVER:
                     continue
                 after = before + pixels.alpha[row, column] * (goal - before)
@@ -292,7 +301,12 @@ def _sense(
                     when = begin + int(min(max(share, earliest), 1.0) * step_ns)
                     if count == capacity:
                         capacity *= 2
-                        t, x, y, p = grown(t, capacity), grown(x, capacity), grown(y, capacity), grown(p, capacity)
+                        t, x, y, p = (
+                            grown(t, capacity),
+                            grown(x, capacity),
+                            grown(y, capacity),
+                            grown(p, capacity),
+                        )
                     t[count], x[count], y[count], p[count] = when, column, row, sign > 0
                     count += 1
                     free = when + refractory_ns
@@ -333,7 +347,8 @@ class PhysicalCamera:
         return np.round(255 * to_srgb(seen)).astype(np.uint8)
 
     def events(self, stop_s: float) -> Events:
-        """What the event camera sent since the last call (or the start) until stop_s; t counts from scene time 0."""
+        """What the event camera sent since the last call (or the start) until stop_s; t counts from scene
+        time 0."""
         steps = max(1, round((stop_s * 1e9 - self._time_ns) / STEP_NS))
         instants = self._instants((self._time_ns + np.arange(steps + 1) * STEP_NS) * 1e-9)
         noise = self._noise(steps * STEP_NS)
@@ -387,7 +402,9 @@ class PhysicalCamera:
         self, expected: NDArray[np.float64], span_ns: int, *, leak: bool
     ) -> tuple[NDArray[np.generic], ...]:
         """As many events as are expected of each pixel [S, S] on an average, within the next span."""
-        y, x = np.divmod(np.repeat(np.arange(expected.size), self._random.poisson(expected).ravel()), self._size)
+        y, x = np.divmod(
+            np.repeat(np.arange(expected.size), self._random.poisson(expected).ravel()), self._size
+        )
         t = self._random.integers(self._time_ns, self._time_ns + span_ns, len(x))
         p = self._random.integers(int(leak), 2, len(x), np.uint8)
         return t, x.astype(np.uint16), y.astype(np.uint16), p
@@ -410,7 +427,9 @@ def _surfaces(scene: Scene, size: int) -> Surfaces:
         kinds.append(scene.bar.kind)
         radii.append(scene.bar.width / 2)
         colours.append((BACKGROUNDS[scene.bar.shade],) * 3)
-    return Surfaces(np.array(kinds, np.int64), np.array(radii), to_linear(np.array(colours)), _floor(scene, size))
+    return Surfaces(
+        np.array(kinds, np.int64), np.array(radii), to_linear(np.array(colours)), _floor(scene, size)
+    )
 
 
 def _floor(scene: Scene, size: int) -> NDArray[np.float64]:
