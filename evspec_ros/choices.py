@@ -8,3 +8,5 @@ KV_PRECISIONS = ("auto", "float16", "int8")  # of the target's key/value cache; 
 ACCEPTANCES = ("exact", "typical", "cascade")  # of drafted tokens; only exact is lossless
 OVERLAPS = ("auto", "on", "off")  # of event model and prefill; auto: where the networks are on a GPU
 BACKENDS = ("auto", "torch", "onnxruntime", "cuda_graphs")  # of the target's steps and verifications
+PLAIN, MIXED = "plain", "mixed"  # simulated scenes that nothing makes hard to see; all conditions in turn
+CONDITIONS = (PLAIN, "camera", "occlusion", "night", "glare", "blur")

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from evspec_ros.choices import BACKENDS, KV_PRECISIONS, PRECISIONS
+from evspec_ros.choices import BACKENDS, CONDITIONS, KV_PRECISIONS, MIXED, PLAIN, PRECISIONS
 from evspec_ros.errors import EvspecError
 
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
@@ -87,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
         help="precision of the target's key/value cache; default: %(default)s",
     )
 
+    evaluate.add_argument(
+        "--condition",
+        choices=(*CONDITIONS, MIXED),
+        default=PLAIN,
+        help="what makes the scenes hard to see; default: %(default)s",
+    )
+
     bench = verbs.add_parser("bench", help="measure", description="Measure.")
     benches = bench.add_subparsers(title="what", metavar="WHAT", required=True)
     decode = _verb(
@@ -144,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     decoder.add_argument("--threads", type=_count, help="of both decoders; default: torch's")
     decoder.add_argument("--repetitions", type=_count, default=50, help="default: %(default)s")
 
+    _add_scene_bench(benches)
+
     doctor = _verb(verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where")
     _add_models(doctor, "a directory; without any, the published 7B sizes")
     doctor.add_argument("--machine", choices=_MACHINES, help="default: all of them but this one")
@@ -198,6 +207,18 @@ def _add_features(verbs: Any) -> None:
     _add_models(analysis, head="eventgpt_adapter")
     analysis.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
     analysis.add_argument("--device", default="cpu", help=_DEVICE_HELP)
+
+
+def _add_scene_bench(benches: Any) -> None:
+    scenes = _verb(
+        benches, "scenes", _bench_scenes, "compare the events of simulated scenes with those of recordings"
+    )
+    scenes.add_argument("--scenes", type=_count, default=40, help="of each condition; default: %(default)s")
+    scenes.add_argument(
+        "--recording", type=Path, action="append", default=[], help="to compare with; may be given again"
+    )
+    scenes.add_argument("--plot", type=Path, help="a picture of the figures to write, .png, .svg or .pdf")
+    scenes.add_argument("--sheet", type=Path, help="a picture of a scene of each condition to write")
 
 
 def _add_trainings(verbs: Any) -> None:
@@ -436,11 +457,28 @@ def _bench_decoder(options: argparse.Namespace) -> None:
         print_speed(speed)
 
 
+def _bench_scenes(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.scene_pictures import draw_sheet, plot_statistics
+    from evspec_ros.evaluation.scene_statistics import compare_visibly, print_statistics
+
+    rows = compare_visibly(options.scenes, options.recording)
+    if options.plot:
+        plot_statistics(rows, options.plot)
+    if options.sheet:
+        draw_sheet(options.sheet)
+    if options.json:
+        _print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_statistics(rows)
+
+
 def _eval(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.accuracy import evaluate_visibly, print_accuracies
 
     target, event_model, _ = _models(options)
-    rows = evaluate_visibly(target, event_model, options.scenes, options.dtype, options.kv_dtype)
+    rows = evaluate_visibly(
+        target, event_model, options.scenes, options.dtype, options.kv_dtype, options.condition
+    )
     if options.json:
         _print_json({"rows": [row.as_dict() for row in rows]})
     else:

@@ -26,7 +26,7 @@ COVERED_ELSEWHERE = {
     "source install/setup.bash": "test_package.py",
     "ros2 launch": "test/ros/test_launch_file.py",
     "ros2 topic echo": "needs ROS",
-    "accelerate launch": "test/training/test_processes.py",
+    "accelerate launch": "test/training/test_training_processes.py",
     "make ": "below",
     "evspec ": "below",
 }

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.quantisation import kv_dtype as cache_dtype
@@ -80,9 +81,11 @@ def evaluate(
     dtype: str = "float32",
     kv_dtype: str = "auto",
     report: Callable[[int], None] = lambda *_: None,
+    condition: str = PLAIN,
 ) -> tuple[Accuracy, ...]:
     """Both models' accuracy on the first held-out scenes, in one of `choices.PRECISIONS` on the CPU, the
-    target's cache in one of KV_PRECISIONS; report counts finished scenes. Raises CheckpointError.
+    target's cache in one of KV_PRECISIONS; report counts finished scenes; condition: one of
+    `choices.CONDITIONS` or MIXED. Raises CheckpointError.
     """
     cpu = torch.device("cpu")
     cache = cache_dtype(kv_dtype)
@@ -93,17 +96,22 @@ def evaluate(
     texts: dict[str, list[str]] = {name: [] for name in describers}
     captions: list[str] = []
     for start in range(0, scenes, BATCH):
-        samples = make_samples("held_out", start, min(start + BATCH, scenes))
+        samples = make_samples("held_out", start, min(start + BATCH, scenes), condition)
         captions += samples.captions.tolist()
         for name, write in describers.items():
             texts[name] += write(samples)
         report(len(captions))
-    truths = [claims(sample_scene("held_out", index)[0], 0.0) for index in range(scenes)]
+    truths = [claims(sample_scene("held_out", index, condition)[0], 0.0) for index in range(scenes)]
     return tuple(score(name, written, truths, captions) for name, written in texts.items())
 
 
 def evaluate_visibly(
-    target: Path, event_model: Path, scenes: int, dtype: str = "float32", kv_dtype: str = "auto"
+    target: Path,
+    event_model: Path,
+    scenes: int,
+    dtype: str = "float32",
+    kv_dtype: str = "auto",
+    condition: str = PLAIN,
 ) -> tuple[Accuracy, ...]:
     """`evaluate` with progress on stderr."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -115,6 +123,7 @@ def evaluate_visibly(
             dtype,
             kv_dtype,
             lambda done: progress.update(task, completed=done),
+            condition,
         )
 
 

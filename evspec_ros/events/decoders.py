@@ -1,4 +1,4 @@
-"""Decoders of the wire encodings of event_camera_msgs/EventPacket and of Prophesee's files (all little-endian)."""
+"""Decoders of the encodings in event_camera_msgs/EventPacket and Prophesee's files (all little-endian)."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Decoder:
     def resynchronise(self) -> None:
         """A packet was lost: what was carried over is not trusted before the stream says it again.
 
-        evt2 waits for a TIME_HIGH, evt3 for TIME_HIGH, TIME_LOW and ADDR_Y, libcaer_cmp for ADDR_X, vectors for
-        their base; events before that are dropped and counted as `unplaced`. It is so at the start, too.
+        evt2 waits for a TIME_HIGH, evt3 for TIME_HIGH, TIME_LOW and ADDR_Y, libcaer_cmp for ADDR_X, vectors
+        for their base; events before that are dropped and counted as `unplaced`. It is so at the start, too.
         """
         self._state[_TIMED] = 0
         self._state[_LOW] = -1
@@ -85,8 +85,8 @@ class Decoder:
         """The events of the next packet, in their order on the wire, all inside the sensor.
 
         data: the packet's field `events`; time_base: its field of that name, nanoseconds, ignored for evt2
-        and evt3. Raises EventDecodingError, before any state changes, for a length that is no whole number of words and
-        for a time base out of range.
+        and evt3. Raises EventDecodingError, before any state changes, for a length that is no whole number of
+        words and for a time base out of range.
         """
         words = self._words(data)
         if self._format.timed and not 0 <= time_base < _TIME_BASE_LIMIT_NS:

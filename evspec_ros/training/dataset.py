@@ -1,7 +1,9 @@
 """Simulated samples on disk: what both models see of a scene, and the caption that is true of it.
 
 A data set is a directory of shards, each written whole or not at all, so that making it can be interrupted
-and gone on with. Scene k of a split is drawn from the seed (split, k): the same on every machine.
+and gone on with. Scene k of a split is drawn from the seed (split, k), one of another condition than plain
+from (split, k, condition): the same on every machine. The condition MIXED takes scenes of all conditions in
+turn.
 """
 
 from __future__ import annotations
@@ -15,21 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.choices import CONDITIONS, PLAIN
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.training.captions import caption
+from evspec_ros.training.conditions import condition_of, draw_scene
 from evspec_ros.training.loop import Report
-from evspec_ros.training.scenes import (
-    COLOURS,
-    DIRECTIONS,
-    SHAPES,
-    SIZES,
-    STILL,
-    Scene,
-    SceneCamera,
-    random_scene,
-)
+from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, STILL, Scene
+from evspec_ros.training.sensors import Camera, open_camera
 
 SPLITS = {"train": 0, "held_out": 1}
 SHARD = 512  # scenes
@@ -61,13 +57,17 @@ class Samples:
         return len(self.frames)
 
 
-def sample_scene(split: str, index: int) -> tuple[Scene, SceneCamera, NDArray[np.float64]]:
+def sample_scene(split: str, index: int, condition: str = PLAIN) -> tuple[Scene, Camera, NDArray[np.float64]]:
     """Scene `index` of a split, a camera that has seen it up to 50 ms before time 0, and the eight frame
-    times.
+    times. condition: one of CONDITIONS, or MIXED.
     """
-    random = np.random.default_rng([SPLITS[split], index])
-    scene = random_scene(random)
-    camera = SceneCamera(scene, int(random.integers(2**31)), start_s=-WINDOW_S)
+    condition = condition_of(condition, index)
+    seed = [SPLITS[split], index]
+    if condition != PLAIN:
+        seed.append(CONDITIONS.index(condition))
+    random = np.random.default_rng(seed)
+    scene = draw_scene(condition, random)
+    camera = open_camera(scene, int(random.integers(2**31)), start_s=-WINDOW_S)
     # the camera runs at its own pace: take the frames that it has nearest to eight evenly spaced instants
     phase = random.uniform(0, 1 / CAMERA_HZ)
     ideal = np.linspace(-FRAMES_S, 0, FRAMES)
@@ -75,14 +75,14 @@ def sample_scene(split: str, index: int) -> tuple[Scene, SceneCamera, NDArray[np
     return scene, camera, times
 
 
-def make_sample(split: str, index: int) -> Samples:
+def make_sample(split: str, index: int, condition: str = PLAIN) -> Samples:
     """Scene `index` of a split as both models see it, N = 1."""
-    return _look(*sample_scene(split, index), 0.0)
+    return _look(*sample_scene(split, index, condition), 0.0)
 
 
-def make_stream(split: str, index: int, windows: int) -> Samples:
+def make_stream(split: str, index: int, windows: int, condition: str = PLAIN) -> Samples:
     """Scene `index` of a split window after window, STREAM_STEP_S apart, N = windows."""
-    scene, camera, times = sample_scene(split, index)
+    scene, camera, times = sample_scene(split, index, condition)
     parts = []
     for window in range(windows):
         now = window * STREAM_STEP_S
@@ -91,13 +91,13 @@ def make_stream(split: str, index: int, windows: int) -> Samples:
     return concatenate(parts)
 
 
-def changes_slowly(split: str, index: int) -> bool:
+def changes_slowly(split: str, index: int, condition: str = PLAIN) -> bool:
     """Whether nothing in a scene moves quickly."""
-    scene, _, _ = sample_scene(split, index)
+    scene, _, _ = sample_scene(split, index, condition)
     return all(thing.speed == "slowly" or thing.direction(0.0) == STILL for thing in scene.objects)
 
 
-def _look(scene: Scene, camera: SceneCamera, times: NDArray[np.float64], now: float) -> Samples:
+def _look(scene: Scene, camera: Camera, times: NDArray[np.float64], now: float) -> Samples:
     """A scene at one moment, the frames at these times and the events since the last look."""
     preprocessor = ClipPreprocessor(TINY_CLIP.image_size)
     frames = [preprocessor.resize(camera.image(time)) for time in times]
@@ -113,7 +113,7 @@ def _look(scene: Scene, camera: SceneCamera, times: NDArray[np.float64], now: fl
             len(DIRECTIONS) if direction == STILL else direction,
             sizes.index(thing.size),
         )
-        places[k] = thing.position(times)
+        places[k] = scene.places(thing, times)
     return Samples(
         np.stack(frames)[None],
         np.stack(images)[None],
@@ -123,9 +123,9 @@ def _look(scene: Scene, camera: SceneCamera, times: NDArray[np.float64], now: fl
     )
 
 
-def make_samples(split: str, start: int, stop: int) -> Samples:
+def make_samples(split: str, start: int, stop: int, condition: str = PLAIN) -> Samples:
     """Scenes start to stop - 1 of a split."""
-    parts = [make_sample(split, index) for index in range(start, stop)]
+    parts = [make_sample(split, index, condition) for index in range(start, stop)]
     return concatenate(parts)
 
 
@@ -135,32 +135,36 @@ def concatenate(parts: list[Samples]) -> Samples:
     return Samples(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
 
 
-def prepare(directory: Path, split: str, scenes: int, report: Report = lambda *_: None) -> None:
-    """Make the shards of a split that are not there yet, on every core."""
+def prepare(
+    directory: Path, split: str, scenes: int, report: Report = lambda *_: None, condition: str = PLAIN
+) -> None:
+    """Make the shards of a split and condition that are not there yet, on every core."""
     directory.mkdir(parents=True, exist_ok=True)
-    missing = [start for start in range(0, scenes, SHARD) if not _shard(directory, split, start).exists()]
+    starts = range(0, scenes, SHARD)
+    missing = [start for start in starts if not _shard(directory, split, start, condition).exists()]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        made = pool.map(_write_shard, repeat(directory), repeat(split), missing)
+        made = pool.map(_write_shard, repeat(directory), repeat(split), missing, repeat(condition))
         for left, _ in zip(reversed(range(len(missing))), made, strict=True):
             report("scenes", scenes - left * SHARD, scenes, 0.0)
 
 
-def load(directory: Path, split: str, scenes: int) -> Samples:
-    """The first `scenes` scenes of a split, all in memory (0.16 MB each)."""
+def load(directory: Path, split: str, scenes: int, condition: str = PLAIN) -> Samples:
+    """The first `scenes` scenes of a split and condition, all in memory (0.16 MB each)."""
     parts = []
     for start in range(0, scenes, SHARD):
-        with np.load(_shard(directory, split, start)) as shard:
+        with np.load(_shard(directory, split, start, condition)) as shard:
             parts.append(Samples(**{name: shard[name] for name in shard.files}))
     return concatenate(parts)
 
 
-def _shard(directory: Path, split: str, start: int) -> Path:
-    return directory / f"{split}-{start:06d}.npz"
+def _shard(directory: Path, split: str, start: int, condition: str) -> Path:
+    name = split if condition == PLAIN else f"{split}-{condition}"
+    return directory / f"{name}-{start:06d}.npz"
 
 
-def _write_shard(directory: Path, split: str, start: int) -> None:
-    path = _shard(directory, split, start)
-    samples = make_samples(split, start, start + SHARD)
+def _write_shard(directory: Path, split: str, start: int, condition: str) -> None:
+    path = _shard(directory, split, start, condition)
+    samples = make_samples(split, start, start + SHARD, condition)
     unfinished = path.with_suffix(".part")
     with unfinished.open("wb") as file:
         np.savez(file, **vars(samples))

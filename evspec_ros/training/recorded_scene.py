@@ -6,22 +6,25 @@ from pathlib import Path
 
 import numpy as np
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.bag_writer import BagWriter
+from evspec_ros.training.conditions import draw_scene
 from evspec_ros.training.dataset import CAMERA_HZ
-from evspec_ros.training.scenes import SceneCamera, random_scene
+from evspec_ros.training.sensors import open_camera
 
 PACKET_S = 0.01
 
 
-def record_scene(path: Path, seed: int, seconds: float) -> None:
+def record_scene(path: Path, seed: int, seconds: float, condition: str = PLAIN) -> None:
     """Write a rosbag2 of one scene drawn from `seed`: RGB at 30 Hz and events, both starting at time 0.
 
-    Raises RecordingError where the path is taken or cannot be written.
+    It can be described without ambiguity at its end. condition: one of `conditions.CONDITIONS`. Raises
+    RecordingError where the path is taken or cannot be written.
     """
     random = np.random.default_rng(seed)
-    scene = random_scene(random, at_s=seconds)
-    camera = SceneCamera(scene, seed)
+    scene = draw_scene(condition, random, at_s=seconds)
+    camera = open_camera(scene, seed)
     next_frame = 0
     with BagWriter(path) as bag:
         for packet in range(1, round(seconds / PACKET_S) + 1):

@@ -4,6 +4,9 @@ camera.
 A scene lives on the unit square (x to the right, y downwards), so any square sensor can look at it. The RGB
 camera samples it; the event camera follows ESIM (Rebecq et al., CoRL 2018): log intensity is sampled far
 more often than any pixel crosses a threshold, and crossings are placed in time by linear interpolation.
+
+These two cameras are ideal ones and see plain scenes alone; `sensors` has those that see the other
+conditions.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.events.types import Events
 
 SHAPES = ("ball", "box", "cone", "ring", "star", "cross")
@@ -37,6 +41,9 @@ DIRECTIONS = (
 SPEEDS = {"slowly": (0.14, 0.22), "quickly": (0.45, 0.65)}  # widths of the image per second
 
 STILL = -1  # SceneObject.direction of an object that does not move
+UPRIGHT, LYING = -1, -2  # kinds of a bar, beside the indices into SHAPES
+LAMP_LIGHT = 100.0  # sunlight over shade
+SWAY = (0.08, 0.08, math.radians(12), 0.17)  # of CameraMotion.rate; no object's centre leaves the image
 SENSOR_SIZE = 128  # pixels a side of the simulated cameras, as a DVS128
 CONTRAST_THRESHOLD = 0.2  # log intensity per event
 THRESHOLD_SPREAD = 0.02  # standard deviation between pixels
@@ -45,6 +52,11 @@ LOG_OFFSET = 0.02  # keeps the logarithm of a black pixel finite
 STEP_NS = 1_000_000  # 0.65 widths a second move 0.08 pixels of 128 in it
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G, B (ITU-R BT.601)
 IMAGE_NOISE = 2.0  # standard deviation of the RGB camera's noise, in grey levels
+
+
+def nearest_direction(vx: float, vy: float) -> int:
+    """Index into DIRECTIONS of a velocity."""
+    return round(math.atan2(vy, vx) / (math.pi / 4)) % 8
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class SceneObject:
         vx, vy = self.velocity(seconds)
         if math.hypot(vx, vy) < min(SPEEDS["slowly"]) / 2:
             return STILL
-        return round(math.atan2(vy, vx) / (math.pi / 4)) % 8
+        return nearest_direction(vx, vy)
 
     @property
     def speed(self) -> str:
@@ -93,12 +105,98 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
+class CameraMotion:
+    """A camera that sways to and fro and looks straight at the scene at `straight_s`.
+
+    rate: how what it sees moves in the image then: drift in x and y (widths per second), turn (radians per
+    second, clockwise) and growth (of the logarithm of the scale, per second), one of them alone not zero. The
+    opposite is the camera's own motion.
+    """
+
+    rate: tuple[float, float, float, float]
+    straight_s: float
+
+    def pose(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Drift, turn and growth so far, [T, 4], never beyond SWAY."""
+        way = np.outer(seconds - self.straight_s, self.rate)
+        limit = np.array(SWAY)
+        pose: NDArray[np.float64] = np.abs(np.mod(way - limit, 4 * limit) - 2 * limit) - limit
+        return pose
+
+    def show(self, centres: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where points of the scene [T, 2] are in the image."""
+        dx, dy, turn, growth = self.pose(seconds).T
+        x, y = (np.exp(growth) * axis for axis in (centres - 0.5).T)
+        shown = x * np.cos(turn) - y * np.sin(turn) + dx, x * np.sin(turn) + y * np.cos(turn) + dy
+        return np.stack(shown, -1) + 0.5
+
+    def motion(self, seconds: float) -> NDArray[np.float64]:
+        """The rate [4] at one instant, its turns back counted."""
+        step = 1e-4
+        before, now = self.pose(np.array([seconds - step, seconds]))
+        motion: NDArray[np.float64] = (now - before) / step
+        return motion
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A post or beam before everything, from border to border; `middle` is its x or, lying, its y."""
+
+    shade: str  # a key into BACKGROUNDS
+    upright: bool
+    middle: float
+    width: float
+
+    @property
+    def kind(self) -> int:
+        """What `outline_distance` calls it; its radius is half its width."""
+        return UPRIGHT if self.upright else LYING
+
+
+@dataclass(frozen=True)
+class Lamp:
+    """A disc of light LAMP_LIGHT times as bright as the rest, switched on at on_s."""
+
+    x: float
+    y: float
+    radius: float
+    on_s: float
+
+
+@dataclass(frozen=True)
 class Scene:
-    """Objects before a background; `gradient` is its brightness change across the image in x and y."""
+    """Objects before a background, later ones in front; `gradient` is its brightness change across the image
+    in x and y.
+
+    The rest differs from the default in other conditions than PLAIN alone. tiles: the seed of a tiled floor;
+    illumination: light that falls on the scene, 1 is a bright day.
+    """
 
     background: str
     gradient: tuple[float, float]
     objects: tuple[SceneObject, ...]
+    condition: str = PLAIN
+    camera: CameraMotion | None = None
+    tiles: int | None = None
+    bar: Bar | None = None
+    lamp: Lamp | None = None
+    illumination: float = 1.0
+
+    def places(self, thing: SceneObject, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where in the image the centre of an object is, [T, 2]."""
+        centres = thing.position(seconds)
+        return centres if self.camera is None else self.camera.show(centres, seconds)
+
+
+def hidden_share(rear: SceneObject, front: SceneObject | Bar, at_s: float) -> float:
+    """How much of an object something before it hides at one instant."""
+    now = np.array([at_s])
+    (x, y), kind = rear.position(now)[0], SHAPES.index(rear.shape)
+    if isinstance(front, Bar):
+        away = np.array([x, y]) - front.middle
+        return float(_hidden_share(kind, rear.radius, front.kind, front.width / 2, *away))
+    away = np.array([x, y]) - front.position(now)[0]
+    return float(_hidden_share(kind, rear.radius, SHAPES.index(front.shape), front.radius, *away))
 
 
 def _reflect(centre: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
@@ -136,6 +234,30 @@ def _signed_distance(shape: int, x: float, y: float, r: float) -> float:
         return ((px - r) * ey - py * ex) / math.sqrt(ex * ex + ey * ey)
     # cross: two bars
     return min(max(abs(x) - r, abs(y) - 0.3 * r), max(abs(x) - 0.3 * r, abs(y) - r))
+
+
+@numba.njit(cache=True)
+def outline_distance(kind: int, x: float, y: float, r: float) -> float:
+    """`_signed_distance` of a shape, or that of a bar which is 2 r wide."""
+    if kind == UPRIGHT:
+        return abs(x) - r
+    if kind == LYING:
+        return abs(y) - r
+    distance: float = _signed_distance(kind, x, y, r)
+    return distance
+
+
+@numba.njit(cache=True)
+def _hidden_share(kind: int, radius: float, front: int, front_radius: float, dx: float, dy: float) -> float:
+    """Share of a shape's area that lies under another one, whose centre the shape's own is (dx, dy) from."""
+    area, hidden, points = 0, 0, 48
+    for row in range(points):
+        for column in range(points):
+            x, y = radius * (2 * (column + 0.5) / points - 1), radius * (2 * (row + 0.5) / points - 1)
+            if _signed_distance(kind, x, y, radius) < 0:
+                area += 1
+                hidden += outline_distance(front, x + dx, y + dy, front_radius) < 0
+    return hidden / area
 
 
 @numba.njit(cache=True)
@@ -231,8 +353,8 @@ def _emit_events(
                         reference[row, column] += sign * threshold
                         if count == capacity:
                             capacity *= 2
-                            t, x = _grown(t, capacity), _grown(x, capacity)
-                            y, p = _grown(y, capacity), _grown(p, capacity)
+                            t, x = grown(t, capacity), grown(x, capacity)
+                            y, p = grown(y, capacity), grown(p, capacity)
                         share = (reference[row, column] - before) / (light - before)
                         t[count] = begin + int(min(max(share, 0.0), 1.0) * step_ns)
                         x[count], y[count], p[count] = column, row, sign > 0
@@ -242,7 +364,8 @@ def _emit_events(
 
 
 @numba.njit(cache=True)
-def _grown(array, capacity):  # type: ignore[no-untyped-def]
+def grown(array, capacity):  # type: ignore[no-untyped-def]
+    """The array with room for `capacity` values."""
     bigger = np.empty(capacity, array.dtype)
     bigger[: len(array)] = array
     return bigger
@@ -323,24 +446,28 @@ CALM_S = 0.2  # no bounce this shortly before the moment of description
 _STILL_SHARE = 0.25  # of the objects
 
 
-def random_scene(random: np.random.Generator, at_s: float = 0.0) -> Scene:
-    """A scene of one to three objects that can be described without ambiguity at time at_s."""
+def random_scene(
+    random: np.random.Generator, at_s: float = 0.0, speeds: dict[str, tuple[float, float]] = SPEEDS
+) -> Scene:
+    """A plain scene of one to three objects that can be described without ambiguity at time at_s."""
     count = int(random.choice([1, 2, 3], p=[0.25, 0.4, 0.35]))
     while True:
-        objects = tuple(_random_object(random, at_s) for _ in range(count))
-        if _distinct(objects, at_s):
+        objects = tuple(_random_object(random, at_s, speeds) for _ in range(count))
+        if distinct(objects, at_s):
             background = str(random.choice(list(BACKGROUNDS)))
             gradient = random.uniform(-0.12, 0.12, 2)
             return Scene(background, (float(gradient[0]), float(gradient[1])), objects)
 
 
-def _random_object(random: np.random.Generator, at_s: float) -> SceneObject:
+def _random_object(
+    random: np.random.Generator, at_s: float, speeds: dict[str, tuple[float, float]]
+) -> SceneObject:
     """One object whose last CALM_S seconds before at_s are free of bounces."""
     size = str(random.choice(list(SIZES)))
     radius = SIZES[size]
     vx = vy = 0.0
     if random.random() > _STILL_SHARE:
-        low, high = SPEEDS[str(random.choice(list(SPEEDS)))]
+        low, high = speeds[str(random.choice(list(speeds)))]
         angle = (int(random.integers(8)) + random.uniform(-0.3, 0.3)) * math.pi / 4
         speed = random.uniform(low, high)
         vx, vy = speed * math.cos(angle), speed * math.sin(angle)
@@ -364,7 +491,7 @@ def _straight_run(radius: float, way: float) -> tuple[float, float]:
     return radius - min(way, 0.0), 1 - radius - max(way, 0.0)
 
 
-def _distinct(objects: tuple[SceneObject, ...], at_s: float) -> bool:
+def distinct(objects: tuple[SceneObject, ...], at_s: float) -> bool:
     """True if the objects differ in looks, lie apart and have a clear order from left to right."""
     if len({(o.shape, o.colour) for o in objects}) < len(objects):
         return False
