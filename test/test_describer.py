@@ -148,7 +148,7 @@ def test_limits_are_kept(eagle: SceneDescriber) -> None:
     """max_new_tokens is exact, and one seed gives one sampled text."""
     events, frames = _window(5)
     assert len(eagle.describe(events, frames, stamp_ns=0, limits=Limits(max_new_tokens=7)).tokens) == 7
-    warm = Limits(temperature=1.5, seed=3)
+    warm = Limits(temperature=5.0, seed=3)  # at lower ones the target is sure enough for four equal texts
     texts = []
     for seed in (3, 3, 4, 5, 6):
         eagle.forget_stream()  # what is remembered decides how much is left to chance
