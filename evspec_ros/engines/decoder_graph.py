@@ -1,9 +1,9 @@
 """A LLaMA decoder with its output head as an ONNX graph for ONNX Runtime's CPU kernels.
 
-Built node by node, as no exporter makes these: one product for q, k and v, residual sum
-and norm in one, and attention straight on the cache's memory (`com.microsoft.GroupQueryAttention`, whose
-present keys and values are its past ones with the new rows written in place). Weights are initialisers, which
-ONNX Runtime packs for its matrix kernels when it loads the graph.
+Built node by node, as no exporter makes these: one product for q, k and v, residual sum and norm in one, and
+attention straight on the cache's memory (`com.microsoft.GroupQueryAttention`, whose present keys and values
+are its past ones with the new rows written in place). Weights are initialisers, which ONNX Runtime packs for
+its matrix kernels when it loads the graph.
 
 Tensors by name; T rows, S visible rows, C the cache's capacity, as in `networks.llama`:
 

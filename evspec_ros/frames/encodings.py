@@ -62,7 +62,7 @@ _LAYOUTS: dict[str, _Layout] = {
     "nv21": _Layout(1, cv2.COLOR_YUV2RGB_NV21, width_of=2, height_of=2, rows=3),
 }
 ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
-_FILE_TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # by channels
+BGR_TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # OpenCV's, by channels
 
 
 def message_to_rgb(message: Any) -> NDArray[np.uint8]:
@@ -148,7 +148,7 @@ def compressed_to_rgb(data: ImageData, image_format: str) -> NDArray[np.uint8]:
     if picture.dtype == np.uint16:
         picture = _eight_bits(picture)
     channels = 1 if picture.ndim == 2 else picture.shape[2]
-    if picture.dtype != np.uint8 or channels not in _FILE_TO_RGB:
+    if picture.dtype != np.uint8 or channels not in BGR_TO_RGB:
         raise FrameError(
             f"A compressed image of format {image_format!r} holds {picture.dtype} values in {channels} "
             f"channels; give 8 or 16 bits of grey, RGB or RGBA."
@@ -157,7 +157,7 @@ def compressed_to_rgb(data: ImageData, image_format: str) -> NDArray[np.uint8]:
     if channels == 1 and encoding.startswith("bayer_") and encoding in _LAYOUTS:
         height, width = picture.shape[:2]
         return image_to_rgb(picture.reshape(-1), width, height, encoding.replace("16", "8"), width)
-    return np.asarray(cv2.cvtColor(picture, _FILE_TO_RGB[channels]), np.uint8)
+    return np.asarray(cv2.cvtColor(picture, BGR_TO_RGB[channels]), np.uint8)
 
 
 def _check_sides(layout: _Layout, width: int, height: int, encoding: str) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
+from evspec_ros.frames.encodings import BGR_TO_RGB
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.recording import Piece, Recording, Topic
 
@@ -40,7 +41,6 @@ DECOMPRESSORS: dict[int, Callable[[bytes], bytes]] = {
     3: zstd.decompress,
     4: zstd.decompress,
 }
-TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # by channels
 CHANNELS = {0: 1, 16: 3, 24: 4}  # by OpenCV's type codes of 8-bit images
 DAMAGE = (struct.error, ValueError, RuntimeError, EOFError, MemoryError, zstd.ZstdError, ET.ParseError)
 
@@ -228,5 +228,5 @@ def _frame(frame: Table) -> Frame:
     if channels is None or min(width, height) < 1 or count != width * height * channels:
         raise ValueError(f"a frame of {width}x{height} pixels, format {code}, with {count} bytes")
     pixels: NDArray[np.uint8] = np.frombuffer(frame.data, np.uint8, count, start)
-    image = cv2.cvtColor(pixels.reshape(height, width, channels), TO_RGB[channels])
+    image = cv2.cvtColor(pixels.reshape(height, width, channels), BGR_TO_RGB[channels])
     return Frame(frame.scalar(0, "<q", 0) * 1000, np.asarray(image, np.uint8))

@@ -26,30 +26,23 @@ from evspec_ros.events.event_arrays import EventArray
 from evspec_ros.events.types import Events
 from evspec_ros.frames.encodings import message_to_rgb
 from evspec_ros.frames.types import Frame
-from evspec_ros.recordings.recording import Piece, Recording, Topic
+from evspec_ros.recordings.recording import DAMAGE, Piece, Recording, Topic
 from evspec_ros.recordings.rosbag2_types import COMPRESSED_IMAGE, EVENT_ARRAY, EVENT_PACKET, IMAGE
 
 PACKET_TYPES = frozenset({EVENT_PACKET, EVENT_ARRAY})
 ARRAY_TYPES = frozenset({"dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray"})
 EVENT_TYPES = PACKET_TYPES | ARRAY_TYPES
 FRAME_TYPES = frozenset({IMAGE, COMPRESSED_IMAGE})
-DAMAGE = (  # what the readers and their storages raise on bytes that are not what they should be
+BAG_DAMAGE = (
+    *DAMAGE,
     Rosbag1Error,
     Rosbag2Error,
     SerdeError,
     apsw.Error,
     zstd.ZstdError,
     struct.error,
-    ArithmeticError,
     AssertionError,
-    AttributeError,
     EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
 )
 UNREADABLE = (EventDecodingError, FrameError, SerdeError, struct.error)  # what a message's content may raise
 
@@ -188,7 +181,7 @@ def damage_told(path: Path) -> Iterator[None]:
     repair = "rosbag reindex" if path.suffix == ".bag" else "ros2 bag reindex"
     try:
         yield
-    except DAMAGE as error:
+    except BAG_DAMAGE as error:
         raise RecordingError(
             f"The bag {path} is damaged, cut short or of an unknown kind ({error}); copy it again or repair "
             f"it with '{repair}'."

@@ -17,7 +17,7 @@ from evspec_ros.errors import FrameError, RecordingError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.encodings import compressed_to_rgb
 from evspec_ros.frames.types import Frame
-from evspec_ros.recordings.recording import Piece, Recording, Topic, clipped, shifted
+from evspec_ros.recordings.recording import DAMAGE, Piece, Recording, Topic, clipped, shifted
 
 if TYPE_CHECKING:
     import h5py
@@ -35,16 +35,6 @@ RECTIFY_MAP = "rectify_map.h5"  # beside the events
 EVENTS, FRAMES = "events", "images"
 SENSOR = (640, 480)  # DSEC's
 PIECE = 1 << 18  # events read at a time
-DAMAGE = (  # what h5py raises on a damaged file, and what comes of parts that are not what they should be
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def event_file(folder: Path) -> Path | None:

@@ -13,26 +13,19 @@ from numpy.typing import NDArray
 
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
-from evspec_ros.recordings.recording import Piece, Recording, Topic
+from evspec_ros.recordings.recording import DAMAGE, Piece, Recording, Topic
 
 TOPIC = "events"
 PIECE = 1 << 18  # events read at a time
 SENSORS = ((128, 128), (240, 180), (304, 240), (346, 260), (640, 480), (1280, 720))  # common sizes, ascending
 KINDS = {"t": "iuf", "x": "iu", "y": "iu", "p": "iufb"}  # numpy's letters for the types of each field
-DAMAGE = (  # what numpy and pickle raise on bytes that are not what they should be
+PICKLE_DAMAGE = (
+    *DAMAGE,
     pickle.UnpicklingError,
     tokenize.TokenError,
-    ArithmeticError,
-    AttributeError,
     EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
     SyntaxError,
     SystemError,  # a pickle that stores an item where no dict is
-    TypeError,
-    ValueError,
 )
 
 _RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
@@ -62,7 +55,7 @@ class NpyRecording(Recording):
         try:
             self._columns = _columns(path)
             self._width, self._height = _sensor(self._columns)
-        except DAMAGE as error:
+        except PICKLE_DAMAGE as error:
             raise RecordingError(
                 f"The recording {path} cannot be read as events ({error}); give t, x, y and p as a dict or a "
                 f"structured array."

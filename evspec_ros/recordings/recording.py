@@ -16,6 +16,16 @@ from numpy.typing import NDArray
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 
+DAMAGE = (  # what any library may raise on bytes that are not what they should be
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 OVERLAP_NS = 1_000_000_000  # how far consecutive pieces of one stream may step back in time
 
 

@@ -19,6 +19,7 @@ from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.event_side import EventSide, Reading
+from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
 AHEAD = 32  # tokens written at most before the target's first one is known
@@ -170,22 +171,14 @@ class EventGptDrafter:
         """The tokens behind the text, at most `more` of them not written yet."""
         writer, first = self._writer, len(self._text)
         most = min(limits.n_max, limits.tree_size, len(writer.said) - first + more)
-        tokens: list[int] = []
-        chances: list[float] = []
-        confidence = gain = 1.0
-        while len(tokens) < most:
+
+        def following(tokens: list[int]) -> tuple[int, float] | None:
             if first + len(tokens) == len(writer.said):
                 writer.read(tokens[-1:])
             token, chance = writer.said[first + len(tokens)]
-            confidence *= chance
-            if confidence < limits.floor(len(tokens), gain) or token >= self._vocabulary:
-                break
-            gain += confidence
-            tokens.append(token)
-            chances.append(chance)
-            if token in limits.end_tokens:
-                break
-        return DraftTree.chain(tokens, chances)
+            return (token, chance) if token < self._vocabulary else None
+
+        return grow_chain(limits, most, following)
 
     def accept(self, tokens: Sequence[int], _: tuple[Tensor, ...]) -> None:
         """The text goes on."""

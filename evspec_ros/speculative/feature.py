@@ -14,6 +14,7 @@ from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.event_side import EventSide, Reading
 from evspec_ros.speculative.eventgpt import EventWriter
+from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
@@ -47,22 +48,15 @@ class FeatureDrafter:
         if self._adapted is None:
             return NO_DRAFT
         assert self._last is not None, "Cannot propose before start"
-        tokens: list[int] = []
-        chances: list[float] = []
-        confidence = gain = 1.0
         feature = self._last
-        while len(tokens) < min(limits.n_max, limits.tree_size):
+
+        def following(_: list[int]) -> tuple[int, float]:
+            nonlocal feature
             feature = self._head(self._adapted, feature)
             chance, token = torch.softmax(self._target.head(feature)[0], -1, dtype=torch.float32).max(-1)
-            confidence *= float(chance)
-            if confidence < limits.floor(len(tokens), gain):
-                break
-            gain += confidence
-            tokens.append(int(token))
-            chances.append(float(chance))
-            if tokens[-1] in limits.end_tokens:
-                break
-        return DraftTree.chain(tokens, chances)
+            return int(token), float(chance)
+
+        return grow_chain(limits, min(limits.n_max, limits.tree_size), following)
 
     def accept(self, _: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """The target's own feature takes the place of the drafted ones."""

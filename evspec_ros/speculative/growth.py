@@ -1,9 +1,10 @@
 """Draft trees grown best first: EAGLE-2's confidence (arXiv 2406.16858) decides what becomes a node and what
-the head reads next, and what a node costs on this machine decides where to end.
+the head reads next, and what a node costs on this machine decides where to end. Chains grow token by token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 
 import torch
@@ -92,3 +93,26 @@ class Growth:
         if self.parents == list(range(ROOT, len(self.parents) - 1)):
             return DraftTree.chain(self.tokens, self._shares)
         return DraftTree.from_parents(self.tokens, self.parents, self._shares)
+
+
+def grow_chain(
+    limits: DraftLimits, most: int, following: Callable[[list[int]], tuple[int, float] | None]
+) -> DraftTree:
+    """Token after token, at most `most`, while the confidence of all of them is at least the limits' floor.
+
+    following: the token behind those drafted so far with its probability; None where there is none.
+    """
+    tokens: list[int] = []
+    chances: list[float] = []
+    confidence = gain = 1.0
+    while len(tokens) < most and (said := following(tokens)) is not None:
+        token, chance = said
+        confidence *= chance
+        if confidence < limits.floor(len(tokens), gain):
+            break
+        gain += confidence
+        tokens.append(token)
+        chances.append(chance)
+        if token in limits.end_tokens:
+            break
+    return DraftTree.chain(tokens, chances)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.tree import DraftTree
 
 WINDOW = 256  # trials that a rate rests on before older ones begin to fade
@@ -74,13 +75,9 @@ class TextDrafter(ABC):
         """
         self._kind, tokens = self._continuation(min(limits.n_max, limits.tree_size))
         rate = self._rates[self._kind].value if tokens else 0.0
-        confidence = gain = 1.0
-        size = 0
-        while size < len(tokens) and (confidence := confidence * rate) >= limits.floor(size, gain):
-            size += 1
-            gain += confidence
-        self._proposed = tokens[:size]
-        return DraftTree.chain(self._proposed, [rate] * size)
+        tree = grow_chain(limits, len(tokens), lambda drafted: (tokens[len(drafted)], rate))
+        self._proposed = tree.tokens.tolist()
+        return tree
 
     def accept(self, tokens: Sequence[int], _: tuple[Tensor, ...]) -> None:
         """Note the tokens and which of the proposed ones they confirm."""
