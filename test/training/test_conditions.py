@@ -51,13 +51,13 @@ def _scenes(condition: str, count: int = 60) -> list[Scene]:
 def test_plain_scenes_are_what_they_always_were() -> None:
     """The shipped checkpoints' scores and every benchmark are of these: known texts and sums of pixels."""
     known = {
-        "Two objects on a light background. At the bottom, a small black cone glides quickly to the right. At "
-        "the top, a small orange ball rolls slowly to the lower left. The black cone is the fastest.": (
+        "Two objects on a light background. At the bottom, a small black cone glides quickly to the right. "
+        "At the top, a small orange ball rolls slowly to the lower left. The black cone is the fastest.": (
             18696493,
             15577660,
         ),
-        "Two objects on a dark background. At the top left, a small blue box slides quickly downwards. At the "
-        "bottom, a small white ball rolls quickly to the left. They move different ways.": (
+        "Two objects on a dark background. At the top left, a small blue box slides quickly downwards. At "
+        "the bottom, a small white ball rolls quickly to the left. They move different ways.": (
             6032993,
             15556594,
         ),
@@ -89,14 +89,14 @@ def test_a_scene_is_the_same_in_every_process() -> None:
 
 
 def test_no_two_scenes_are_alike() -> None:
-    """Between conditions, splits and numbers."""
-    texts = [
-        caption(sample_scene(split, index, condition)[0], 0.0)
+    """Between conditions, splits and numbers: no condition takes another one's objects."""
+    drawn = [
+        sample_scene(split, index, condition)[0].objects
         for split in dataset.SPLITS
         for index in range(20)
         for condition in CONDITIONS
     ]
-    assert len(set(texts)) > len(texts) - 5
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_a_mixture_has_fixed_proportions() -> None:
@@ -173,8 +173,8 @@ def test_what_stands_still_does_so_under_a_moving_camera() -> None:
     still = SceneObject("box", "red", "small", 0.4, 0.5, 0.0, 0.0)
     scene = Scene("grey", (0.0, 0.0), (still,), "camera", CameraMotion((0.2, 0.0, 0.0, 0.0), 0.0), tiles=1)
     assert caption(scene, 0.0) == (
-        "One object on a grey background. The camera moves to the left. In the middle, a small red box stands "
-        "still. Only the camera moves."
+        "One object on a grey background. The camera moves to the left. In the middle, a small red box "
+        "stands still. Only the camera moves."
     )
     np.testing.assert_allclose(scene.places(still, np.array([-0.2, 0.0])), [[0.36, 0.5], [0.4, 0.5]])
 
