@@ -1,5 +1,4 @@
-"""Simulated scenes to look at: a sheet of every condition, and the figures of `scene_statistics` as a
-plot."""
+"""Simulated scenes to look at: a sheet of every condition, and `scene_statistics`' figures as a plot."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ DARK_NOISE_HZ = 5.0  # of one pixel in the dark, falling to NOISE_RATE_HZ in the
 HALF_NOISE_LIGHT = 1 / 16_000  # where half of what is above that is left
 LEAK_HZ = 0.1  # "brighter" events of a pixel that sees nothing change
 REFRACTORY_NS = 500_000
-SETTLED = 1e-4  # log intensity that is no way to go any more
+SETTLED = 1e-6  # log intensity that is no way to go any more
 
 FLOOR_MARGIN = 0.15  # widths of floor around the unit square, which a swaying camera sees
 TILE = 0.07  # widths
@@ -264,7 +264,7 @@ def _sense(
     pixels: PixelStates, surfaces: Surfaces, lighting: Lighting, instants: Instants, start_ns: int,
     step_ns: int, refractory_ns: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.uint8]]:  # fmt: skip
-    """Events from the first to the last of the instants, which are step_ns apart."""
+    """Events of step after step; the instants are the middles of the step before them and of each."""
     size = len(pixels.light)
     capacity, count = 1 << 14, 0
     t, x = np.empty(capacity, np.int64), np.empty(capacity, np.uint16)
@@ -348,9 +348,11 @@ class PhysicalCamera:
 
     def events(self, stop_s: float) -> Events:
         """What the event camera sent since the last call (or the start) until stop_s; t counts from scene
-        time 0."""
+        time 0.
+        """
         steps = max(1, round((stop_s * 1e9 - self._time_ns) / STEP_NS))
-        instants = self._instants((self._time_ns + np.arange(steps + 1) * STEP_NS) * 1e-9)
+        # a photoreceptor follows the light in the middle of a step: that at its end would hurry it
+        instants = self._instants((self._time_ns + (np.arange(steps + 1) - 0.5) * STEP_NS) * 1e-9)
         noise = self._noise(steps * STEP_NS)
         signal = _sense(
             self._pixels, self._grey, self._lighting, instants, self._time_ns, STEP_NS, REFRACTORY_NS
