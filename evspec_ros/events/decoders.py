@@ -1,4 +1,4 @@
-"""Decoders of the wire encodings of event_camera_msgs/EventPacket (all little-endian)."""
+"""Decoders of the wire encodings of event_camera_msgs/EventPacket and of Prophesee's files (all little-endian)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from evspec_ros.events.types import Events
 PacketData: TypeAlias = "bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]"
 
 # What a decoder remembers from packet to packet: places in an array of int64.
-_EVENTS, _TRIGGERS, _CORRUPT, _OUTSIDE = 0, 1, 2, 3  # counters, see DecoderStatistics
-_HIGH = 4  # evt3: microseconds of the last TIME_HIGH with all rollovers so far, -1 before the first
-_LOW = 5  # evt3: the last TIME_LOW after a TIME_HIGH, -1 before the first
-_LINE = 6  # evt3: y of the events to come; libcaer_cmp: their x
-_BASE = 7  # where the next vector of events starts on that line
-_POLARITY = 8  # of vectors of events
-_STATE_SIZE = 9
+_EVENTS, _TRIGGERS, _CORRUPT, _OUTSIDE, _UNPLACED = 0, 1, 2, 3, 4  # counters, see DecoderStatistics
+_HIGH = 5  # evt2, evt3: microseconds of the last TIME_HIGH with all rollovers so far, -1 before the first
+_TIMED = 6  # evt2, evt3: 1 once a TIME_HIGH came since the start or since a packet was lost
+_LOW = 7  # evt3: the last TIME_LOW after such a TIME_HIGH, -1 before the first
+_LINE = 8  # evt3: y of the events to come; libcaer_cmp: their x; _NOWHERE where it is not known
+_BASE = 9  # where the next vector of events starts on that line; _NOWHERE where it is not known
+_POLARITY = 10  # of vectors of events
+_STATE_SIZE = 11
 
+_NOWHERE = 1 << 20  # outside every sensor
+_EVT2_ROLLOVER_US = 1 << 34
 _EVT3_ROLLOVER_US = 1 << 24
 _EVT3_JITTER = 10  # TIME_HIGH steps back by this much without a rollover
 _LIBCAER_ROLLOVER_NS = (1 << 31) * 1000
@@ -40,13 +43,15 @@ class DecoderStatistics:
     triggers: int  # edges of external trigger signals
     corrupt_words: int  # words that mean nothing in this encoding; they were skipped
     outside_sensor: int  # events at coordinates that the sensor does not have; they were dropped
+    unplaced: int  # events dropped at the start or after a loss, before the stream told their time and place
 
 
 class Decoder:
     """Turns the packets of one stream, in their order, into events; what an encoding carries over is kept.
 
-    evt3 is Prophesee's format, with the sensor's own times; libcaer, libcaer_cmp and mono are those of
-    event_camera_codecs, with times that count from the packet's time base.
+    evt2 and evt3 are Prophesee's formats (docs.prophesee.ai, "Data encoding formats"), with the sensor's own
+    times; libcaer, libcaer_cmp, mono and trigger are those of event_camera_codecs, with times that count from
+    the packet's time base. A trigger packet holds no events, only edges that are counted.
     """
 
     def __init__(self, encoding: str, width: int, height: int) -> None:
@@ -64,13 +69,23 @@ class Decoder:
         self._format = _FORMATS[encoding]
         self._packets = 0
         self._state = np.zeros(_STATE_SIZE, np.int64)
-        self._state[[_HIGH, _LOW]] = -1
+        self._state[_HIGH] = -1
+        self.resynchronise()
+
+    def resynchronise(self) -> None:
+        """A packet was lost: what was carried over is not trusted before the stream says it again.
+
+        evt2 waits for a TIME_HIGH, evt3 for TIME_HIGH, TIME_LOW and ADDR_Y, libcaer_cmp for ADDR_X, vectors for
+        their base; events before that are dropped and counted as `unplaced`. It is so at the start, too.
+        """
+        self._state[_TIMED] = 0
+        self._state[_LOW] = -1
 
     def decode(self, data: PacketData, time_base: int = 0) -> Events:
         """The events of the next packet, in their order on the wire, all inside the sensor.
 
-        data: the packet's field `events`; time_base: its field of that name, nanoseconds, ignored for evt3.
-        Raises EventDecodingError, before any state changes, for a length that is no whole number of words and
+        data: the packet's field `events`; time_base: its field of that name, nanoseconds, ignored for evt2
+        and evt3. Raises EventDecodingError, before any state changes, for a length that is no whole number of words and
         for a time base out of range.
         """
         words = self._words(data)
@@ -90,8 +105,7 @@ class Decoder:
     @property
     def statistics(self) -> DecoderStatistics:
         """A snapshot of the counters."""
-        events, triggers, corrupt, outside = self._state[: _OUTSIDE + 1].tolist()
-        return DecoderStatistics(self._packets, events, triggers, corrupt, outside)
+        return DecoderStatistics(self._packets, *self._state[: _UNPLACED + 1].tolist())
 
     def _words(self, data: PacketData) -> NDArray[Any]:
         raw = np.frombuffer(data, np.uint8)
@@ -120,6 +134,49 @@ def _count(words: NDArray[np.uint16], events_per_word: NDArray[np.uint8]) -> int
     for word in words:
         count += events_per_word[word]
     return count
+
+
+@njit(cache=True, nogil=True)
+def _decode_evt2(
+    words: NDArray[np.uint32],
+    time_base: int,  # noqa: ARG001 - evt2 has none, but one signature serves all
+    width: int,
+    height: int,
+    state: NDArray[np.int64],
+    t: NDArray[np.int64],
+    x: NDArray[np.uint16],
+    y: NDArray[np.uint16],
+    p: NDArray[np.uint8],
+) -> int:
+    high = state[_HIGH]
+    n = 0
+    for k in range(len(words)):
+        word = np.int64(words[k])
+        code = word >> 28
+        if code <= 0x1:  # CD_OFF, CD_ON
+            column, row = word >> 11 & 0x7FF, word & 0x7FF
+            if not state[_TIMED]:
+                state[_UNPLACED] += 1
+            elif column < width and row < height:
+                t[n], x[n], y[n], p[n] = (high + (word >> 22 & 0x3F)) * 1000, column, row, code
+                n += 1
+            else:
+                state[_OUTSIDE] += 1
+        elif code == 0x8:  # EVT_TIME_HIGH
+            rollovers = high & ~(_EVT2_ROLLOVER_US - 1) if high >= 0 else 0
+            new = rollovers + ((word & 0xFFFFFFF) << 6)
+            if new < high - _EVT2_ROLLOVER_US // 2:
+                new += _EVT2_ROLLOVER_US
+            high = new
+            state[_TIMED] = 1
+        elif code == 0xA:  # EXT_TRIGGER
+            if state[_TIMED]:
+                state[_TRIGGERS] += 1
+        elif code < 0xE:  # neither OTHERS nor CONTINUED
+            state[_CORRUPT] += 1
+    state[_HIGH] = high
+    state[_EVENTS] += n
+    return n
 
 
 @njit(cache=True, nogil=True)
@@ -312,6 +369,22 @@ def _decode_mono(
     return n
 
 
+@njit(cache=True, nogil=True)
+def _decode_trigger(
+    words: NDArray[np.int64],
+    time_base: int,  # noqa: ARG001 - edges are counted, not kept
+    width: int,  # noqa: ARG001
+    height: int,  # noqa: ARG001
+    state: NDArray[np.int64],
+    t: NDArray[np.int64],  # noqa: ARG001
+    x: NDArray[np.uint16],  # noqa: ARG001
+    y: NDArray[np.uint16],  # noqa: ARG001
+    p: NDArray[np.uint8],  # noqa: ARG001
+) -> int:
+    state[_TRIGGERS] += len(words)  # polarity 1 bit, unused 31, nanoseconds 32
+    return 0
+
+
 def _events_per_word(single: int, vectors: dict[int, int]) -> NDArray[np.uint8]:
     """uint8 [65536], how many events each 16-bit word stands for: 1 if its code is `single`, one per bit of
     its mask if its code is in `vectors` (code -> bits in the mask).
@@ -334,9 +407,11 @@ class _Format:
 
 
 _FORMATS = {
+    "evt2": _Format(np.dtype("<u4"), False, None, _decode_evt2),
     "evt3": _Format(np.dtype("<u2"), False, _events_per_word(0x2, {0x4: 12, 0x5: 8}), _decode_evt3),
     "libcaer_cmp": _Format(np.dtype("<u2"), True, _events_per_word(0x3, {0x5: 8}), _decode_libcaer_cmp),
     "libcaer": _Format(np.dtype("<i8"), True, None, _decode_libcaer),
     "mono": _Format(np.dtype("<i8"), True, None, _decode_mono),
+    "trigger": _Format(np.dtype("<i8"), True, None, _decode_trigger),
 }
 ENCODINGS: tuple[str, ...] = tuple(_FORMATS)

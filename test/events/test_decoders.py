@@ -30,6 +30,11 @@ def rows(events: Events) -> list[Event]:
     return list(zip(*(field.tolist() for field in (events.t, events.x, events.y, events.p)), strict=True))
 
 
+def words32(*words: int) -> bytes:
+    """Little-endian 32-bit words."""
+    return struct.pack(f"<{len(words)}I", *words)
+
+
 def words16(*words: int) -> bytes:
     """Little-endian 16-bit words."""
     return struct.pack(f"<{len(words)}H", *words)
@@ -51,11 +56,11 @@ def recorded_packets(bag: Path) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("name", "messages", "statistics", "sums"),
     [
-        ("test_data_evt3_trigger", 105, DecoderStatistics(105, 82_469, 2, 0, 0),
+        ("test_data_evt3_trigger", 105, DecoderStatistics(105, 82_469, 2, 0, 0, 0),
          (1_222_326_831_810_000, 42_078_718, 31_656_267, 41_439)),
-        ("test_data_libcaer_rollover", 201, DecoderStatistics(201, 334_331, 0, 0, 0),
+        ("test_data_libcaer_rollover", 201, DecoderStatistics(201, 334_331, 0, 0, 0, 0),
          (15_762_826_572_202_229_126, 111_651_612, 82_801_007, 181_908)),
-        ("test_data_mono_cd", 2, DecoderStatistics(2, 100, 0, 0, 0), (4_950_000, 34_450, 26_450, 50)),
+        ("test_data_mono_cd", 2, DecoderStatistics(2, 100, 0, 0, 0, 0), (4_950_000, 34_450, 26_450, 50)),
     ],
 )  # fmt: skip
 def test_known_answers_of_real_recordings(
@@ -75,6 +80,55 @@ def test_known_answers_of_real_recordings(
 
 
 # One claim of each format at a time
+
+
+def test_evt2_fields_stand_where_the_format_says() -> None:
+    """Code 28-31, six low bits of time 22-27, x 11-21, y 0-10; 28 high bits of time in TIME_HIGH; microseconds."""
+    data = words32(0x8ABCDEF1, 1 << 28 | 63 << 22 | 7 << 11 | 5, 0 << 28 | 1 << 22 | 9 << 11 | 8)
+    high = 0xABCDEF1 << 6
+    assert rows(Decoder("evt2", 10, 10).decode(data)) == [
+        ((high + 63) * 1000, 7, 5, 1),
+        ((high + 1) * 1000, 9, 8, 0),
+    ]
+
+
+def test_evt2_emits_nothing_before_a_time_high_and_none_after_a_loss_before_the_next() -> None:
+    """Time is kept from packet to packet; what came without one is counted."""
+    decoder = Decoder("evt2", 10, 10)
+    assert rows(decoder.decode(words32(3 << 11 | 4))) == []
+    assert len(decoder.decode(words32(0x80000001, 3 << 11 | 4))) == 1
+    assert rows(decoder.decode(words32(3 << 11 | 4))) == [(64_000, 3, 4, 0)]
+    decoder.resynchronise()
+    assert rows(decoder.decode(words32(3 << 11 | 4, 0x80000002, 3 << 11 | 4))) == [(128_000, 3, 4, 0)]
+    assert decoder.statistics == DecoderStatistics(4, 3, 0, 0, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("high", "new_high", "microseconds"),
+    [(0xFFFFFFF, 0, 1 << 34), (0x8000001, 0, 1 << 34), (0x8000000, 0, 0), (1000, 900, 900 << 6)],
+)
+def test_evt2_rolls_over_only_if_time_high_falls_by_more_than_half_its_range(
+    high: int, new_high: int, microseconds: int
+) -> None:
+    """A fall from the top of the 34 bits to their bottom adds 2^34 us, any other is a step back."""
+    decoder = Decoder("evt2", 10, 10)
+    decoder.decode(words32(0x80000000 | high))
+    assert rows(decoder.decode(words32(0x80000000 | new_high, 0)))[0][0] == microseconds * 1000
+
+
+def test_evt2_passes_over_other_words_and_counts_triggers_and_unknown_codes() -> None:
+    """EXT_TRIGGER once the time is known, OTHERS and CONTINUED silently, codes that the format lacks counted."""
+    codes = (0xA, 0x8, 0xA, 0xE, 0xF, 0x2, 0xB, 0x0)
+    decoder = Decoder("evt2", 10, 10)
+    assert len(decoder.decode(words32(*(code << 28 for code in codes)))) == 1
+    assert decoder.statistics == DecoderStatistics(1, 1, 1, 2, 0, 0)
+
+
+def test_trigger_packets_hold_edges_and_no_events() -> None:
+    """One u64 an edge: counted as triggers."""
+    decoder = Decoder("trigger", 10, 10)
+    assert len(decoder.decode(struct.pack("<QQ", 1 << 63 | 5, 9), 1000)) == 0
+    assert decoder.statistics == DecoderStatistics(1, 0, 2, 0, 0, 0)
 
 
 def test_mono_fields_stand_where_the_format_says() -> None:
@@ -156,14 +210,14 @@ def test_evt3_ignores_the_time_base_and_all_codes_without_events() -> None:
         0x8000, 0x6001, 0xE000, 0x7000, 0xF000, 0x9000, 0xA101, 0x1000, 0xB000, 0xC000, 0xD000, 0x2001
     )
     assert rows(decoder.decode(data, time_base=2**64 - 1)) == [(1000, 1, 0, 0)]
-    assert decoder.statistics == DecoderStatistics(1, 1, 1, 4, 0)
+    assert decoder.statistics == DecoderStatistics(1, 1, 1, 4, 0, 0)
 
 
 # A plain reference, written from the formats' tables, for any bytes
 
 
 class Reference:
-    """The four formats, one event at a time."""
+    """The formats, one event at a time; None for what the stream has not told yet."""
 
     def __init__(self, encoding: str, width: int, height: int) -> None:
         self.encoding, self.width, self.height = encoding, width, height
@@ -175,6 +229,23 @@ class Reference:
         """Events inside the sensor."""
         events = getattr(self, self.encoding)(data, time_base)
         return [event for event in events if event[1] < self.width and event[2] < self.height]
+
+    @staticmethod
+    def trigger(data: bytes, time_base: int) -> Iterator[Event]:
+        """No events."""
+        yield from ()
+
+    def evt2(self, data: bytes, _: int) -> Iterator[Event]:
+        """One u32 an event, the high bits of its time before."""
+        for (word,) in struct.iter_unpack("<I", data):
+            code, value = word >> 28, word % 2**28
+            if code == 8:
+                old = self.high or 0
+                turns = old // 2**28 + (old % 2**28 - value > 2**27)
+                self.high = turns * 2**28 + value
+            elif code < 2 and self.high is not None:
+                time = self.high * 64 + value // 2**22
+                yield time * 1000, value // 2**11 % 2**11, value % 2**11, code
 
     @staticmethod
     def mono(data: bytes, time_base: int) -> Iterator[Event]:
@@ -341,13 +412,13 @@ def test_a_decoded_array_may_be_changed_by_its_owner() -> None:
 def test_an_unknown_encoding_is_answered_with_the_known_ones() -> None:
     """The error of a stranger names what would be understood."""
     with pytest.raises(
-        EventDecodingError, match=r"'evt9' is unknown: known ones are evt3, libcaer_cmp, libcaer, mono"
+        EventDecodingError, match=r"'evt9' is unknown: known ones are evt2, evt3, libcaer_cmp, libcaer, mono, trigger"
     ):
         Decoder("evt9", 640, 480)
 
 
 @pytest.mark.parametrize(
-    ("encoding", "size"), [("evt3", 3), ("libcaer_cmp", 1), ("libcaer", 12), ("mono", 7)]
+    ("encoding", "size"), [("evt2", 6), ("evt3", 3), ("libcaer_cmp", 1), ("libcaer", 12), ("mono", 7)]
 )
 def test_a_packet_that_is_no_whole_number_of_words_is_refused_and_changes_nothing(
     encoding: str, size: int
@@ -356,7 +427,7 @@ def test_a_packet_that_is_no_whole_number_of_words_is_refused_and_changes_nothin
     decoder = Decoder(encoding, 10, 10)
     with pytest.raises(EventDecodingError, match=rf"{encoding} packet of {size} bytes .* bytes each"):
         decoder.decode(bytes(size))
-    assert decoder.statistics == DecoderStatistics(0, 0, 0, 0, 0)
+    assert decoder.statistics == DecoderStatistics(0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("size", [(0, 480), (640, 0), (-1, 480), (65_537, 480)])
