@@ -475,7 +475,7 @@ def test_one_compiled_kernel_serves_all_buffers() -> None:
     """Whatever was decoded in this session, no decoder was compiled twice: no pause in mid-stream."""
     decoders.warm_up()
     test_every_kind_of_buffer_is_decoded_alike("evt3")
-    assert len(line_kernels._decode.signatures) == 1
+    assert len(line_kernels.decode_evt3.signatures) == 1
     assert len(decoders._count.signatures) == 1
 
 
