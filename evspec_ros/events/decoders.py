@@ -124,7 +124,7 @@ def _count(words: NDArray[np.uint16], events_per_word: NDArray[np.uint8]) -> int
     count = np.int64(0)
     for word in words:
         count += np.int64(events_per_word[word])
-    return count
+    return int(count)
 
 
 @dataclass(frozen=True, eq=False)

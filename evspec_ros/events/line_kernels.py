@@ -1,9 +1,12 @@
 """Decoding evt3 and libcaer_cmp: 16-bit words that name a line of the sensor and then events along it.
 
 Both consist of words whose top 4 bits, the code, say what the other 12 are. Most streams mix them without a
-pattern that a processor could predict, so that a branch for each code costs more than all else. Hence it is done
-in two steps: first each word is put, without a branch, into its lane of one 64-bit register, which becomes a
-record where the word stands for an event; then the records are unpacked into columns, several at once.
+pattern that a processor could predict, so that a branch for each code costs more than all else. Hence two
+steps: first each word is put, without a branch, into its lane of one 64-bit register, which becomes a record
+where the word stands for an event; then the records are unpacked into columns, several at once.
+
+Words are read from slices, from 0 on: numba need not ask then of every index whether it counts from the end.
+The codes are constants of each compiled kernel.
 
 Lanes of 16 bits, from the lowest: the last word with a line, the last with a single event, the last with the
 low bits of time, the last with a vector's base. In a record the second lane holds the event's own place and
@@ -45,7 +48,7 @@ _JITTER = 10  # TIME_HIGH steps back by this much without a rollover
 
 
 class LineFormat(NamedTuple):
-    """The codes of one format; `single` stands for one event, `vector_8` and `vector_12` for one per set bit."""
+    """The codes of one format; `single` stands for one event, a `vector_` for one per set bit."""
 
     line: np.uint16
     single: np.uint16
@@ -182,7 +185,7 @@ def _skip_unplaced(
 def _is_special(word: int, codes: LineFormat, high_word: int) -> bool:
     """Whether a word is more than a lane's content: another TIME_HIGH than high_word, a trigger, unknown."""
     code = word >> 12
-    return (
+    return bool(
         ((code == codes.high) & (word != high_word))
         | (code == codes.lone_unknown)
         | ((code >= codes.first_unknown) & (code <= codes.last_unknown))
@@ -191,7 +194,7 @@ def _is_special(word: int, codes: LineFormat, high_word: int) -> bool:
 
 @njit(nogil=True, inline="always")
 def _plain_until(words: NDArray[np.uint16], start: int, codes: LineFormat, high_us: int) -> tuple[int, bool]:
-    """Where the first special word at or after start is, or the block's end; whether there are vectors before."""
+    """Where the first special word from start on is, or the block's end; whether vectors come before."""
     high_word = np.uint16(codes.high << 12 | (high_us >> 12 & 0xFFF))
     stop = min(start + _BLOCK, len(words))
     vectors = 0
@@ -251,7 +254,7 @@ def _read_singles(
     if carried >> 60 == codes.base:
         state[MOVED] = 0
     state[CARRIED] = carried
-    return np.int64(n)
+    return int(n)
 
 
 @njit(nogil=True, inline="always")
@@ -293,7 +296,7 @@ def _read_vectors(
                 n = np.uintp(_read_at_edge(mask, first, record, places, state, records, np.int64(n)))
             moved += bits
     state[CARRIED], state[MOVED] = carried, moved
-    return np.int64(n)
+    return int(n)
 
 
 @njit(cache=True, nogil=True)
@@ -364,7 +367,7 @@ def decode_evt3(
     p: NDArray[np.uint8],
 ) -> int:
     """Write the events of evt3 words, rows with events along x, into t, x, y, p; return their number."""
-    return _decode(words, 0, EVT3, _EVT3_KEEP, _EVT3_PLACE, height, width, state, t, y, x, p)
+    return int(_decode(words, 0, EVT3, _EVT3_KEEP, _EVT3_PLACE, height, width, state, t, y, x, p))
 
 
 @njit(cache=True, nogil=True)
@@ -380,6 +383,6 @@ def decode_libcaer_cmp(
     p: NDArray[np.uint8],
 ) -> int:
     """Write the events of libcaer_cmp words, columns with events along y, likewise."""
-    return _decode(
-        words, time_base, LIBCAER_CMP, _CMP_KEEP, _CMP_PLACE, width, height, state, t, x, y, p
-    )  # fmt: skip
+    return int(
+        _decode(words, time_base, LIBCAER_CMP, _CMP_KEEP, _CMP_PLACE, width, height, state, t, x, y, p)
+    )

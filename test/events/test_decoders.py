@@ -86,7 +86,7 @@ def test_known_answers_of_real_recordings(
 
 
 def test_evt2_fields_stand_where_the_format_says() -> None:
-    """Code 28-31, six low bits of time 22-27, x 11-21, y 0-10; 28 high bits of time in TIME_HIGH; microseconds."""
+    """Code 28-31, low bits of time 22-27, x 11-21, y 0-10; the high bits in TIME_HIGH; microseconds."""
     data = words32(0x8ABCDEF1, 1 << 28 | 63 << 22 | 7 << 11 | 5, 0 << 28 | 1 << 22 | 9 << 11 | 8)
     high = 0xABCDEF1 << 6
     assert rows(Decoder("evt2", 10, 10).decode(data)) == [
@@ -120,7 +120,7 @@ def test_evt2_rolls_over_only_if_time_high_falls_by_more_than_half_its_range(
 
 
 def test_evt2_passes_over_other_words_and_counts_triggers_and_unknown_codes() -> None:
-    """EXT_TRIGGER once the time is known, OTHERS and CONTINUED silently, codes that the format lacks counted."""
+    """EXT_TRIGGER counts once time is known, OTHERS and CONTINUED never, unknown codes as corrupt."""
     codes = (0xA, 0x8, 0xA, 0xE, 0xF, 0x2, 0xB, 0x0)
     decoder = Decoder("evt2", 10, 10)
     assert len(decoder.decode(words32(*(code << 28 for code in codes)))) == 1
@@ -153,7 +153,7 @@ def test_libcaer_rolls_over_within_a_packet_and_not_between_packets() -> None:
 
 @pytest.mark.parametrize("stamps", [(2000, 1000, 2001), (2**31 - 1, 2**30), (2**30, 0), (5, 2**31 - 1, 6)])
 def test_libcaer_takes_a_damaged_stamp_for_no_rollover(stamps: tuple[int, ...]) -> None:
-    """Only from the last 17 s before 2^31 us to the first ones after 0; all other stamps stand for themselves."""
+    """A rollover goes from the last 17 s to the first 17 s; all other stamps stand for themselves."""
     data = b"".join(struct.pack("<Ii", 0, stamp) for stamp in stamps)
     times = Decoder("libcaer", 100, 100).decode(data).t.tolist()
     expected = [stamp * 1000 for stamp in stamps]

@@ -32,7 +32,7 @@ def events_at(times: list[int], x: int = 1, y: int = 2) -> Events:
     seed=st.integers(0, 1000),
 )
 def test_decoding_gives_back_what_was_encoded(steps: list[int], time_base: int, seed: int) -> None:
-    """Whole microseconds from the time base on, up to the format's 36 minutes, with any pixel and polarity."""
+    """Whole microseconds from the time base on, up to 36 minutes, with any pixel and polarity."""
     rng = np.random.default_rng(seed)
     n = len(steps)
     events = Events(
@@ -59,7 +59,7 @@ def test_times_are_rounded_down_to_microseconds_after_the_time_base() -> None:
 @pytest.mark.parametrize(
     "events",
     [events_at([999]), events_at([5000, 4000]), events_at([1000 + 2**31 * 1000]),
-     events_at([1000, 2**30 * 1000, 1000 + 2**31 * 1000]), events_at([1000], x=1 << 15), events_at([1000], y=1 << 15)],
+     events_at([1000, 1000 + 2**31 * 1000]), events_at([1000], x=1 << 15), events_at([1000], y=1 << 15)],
 )  # fmt: skip
 def test_what_the_format_cannot_hold_is_refused(events: Events) -> None:
     """Before the time base, out of order, 2^31 us after it, coordinates of 16 bits."""
