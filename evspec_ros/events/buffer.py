@@ -89,12 +89,16 @@ class EventBuffer:
             newest = max(packet_end, self._latest()) if self._count else packet_end
             self._insert(self._without_expired(events, newest - self._span_ns))
 
-    def window(self, stop_ns: int, duration_ns: int) -> Events:
-        """The held events with stop_ns - duration_ns < t <= stop_ns, as a copy of these alone."""
+    def window(self, stop_ns: int, duration_ns: int, most: int | None = None) -> Events:
+        """The held events with stop_ns - duration_ns < t <= stop_ns, the last `most` of them at most.
+
+        They are a copy, of these events alone.
+        """
         with self._lock:
-            first = self._number_until(stop_ns - duration_ns)
-            count = max(self._number_until(stop_ns) - first, 0)
-            place = (self._start + first) % self._capacity
+            stop = self._number_until(stop_ns)
+            count = max(stop - self._number_until(stop_ns - duration_ns), 0)
+            count = count if most is None else min(count, most)
+            place = (self._start + stop - count) % self._capacity
             return Events(
                 _unrolled(self._t, place, count),
                 _unrolled(self._x, place, count),
@@ -106,9 +110,11 @@ class EventBuffer:
 
     def _compile(self) -> None:
         """Runs the kernels once, so that no packet has to wait for a compiler."""
-        one = np.zeros(1, np.int64), np.zeros(1, np.uint16), np.zeros(1, np.uint16), np.zeros(1, np.uint8)
-        self.append(Events(*one, self.width, self.height))
+        pixel, polarity = np.zeros(1, np.uint16), np.zeros(1, np.uint8)
+        for t in (1, 0):  # in order, and late
+            self.append(Events(np.array([t]), pixel, pixel, polarity, self.width, self.height))
         self.clear()
+        self._dropped = 0
 
     def _latest(self) -> int:
         return int(self._t[(self._start + self._count - 1) % self._capacity])
@@ -123,6 +129,26 @@ class EventBuffer:
 
     def _insert(self, events: Events) -> None:
         excess = max(self._count + len(events) - self._capacity, 0)
+        if not len(events) or not self._count or events.t[0] >= self._latest():
+            self._append_in_order(events, excess)
+        else:
+            self._merge_late(events, excess)
+
+    def _append_in_order(self, events: Events, excess: int) -> None:
+        too_many = max(len(events) - self._capacity, 0)
+        self._dropped += too_many
+        self._discard_oldest(excess - too_many)
+        events = events[too_many:]
+        place = (self._start + self._count) % self._capacity
+        for ring, new in (
+            (self._t, events.t), (self._x, events.x), (self._y, events.y), (self._p, events.p)
+        ):  # fmt: skip
+            before_end = self._capacity - place
+            ring[place : place + len(new)] = new[:before_end]
+            ring[: max(len(new) - before_end, 0)] = new[before_end:]
+        self._count += len(events)
+
+    def _merge_late(self, events: Events, excess: int) -> None:
         too_old = int(_new_among_oldest(self._t, self._start, self._count, events.t, excess))
         self._dropped += too_old
         self._discard_oldest(excess - too_old)
@@ -164,10 +190,10 @@ def _unrolled(ring: NDArray[_Scalar], start: int, count: int) -> NDArray[_Scalar
 
 @njit(cache=True, nogil=True)
 def _ascending(t: NDArray[np.int64]) -> bool:
-    for k in range(1, len(t)):  # noqa: SIM110 - numba knows no generator expressions
-        if t[k] < t[k - 1]:
-            return False
-    return True
+    descents = 0
+    for k in range(1, len(t)):  # to the end, whatever is found: so several are compared at once
+        descents += t[k] < t[k - 1]
+    return descents == 0
 
 
 @njit(cache=True, nogil=True)

@@ -12,25 +12,19 @@ from numba import njit
 from numpy.typing import NDArray
 
 from evspec_ros.errors import EventDecodingError
+from evspec_ros.events import state
+from evspec_ros.events.line_kernels import (
+    EVT3,
+    LIBCAER_CMP,
+    decode_evt3,
+    decode_libcaer_cmp,
+    events_per_word,
+)
 from evspec_ros.events.types import Events
+from evspec_ros.events.word_kernels import decode_evt2, decode_libcaer, decode_mono, decode_trigger
 
 PacketData: TypeAlias = "bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]"
 
-# What a decoder remembers from packet to packet: places in an array of int64.
-_EVENTS, _TRIGGERS, _CORRUPT, _OUTSIDE, _UNPLACED = 0, 1, 2, 3, 4  # counters, see DecoderStatistics
-_HIGH = 5  # evt2, evt3: microseconds of the last TIME_HIGH with all rollovers so far, -1 before the first
-_TIMED = 6  # evt2, evt3: 1 once a TIME_HIGH came since the start or since a packet was lost
-_LOW = 7  # evt3: the last TIME_LOW after such a TIME_HIGH, -1 before the first
-_LINE = 8  # evt3: y of the events to come; libcaer_cmp: their x; _NOWHERE where it is not known
-_BASE = 9  # where the next vector of events starts on that line; _NOWHERE where it is not known
-_POLARITY = 10  # of vectors of events
-_STATE_SIZE = 11
-
-_NOWHERE = 1 << 20  # outside every sensor
-_EVT2_ROLLOVER_US = 1 << 34
-_EVT3_ROLLOVER_US = 1 << 24
-_EVT3_JITTER = 10  # TIME_HIGH steps back by this much without a rollover
-_LIBCAER_ROLLOVER_NS = (1 << 31) * 1000
 _TIME_BASE_LIMIT_NS = 1 << 62  # the year 2116; later ones leave no room for the times within a packet
 
 
@@ -68,9 +62,7 @@ class Decoder:
         self.height = height
         self._format = _FORMATS[encoding]
         self._packets = 0
-        self._state = np.zeros(_STATE_SIZE, np.int64)
-        self._state[_HIGH] = -1
-        self.resynchronise()
+        self._state = state.new_state()
 
     def resynchronise(self) -> None:
         """A packet was lost: what was carried over is not trusted before the stream says it again.
@@ -78,8 +70,7 @@ class Decoder:
         evt2 waits for a TIME_HIGH, evt3 for TIME_HIGH, TIME_LOW and ADDR_Y, libcaer_cmp for ADDR_X, vectors
         for their base; events before that are dropped and counted as `unplaced`. It is so at the start, too.
         """
-        self._state[_TIMED] = 0
-        self._state[_LOW] = -1
+        state.resynchronise(self._state)
 
     def decode(self, data: PacketData, time_base: int = 0) -> Events:
         """The events of the next packet, in their order on the wire, all inside the sensor.
@@ -105,7 +96,7 @@ class Decoder:
     @property
     def statistics(self) -> DecoderStatistics:
         """A snapshot of the counters."""
-        return DecoderStatistics(self._packets, *self._state[: _UNPLACED + 1].tolist())
+        return DecoderStatistics(self._packets, *self._state[: state.UNPLACED + 1].tolist())
 
     def _words(self, data: PacketData) -> NDArray[Any]:
         raw = np.frombuffer(data, np.uint8)
@@ -130,272 +121,10 @@ def warm_up() -> None:
 
 @njit(cache=True, nogil=True)
 def _count(words: NDArray[np.uint16], events_per_word: NDArray[np.uint8]) -> int:
-    count = 0
+    count = np.int64(0)
     for word in words:
-        count += events_per_word[word]
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _decode_evt2(
-    words: NDArray[np.uint32],
-    time_base: int,  # noqa: ARG001 - evt2 has none, but one signature serves all
-    width: int,
-    height: int,
-    state: NDArray[np.int64],
-    t: NDArray[np.int64],
-    x: NDArray[np.uint16],
-    y: NDArray[np.uint16],
-    p: NDArray[np.uint8],
-) -> int:
-    high = state[_HIGH]
-    n = 0
-    for k in range(len(words)):
-        word = np.int64(words[k])
-        code = word >> 28
-        if code <= 0x1:  # CD_OFF, CD_ON
-            column, row = word >> 11 & 0x7FF, word & 0x7FF
-            if not state[_TIMED]:
-                state[_UNPLACED] += 1
-            elif column < width and row < height:
-                t[n], x[n], y[n], p[n] = (high + (word >> 22 & 0x3F)) * 1000, column, row, code
-                n += 1
-            else:
-                state[_OUTSIDE] += 1
-        elif code == 0x8:  # EVT_TIME_HIGH
-            rollovers = high & ~(_EVT2_ROLLOVER_US - 1) if high >= 0 else 0
-            new = rollovers + ((word & 0xFFFFFFF) << 6)
-            if new < high - _EVT2_ROLLOVER_US // 2:
-                new += _EVT2_ROLLOVER_US
-            high = new
-            state[_TIMED] = 1
-        elif code == 0xA:  # EXT_TRIGGER
-            if state[_TIMED]:
-                state[_TRIGGERS] += 1
-        elif code < 0xE:  # neither OTHERS nor CONTINUED
-            state[_CORRUPT] += 1
-    state[_HIGH] = high
-    state[_EVENTS] += n
-    return n
-
-
-@njit(cache=True, nogil=True)
-def _decode_evt3(  # noqa: PLR0912, PLR0915 - one branch a code
-    words: NDArray[np.uint16],
-    time_base: int,  # noqa: ARG001 - evt3 has none, but one signature serves all
-    width: int,
-    height: int,
-    state: NDArray[np.int64],
-    t: NDArray[np.int64],
-    x: NDArray[np.uint16],
-    y: NDArray[np.uint16],
-    p: NDArray[np.uint8],
-) -> int:
-    high, low = state[_HIGH], state[_LOW]
-    line, base, polarity = state[_LINE], state[_BASE], state[_POLARITY]
-    time_ns = (high + low) * 1000
-    n = 0
-    for k in range(len(words)):
-        word = np.int64(words[k])
-        code = word >> 12
-        if code == 0x0:  # ADDR_Y; bit 11 is the system type
-            line = word & 0x7FF
-        elif code == 0x2:  # ADDR_X
-            if low < 0:
-                continue
-            column = word & 0x7FF
-            if column < width and line < height:
-                t[n], x[n], y[n], p[n] = time_ns, column, line, word >> 11 & 1
-                n += 1
-            else:
-                state[_OUTSIDE] += 1
-        elif code == 0x3:  # VECT_BASE_X
-            base = word & 0x7FF
-            polarity = word >> 11 & 1
-        elif code in (0x4, 0x5):  # VECT_12, VECT_8
-            bits = 12 if code == 0x4 else 8
-            mask = word & ((1 << bits) - 1)
-            column = base
-            base += bits
-            if low < 0:
-                continue
-            while mask:
-                if mask & 1:
-                    if column < width and line < height:
-                        t[n], x[n], y[n], p[n] = time_ns, column, line, polarity
-                        n += 1
-                    else:
-                        state[_OUTSIDE] += 1
-                mask >>= 1
-                column += 1
-        elif code == 0x6:  # TIME_LOW
-            if high >= 0:
-                low = word & 0xFFF
-                time_ns = (high + low) * 1000
-        elif code == 0x8:  # TIME_HIGH
-            new = word & 0xFFF
-            last = high >> 12 & 0xFFF
-            rollovers = high & ~(_EVT3_ROLLOVER_US - 1) if high >= 0 else 0
-            if high >= 0 and last - new > _EVT3_JITTER:
-                rollovers += _EVT3_ROLLOVER_US
-            high = rollovers + (new << 12)
-            time_ns = (high + low) * 1000
-        elif code == 0xA:  # EXT_TRIGGER
-            if low >= 0:
-                state[_TRIGGERS] += 1
-        elif code in (0x1, 0xB, 0xC, 0xD):
-            state[_CORRUPT] += 1
-    state[_HIGH], state[_LOW] = high, low
-    state[_LINE], state[_BASE], state[_POLARITY] = line, base, polarity
-    state[_EVENTS] += n
-    return n
-
-
-@njit(cache=True, nogil=True)
-def _decode_libcaer_cmp(  # noqa: PLR0912 - one branch a code
-    words: NDArray[np.uint16],
-    time_base: int,
-    width: int,
-    height: int,
-    state: NDArray[np.int64],
-    t: NDArray[np.int64],
-    x: NDArray[np.uint16],
-    y: NDArray[np.uint16],
-    p: NDArray[np.uint8],
-) -> int:
-    line, base, polarity = state[_LINE], state[_BASE], state[_POLARITY]
-    high, low = np.int64(0), np.int64(0)
-    time_ns = np.int64(time_base)
-    n = 0
-    for k in range(len(words)):
-        word = np.int64(words[k])
-        code = word >> 12
-        if code == 0x3:  # ADDR_Y
-            row = word & 0x7FF
-            if line < width and row < height:
-                t[n], x[n], y[n], p[n] = time_ns, line, row, word >> 11 & 1
-                n += 1
-            else:
-                state[_OUTSIDE] += 1
-        elif code == 0x2:  # ADDR_X
-            line = word & 0x7FF
-        elif code == 0x1:  # TIME_LOW
-            low = word & 0xFFF
-            time_ns = time_base + (high + low) * 1000
-        elif code == 0x0:  # TIME_HIGH
-            high = (word & 0xFFF) << 12
-            time_ns = time_base + (high + low) * 1000
-        elif code == 0x4:  # VECT_BASE_Y
-            base = word & 0x7FF
-            polarity = word >> 11 & 1
-        elif code == 0x5:  # VECT_8
-            mask = word & 0xFF
-            row = base
-            base += 8
-            while mask:
-                if mask & 1:
-                    if line < width and row < height:
-                        t[n], x[n], y[n], p[n] = time_ns, line, row, polarity
-                        n += 1
-                    else:
-                        state[_OUTSIDE] += 1
-                mask >>= 1
-                row += 1
-        else:
-            state[_CORRUPT] += 1
-    state[_LINE], state[_BASE], state[_POLARITY] = line, base, polarity
-    state[_EVENTS] += n
-    return n
-
-
-@njit(cache=True, nogil=True)
-def _decode_libcaer(
-    words: NDArray[np.int64],
-    time_base: int,
-    width: int,
-    height: int,
-    state: NDArray[np.int64],
-    t: NDArray[np.int64],
-    x: NDArray[np.uint16],
-    y: NDArray[np.uint16],
-    p: NDArray[np.uint8],
-) -> int:
-    last = 0
-    origin = time_base
-    n = 0
-    for k in range(len(words)):
-        word = words[k]  # u32 pixel, i32 microseconds
-        stamp = word >> 32
-        if stamp < 0:
-            state[_CORRUPT] += 1
-            continue
-        if stamp < last:
-            origin += _LIBCAER_ROLLOVER_NS
-        last = stamp
-        column = word >> 17 & 0x7FFF
-        row = word >> 2 & 0x7FFF
-        if column < width and row < height:
-            t[n], x[n], y[n], p[n] = origin + stamp * 1000, column, row, word >> 1 & 1
-            n += 1
-        else:
-            state[_OUTSIDE] += 1
-    state[_EVENTS] += n
-    return n
-
-
-@njit(cache=True, nogil=True)
-def _decode_mono(
-    words: NDArray[np.int64],
-    time_base: int,
-    width: int,
-    height: int,
-    state: NDArray[np.int64],
-    t: NDArray[np.int64],
-    x: NDArray[np.uint16],
-    y: NDArray[np.uint16],
-    p: NDArray[np.uint8],
-) -> int:
-    n = 0
-    for k in range(len(words)):
-        word = words[k]  # polarity 1 bit, y 15, x 16, nanoseconds 32
-        column = word >> 32 & 0xFFFF
-        row = word >> 48 & 0x7FFF
-        if column < width and row < height:
-            t[n], x[n], y[n], p[n] = time_base + (word & 0xFFFFFFFF), column, row, word < 0
-            n += 1
-        else:
-            state[_OUTSIDE] += 1
-    state[_EVENTS] += n
-    return n
-
-
-@njit(cache=True, nogil=True)
-def _decode_trigger(
-    words: NDArray[np.int64],
-    time_base: int,  # noqa: ARG001 - edges are counted, not kept
-    width: int,  # noqa: ARG001
-    height: int,  # noqa: ARG001
-    state: NDArray[np.int64],
-    t: NDArray[np.int64],  # noqa: ARG001
-    x: NDArray[np.uint16],  # noqa: ARG001
-    y: NDArray[np.uint16],  # noqa: ARG001
-    p: NDArray[np.uint8],  # noqa: ARG001
-) -> int:
-    state[_TRIGGERS] += len(words)  # polarity 1 bit, unused 31, nanoseconds 32
-    return 0
-
-
-def _events_per_word(single: int, vectors: dict[int, int]) -> NDArray[np.uint8]:
-    """uint8 [65536], how many events each 16-bit word stands for: 1 if its code is `single`, one per bit of
-    its mask if its code is in `vectors` (code -> bits in the mask).
-    """
-    words = np.arange(1 << 16, dtype=np.uint16)
-    counts = np.zeros(len(words), np.uint8)
-    counts[words >> 12 == single] = 1
-    for code, bits in vectors.items():
-        for bit in range(bits):
-            counts[(words >> 12 == code) & (words >> bit & 1 == 1)] += 1
-    return counts
+        count += np.int64(events_per_word[word])
+    return int(count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -407,11 +136,11 @@ class _Format:
 
 
 _FORMATS = {
-    "evt2": _Format(np.dtype("<u4"), False, None, _decode_evt2),
-    "evt3": _Format(np.dtype("<u2"), False, _events_per_word(0x2, {0x4: 12, 0x5: 8}), _decode_evt3),
-    "libcaer_cmp": _Format(np.dtype("<u2"), True, _events_per_word(0x3, {0x5: 8}), _decode_libcaer_cmp),
-    "libcaer": _Format(np.dtype("<i8"), True, None, _decode_libcaer),
-    "mono": _Format(np.dtype("<i8"), True, None, _decode_mono),
-    "trigger": _Format(np.dtype("<i8"), True, None, _decode_trigger),
+    "evt2": _Format(np.dtype("<u4"), False, None, decode_evt2),
+    "evt3": _Format(np.dtype("<u2"), False, events_per_word(EVT3), decode_evt3),
+    "libcaer_cmp": _Format(np.dtype("<u2"), True, events_per_word(LIBCAER_CMP), decode_libcaer_cmp),
+    "libcaer": _Format(np.dtype("<i8"), True, None, decode_libcaer),
+    "mono": _Format(np.dtype("<i8"), True, None, decode_mono),
+    "trigger": _Format(np.dtype("<i8"), True, None, decode_trigger),
 }
 ENCODINGS: tuple[str, ...] = tuple(_FORMATS)

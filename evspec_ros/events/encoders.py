@@ -15,14 +15,14 @@ def encode_libcaer(events: Events, time_base: int) -> bytes:
 
     The format counts microseconds from time_base (nanoseconds), so decoding gives the same events back with
     each time rounded down to a whole microsecond after time_base. Raises EventDecodingError for what it
-    cannot hold: events before time_base, events out of order, gaps of 2^31 us, coordinates above 32767.
+    cannot hold: events before time_base or 2^31 us after it, events out of order, coordinates above 32767.
     """
     stamps = (events.t - time_base) // 1000
     steps = np.diff(stamps, prepend=0)  # the first one counts from time_base
-    if len(steps) and (steps.min() < 0 or steps.max() >= _STAMPS):
+    if len(steps) and (steps.min() < 0 or stamps[-1] >= _STAMPS):
         raise EventDecodingError(
             f"Events from {events.t.min()} to {events.t.max()} ns do not fit into a libcaer packet with time "
-            f"base {time_base}: they must be in order, none before the time base, no gap of 2^31 us or more."
+            f"base {time_base}: they must be in order, none before the time base or 2^31 us after it."
         )
     if len(events) and max(events.x.max(), events.y.max()) > 0x7FFF:
         raise EventDecodingError(
@@ -33,5 +33,5 @@ def encode_libcaer(events: Events, time_base: int) -> bytes:
     words[:, 0] = events.x
     words[:, 0] <<= 17
     words[:, 0] |= events.y.astype(np.uint32) << 2 | events.p.astype(np.uint32) << 1 | 1  # bit 0: valid
-    words[:, 1] = stamps % _STAMPS  # a stamp below its predecessor tells the reader of a rollover
+    words[:, 1] = stamps
     return words.tobytes()

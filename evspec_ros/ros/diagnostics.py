@@ -116,7 +116,9 @@ class StreamMonitor:
             "lost_messages": counts.lost,
             "refused_messages": counts.refused,
             "corrupt_words": counts.corrupt,
+            "unplaced_events": counts.unplaced,
             "restarts": counts.restarts,
+            "last_restart": counts.restart,
             "last_problem": counts.problem,
             **more,
         }
@@ -135,4 +137,6 @@ class StreamMonitor:
             return DiagnosticStatus.WARN, (
                 f"On {self._topic}, {lost} messages were lost on the way and {corrupt} words were unreadable."
             )
+        if counts.restarts > before.restarts:
+            return DiagnosticStatus.WARN, counts.restart or f"The stream on {self._topic} began anew."
         return DiagnosticStatus.OK, "receiving"

@@ -1,22 +1,26 @@
 """The two streams as the node receives them: decoded, kept for a moment, checked against what came before.
 
-Messages are taken as they are (any object with the fields of EventPacket or Image): nothing here needs ROS.
+Event messages are taken serialised, images as objects with the fields of Image: nothing here needs ROS.
 One thread adds, another cuts windows.
 """
 
 from __future__ import annotations
 
+import struct
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from evspec_ros.errors import EventDecodingError, EvspecError, FrameError
-from evspec_ros.events import decoders
+from evspec_ros.events import decoders, event_arrays, event_packets
 from evspec_ros.events.buffer import EventBuffer
 from evspec_ros.events.clock import SensorClock
+from evspec_ros.events.decoders import PacketData
+from evspec_ros.events.event_packets import EventPacket
+from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
+from evspec_ros.events.window import WindowSize
 from evspec_ros.frames.buffer import FrameBuffer
 from evspec_ros.frames.encodings import message_to_rgb
 from evspec_ros.frames.types import Frame
@@ -24,7 +28,8 @@ from evspec_ros.frames.types import Frame
 STILL_NS = 500_000_000  # a scene without events for this long stands still
 LAST = 2**62  # nanoseconds; later than any stamp
 REORDERING_NS = 100_000_000  # images may overtake each other by this much; beyond, time jumped back
-SILENCE_S = 1.0  # after this long without the known stream, one of another size or encoding takes its place
+_EMPTY_ARRAY = struct.pack("<4siII4xIII", b"\0\1\0\0", 0, 0, 1, 1, 1, 0)  # no name, 1 x 1 pixels, no events
+SILENCE_S = 0.2  # after this long without the stream that is followed, another one takes its place
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,9 @@ class StreamCounts:
 
     messages: all that arrived; refused: those that could not be used; items: events or frames kept; lost:
     messages that never arrived, by their sequence numbers; corrupt: unreadable words inside good packets;
-    restarts: times the stream began anew (time or sequence went backwards, another size); problem: the last
-    refusal, "" if none.
+    unplaced: events left out after a loss, for their time or place was not known; restarts: times the stream
+    began anew (time or sequence went backwards, another size); problem: the last refusal, "" if none;
+    restart: why the stream began anew the last time, "" if it never did.
     """
 
     messages: int = 0
@@ -42,45 +48,57 @@ class StreamCounts:
     items: int = 0
     lost: int = 0
     corrupt: int = 0
+    unplaced: int = 0
     restarts: int = 0
     problem: str = ""
+    restart: str = ""
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Source:
     """What stays the same within one event stream."""
 
+    frame_id: str
     encoding: str
     width: int
     height: int
+
+    def __str__(self) -> str:
+        """For messages to users."""
+        name = f" of {self.frame_id!r}" if self.frame_id else ""
+        return f"{self.width} x {self.height} pixels in encoding {self.encoding!r}{name}"
 
 
 def warm_up() -> None:
     """Compile what the first packets would otherwise wait for."""
     decoders.warm_up()
-    buffer = EventBuffer(1, 1, seconds=1.0, max_bytes=1000)
-    pixel, polarity = np.zeros(1, np.uint16), np.zeros(1, np.uint8)
-    for t in (1, 0):  # in order, and late
-        buffer.append(Events(np.array([t]), pixel, pixel, polarity, 1, 1))
-    buffer.window(1, 1)
+    event_arrays.read_cdr(_EMPTY_ARRAY)
+    EventBuffer(1, 1, seconds=1.0, max_bytes=1000)
+    render_event_images(Events.empty(1, 1))
 
 
 class _Sensor:
     """What belongs to one uninterrupted stream; a restart replaces it as a whole."""
 
-    def __init__(self, geometry: Geometry, seconds: float, max_bytes: int, *, follow_clock: bool) -> None:
-        self.geometry = geometry
-        self.decoder = decoders.Decoder(geometry.encoding, geometry.width, geometry.height)
-        self.buffer = EventBuffer(geometry.width, geometry.height, seconds, max_bytes)
+    def __init__(self, source: Source, seconds: float, max_bytes: int, *, follow_clock: bool) -> None:
+        self.source = source
+        self.buffer = EventBuffer(source.width, source.height, seconds, max_bytes)
         self.clock = SensorClock() if follow_clock else None
         self.seq = -1  # of the last packet
+        self.stamp_ns = 0  # of the last packet
 
     def to_ros(self, sensor_ns: int) -> int:
         return self.clock.to_ros(sensor_ns) if self.clock else sensor_ns
 
 
-class EventStream:
-    """Decodes event packets into a bounded buffer, in sensor time, and knows the offset to ROS time."""
+class EventStream(ABC):
+    """Keeps a sensor's events in a bounded buffer, in the sensor's time, and knows the offset to ROS time.
+
+    One stream is followed at a time. A message of another one, told by its frame, size, encoding or by a
+    sequence number that falls back, is refused as long as the one that is followed goes on: two cameras on
+    one topic do not mix. After SILENCE_S without the latter (its driver was restarted, it was set to another
+    size), the other one takes its place and begins anew.
+    """
 
     def __init__(self, seconds: float, max_bytes: int, *, follow_sensor_clock: bool) -> None:
         self._seconds, self._max_bytes = seconds, max_bytes
@@ -91,8 +109,9 @@ class EventStream:
 
     def reset_counts(self) -> None:
         """Count from zero."""
-        self._messages = self._refused = self._items = self._lost = self._corrupt = self._restarts = 0
-        self._problem = ""
+        self._messages = self._refused = self._items = self._lost = 0
+        self._corrupt = self._unplaced = self._restarts = 0
+        self._problem = self._restart = ""
 
     @property
     def counts(self) -> StreamCounts:
@@ -103,8 +122,10 @@ class EventStream:
             self._items,
             self._lost,
             self._corrupt,
+            self._unplaced,
             self._restarts,
             self._problem,
+            self._restart,
         )
 
     @property
@@ -112,63 +133,51 @@ class EventStream:
         """Events that left the buffer before their time, since the stream last began anew."""
         return self._sensor.buffer.dropped if self._sensor else 0
 
-    def add(self, packet: Any, stamp_ns: int) -> None:
-        """Decode one EventPacket stamped stamp_ns; raises EventDecodingError for a bad one, and counts it."""
+    def add(self, message: PacketData) -> None:
+        """Take in a serialised message; raises EventDecodingError for one that is refused, and counts it."""
         self._messages += 1
         try:
-            self._decode(packet, stamp_ns, self._sensor_of(packet))
+            self._take(message)
         except EvspecError as error:
             self._refused += 1
             self._problem = str(error)
             raise
         self.received_at = time.monotonic()
 
-    def restart(self) -> None:
-        """Forget events and clock: the driver was restarted or time jumped back. The counts stay."""
+    @abstractmethod
+    def _take(self, message: PacketData) -> None:
+        """Decode one message and keep its events."""
+
+    def restart(self, reason: str) -> None:
+        """Forget events and clock; the counts stay."""
         if self._sensor is not None:
-            self._sensor = self._new_sensor(self._sensor.geometry)
-            self._restarts += 1
+            self._begin(self._sensor.source, reason)
 
-    def _new_sensor(self, geometry: Geometry) -> _Sensor:
-        return _Sensor(geometry, self._seconds, self._max_bytes, follow_clock=self._follow_sensor_clock)
-
-    def _sensor_of(self, packet: Any) -> _Sensor:
-        """The sensor that sent this packet, after a look at size, encoding and sequence number."""
-        if packet.is_bigendian:
-            raise EventDecodingError(
-                "The event packet is marked big-endian; only little-endian ones are read."
-            )
-        geometry = Geometry(packet.encoding, packet.width, packet.height)
-        if self._sensor is None or geometry != self._sensor.geometry:
-            return self._changed_sensor(geometry)
-        if packet.seq < self._sensor.seq:
-            self.restart()
-        elif packet.seq > self._sensor.seq >= 0:
-            self._lost += packet.seq - self._sensor.seq - 1
-        return self._sensor
-
-    def _changed_sensor(self, geometry: Geometry) -> _Sensor:
-        sensor = self._new_sensor(geometry)
+    def _begin(self, source: Source, reason: str) -> _Sensor:
+        sensor = _Sensor(source, self._seconds, self._max_bytes, follow_clock=self._follow_sensor_clock)
         if self._sensor is not None:
-            if time.monotonic() - self.received_at < SILENCE_S:
-                raise EventDecodingError(
-                    f"An event packet of {_described(geometry)} arrived in the middle of a stream of "
-                    f"{_described(self._sensor.geometry)}; it is left out: let only one camera publish here."
-                )
-            self._restarts += 1
+            self._count_restart(reason)
         self._sensor = sensor
         return sensor
 
-    def _decode(self, packet: Any, stamp_ns: int, sensor: _Sensor) -> None:
-        sensor.seq = packet.seq
-        corrupt_before = sensor.decoder.statistics.corrupt_words
-        events = sensor.decoder.decode(packet.events, packet.time_base)
-        self._corrupt += sensor.decoder.statistics.corrupt_words - corrupt_before
+    def _count_restart(self, reason: str) -> None:
+        self._restarts += 1
+        self._restart = reason
+
+    def _newcomer(self, source: Source, what: str) -> _Sensor:
+        """A stream that is not the one followed; raises EventDecodingError while that one goes on."""
+        if time.monotonic() - self.received_at < SILENCE_S:
+            raise EventDecodingError(
+                f"{what} in the middle of a stream; it is left out: let only one camera publish here."
+            )
+        return self._begin(source, f"{what}: the stream began anew.")
+
+    def _keep(self, events: Events, stamp_ns: int, sensor: _Sensor) -> None:
         if not len(events):
             return
         self._items += len(events)
         if sensor.clock and sensor.clock.update(stamp_ns, int(events.t[0])):
-            self._restarts += 1
+            self._count_restart("The sensor's clock or the stamps were set: the stream began anew.")
             sensor.buffer.clear()
         sensor.buffer.append(events)
 
@@ -181,6 +190,74 @@ class EventStream:
         return Newest(sensor.to_ros(latest_ns), latest_ns, sensor.buffer)
 
 
+class PacketStream(EventStream):
+    """A stream of event_camera_msgs/EventPacket, in any encoding."""
+
+    def _begin(self, source: Source, reason: str) -> _Sensor:
+        self._decoder = decoders.Decoder(source.encoding, source.width, source.height)
+        return super()._begin(source, reason)
+
+    def _take(self, message: PacketData) -> None:
+        packet = event_packets.read_cdr(message)
+        self._decode(packet, self._sensor_of(packet))
+
+    def _sensor_of(self, packet: EventPacket) -> _Sensor:
+        """The sensor that sent this packet, after a look at source and sequence number."""
+        if packet.is_bigendian:
+            raise EventDecodingError(
+                "The event packet is marked big-endian; only little-endian ones are read."
+            )
+        source = Source(packet.frame_id, packet.encoding, packet.width, packet.height)
+        sensor = self._sensor
+        if sensor is None:
+            return self._begin(source, "")
+        if source != sensor.source:
+            return self._newcomer(source, f"Packets of {source} follow those of {sensor.source}")
+        if packet.seq < sensor.seq:
+            return self._newcomer(source, f"Packet {packet.seq} follows packet {sensor.seq}")
+        if packet.seq == sensor.seq and packet.stamp_ns == sensor.stamp_ns:
+            raise EventDecodingError(f"Event packet {packet.seq} arrived twice; the second one is left out.")
+        if packet.seq > sensor.seq + 1 and sensor.seq >= 0:
+            self._lost += packet.seq - sensor.seq - 1
+            self._decoder.resynchronise()
+        return sensor
+
+    def _decode(self, packet: EventPacket, sensor: _Sensor) -> None:
+        before = self._decoder.statistics
+        events = self._decoder.decode(packet.events, packet.time_base)
+        after = self._decoder.statistics
+        sensor.seq, sensor.stamp_ns = packet.seq, packet.stamp_ns
+        self._corrupt += after.corrupt_words - before.corrupt_words
+        self._unplaced += after.unplaced - before.unplaced
+        self._keep(events, packet.stamp_ns, sensor)
+
+
+class ArrayStream(EventStream):
+    """A stream of dvs_msgs/EventArray or prophesee_event_msgs/EventArray; their events have ROS time."""
+
+    def __init__(self, seconds: float, max_bytes: int, *, follow_sensor_clock: bool) -> None:
+        del follow_sensor_clock  # there is no other clock than ROS's
+        super().__init__(seconds, max_bytes, follow_sensor_clock=False)
+
+    def _take(self, message: PacketData) -> None:
+        array = event_arrays.read_cdr(message)
+        source = Source("", "EventArray", array.events.width, array.events.height)
+        sensor = self._sensor
+        if sensor is None:
+            sensor = self._begin(source, "")
+        elif source != sensor.source:
+            sensor = self._newcomer(source, f"Events of {source} follow those of {sensor.source}")
+        self._corrupt += array.corrupt
+        self._keep(array.events, array.stamp_ns, sensor)
+
+
+EVENT_STREAMS: dict[str, type[EventStream]] = {
+    "event_camera_msgs/msg/EventPacket": PacketStream,
+    "dvs_msgs/msg/EventArray": ArrayStream,
+    "prophesee_event_msgs/msg/EventArray": ArrayStream,
+}  # by the type of their messages
+
+
 @dataclass(frozen=True, eq=False)
 class Newest:
     """The newest event of a stream: its time by ROS's clock and by the sensor's, and where it lies."""
@@ -189,13 +266,9 @@ class Newest:
     sensor_ns: int
     buffer: EventBuffer
 
-    def window(self, duration_ns: int) -> Events:
-        """A copy of the events of the last duration_ns up to this one."""
-        return self.buffer.window(self.sensor_ns, duration_ns)
-
-
-def _described(geometry: Geometry) -> str:
-    return f"{geometry.width} x {geometry.height} pixels in encoding {geometry.encoding!r}"
+    def window(self, size: WindowSize) -> Events:
+        """A copy of the events of one window that ends at this one."""
+        return self.buffer.window(self.sensor_ns, size.duration_ns, size.most)
 
 
 class ImageStream:
@@ -270,7 +343,7 @@ def _end_ns(newest: Newest | None, newest_frame_ns: int | None) -> int | None:
 
 
 def newest_window(
-    events: EventStream, images: ImageStream, duration_ns: int, frames_seconds: float
+    events: EventStream, images: ImageStream, size: WindowSize, frames_seconds: float
 ) -> Window | None:
     """The newest window of both streams; None while there is no frame."""
     newest = events.newest()
@@ -280,6 +353,6 @@ def newest_window(
     # Before the first frame that is as old as the newest event, that frame stands in.
     frames = images.buffer.sample(stamp_ns, frames_seconds) or images.buffer.sample(LAST, frames_seconds)
     if newest is not None and stamp_ns == newest.ros_ns:
-        return Window(stamp_ns, newest.window(duration_ns), frames)
+        return Window(stamp_ns, newest.window(size), frames)
     height, width, _ = frames[-1].image.shape
     return Window(stamp_ns, Events.empty(width, height), frames)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from event_camera_msgs.msg import EventPacket
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -25,10 +24,18 @@ from std_srvs.srv import Empty, Trigger
 from evspec_ros.describer import Description, SceneDescriber
 from evspec_ros.errors import EvspecError, RosError
 from evspec_ros.ros.diagnostics import DescriptionCounts, Health, StreamMonitor
-from evspec_ros.ros.ingest import EventStream, ImageStream, Window, newest_end_ns, newest_window, warm_up
+from evspec_ros.ros.ingest import (
+    EVENT_STREAMS,
+    ImageStream,
+    Window,
+    newest_end_ns,
+    newest_window,
+    warm_up,
+)
 from evspec_ros.ros.mailbox import Mailbox
 from evspec_ros.ros.overlay import draw_overlay
 from evspec_ros.ros.parameters import LiveSettings, Settings
+from evspec_ros.ros.requirements import message_type
 from evspec_ros.training.online import OnlineSettings
 
 IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -86,12 +93,14 @@ class EvspecNode(LifecycleNode):
         settings = self._settings.current
         started = time.monotonic()
         try:
+            events_type = message_type(settings.events_type)
             describer = self._load(settings)
         except EvspecError as error:
             self._problem = str(error)
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
+        self._events_type = events_type
         self._description = self.create_lifecycle_publisher(String, "~/description", 10)
         self._partial = self.create_lifecycle_publisher(String, "~/description/partial", 10)
         self._result = self.create_lifecycle_publisher(String, "~/result", 10)
@@ -110,7 +119,9 @@ class EvspecNode(LifecycleNode):
         self._offered_ns = 0
         self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="describe")
         self._worker.start()
-        self._event_subscription = self.create_subscription(EventPacket, "events", self._on_events, EVENT_QOS)
+        self._event_subscription = self.create_subscription(
+            self._events_type, "events", self._on_events, EVENT_QOS, raw=True
+        )
         compressed = self._settings.current.image_transport == "compressed"
         self._image_subscription = self.create_subscription(
             CompressedImage if compressed else Image, self._image_topic(), self._on_image, IMAGE_QOS
@@ -157,7 +168,7 @@ class EvspecNode(LifecycleNode):
 
     def _new_streams(self) -> None:
         settings = self._settings.current
-        self._events = EventStream(
+        self._events = EVENT_STREAMS[settings.events_type](
             settings.event_buffer_s,
             settings.event_buffer_mb * 1_000_000,
             follow_sensor_clock=settings.event_time == "sensor",
@@ -192,26 +203,35 @@ class EvspecNode(LifecycleNode):
 
     # Messages in
 
-    def _on_events(self, packet: EventPacket) -> None:
-        """Store this packet and those waiting behind it: a turn of the executor costs more than decoding."""
-        self._store(self._events, packet)
+    def _on_events(self, message: bytes) -> None:
+        """Store this message and those waiting behind it: a turn of the executor costs more than decoding."""
         handle = self._event_subscription.handle
+        self._store_events(message)
         for _ in range(MOST_AT_ONCE):
-            taken = handle.take_message(EventPacket, False)
+            taken = handle.take_message(self._events_type, True)
             if taken is None:
-                return
-            self._store(self._events, taken[0])
+                break
+            self._store_events(taken[0])
+        self._offer()
+
+    def _store_events(self, message: bytes) -> None:
+        try:
+            self._events.add(message)
+        except EvspecError as error:
+            self._warn(error)
 
     def _on_image(self, image: Image | CompressedImage) -> None:
-        self._store(self._images, image)
-
-    def _store(self, stream: EventStream | ImageStream, message: EventPacket | Image) -> None:
-        """Store one message and, where a window's worth of time has passed, ask for a description."""
         try:
-            stream.add(message, _nanoseconds(message.header.stamp))
+            self._images.add(image, _nanoseconds(image.header.stamp))
         except EvspecError as error:
-            self.get_logger().warning(str(error), throttle_duration_sec=LOG_PERIOD_S)
-            return
+            self._warn(error)
+        self._offer()
+
+    def _warn(self, error: EvspecError) -> None:
+        self.get_logger().warning(str(error), throttle_duration_sec=LOG_PERIOD_S)
+
+    def _offer(self) -> None:
+        """Ask for a description where a window's worth of time has passed."""
         settings = self._settings.current
         end_ns = newest_end_ns(self._events, self._images)
         if settings.trigger != "continuous" or end_ns is None:
@@ -231,7 +251,7 @@ class EvspecNode(LifecycleNode):
 
     def _forget_streams(self) -> None:
         """Time jumped: what is in the buffers belongs to another time."""
-        self._events.restart()
+        self._events.restart("Time was set: the stream began anew.")
         self._images.restart()
         self._offered_ns = 0
         if self._describer is not None:
@@ -258,9 +278,7 @@ class EvspecNode(LifecycleNode):
 
     def _describe_newest(self, mailbox: Mailbox[Future]) -> str:
         settings = self._settings.current
-        window = newest_window(
-            self._events, self._images, round(settings.window_ms * 1e6), settings.frames_seconds
-        )
+        window = newest_window(self._events, self._images, settings.window, settings.frames_seconds)
         if window is None:
             raise RosError(f"No image has arrived on {self._image_topic()} yet, so nothing can be described.")
         assert self._describer is not None

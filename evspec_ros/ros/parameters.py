@@ -15,8 +15,10 @@ from rclpy.parameter import Parameter
 from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, OVERLAPS, PRECISIONS
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
 from evspec_ros.errors import RosError
+from evspec_ros.events.window import WindowSize
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.ros.files import share_directory
+from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 
 
@@ -131,18 +133,31 @@ class Settings:
         live=True,
     )
 
-    window_ms: float = _row(WINDOW_MS, "length of the event window", low=1.0, high=100.0, live=True)
+    window_ms: float = _row(WINDOW_MS, "longest event window", low=1.0, high=100.0, live=True)
+    window_events: int = _row(
+        0, "most events in a window, 0 for all of window_ms", low=0, high=100_000_000, live=True
+    )
     frames_seconds: float = _row(
         FRAMES_SECONDS, "the eight frames are spread over this long", low=0.05, high=60.0
     )
     max_frames: int = _row(256, "most frames kept in memory", low=8, high=4096)
     event_buffer_s: float = _row(1.0, "seconds of events kept in memory", low=0.1, high=30.0)
     event_buffer_mb: int = _row(256, "most megabytes of events kept in memory", low=1, high=16_384)
+    events_type: str = _row(
+        "event_camera_msgs/msg/EventPacket",
+        "what the topic events carries",
+        choices=tuple(EVENT_STREAMS),
+    )
     event_time: str = _row(
         "sensor",
         "the events' own clock: sensor (its offset to ROS time is tracked) or ros (already ROS time)",
         choices=("sensor", "ros"),
     )
+
+    @property
+    def window(self) -> WindowSize:
+        """How much one description looks at."""
+        return WindowSize(round(self.window_ms * 1e6), self.window_events)
 
     @property
     def limits(self) -> Limits:

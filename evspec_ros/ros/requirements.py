@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 
 from evspec_ros.errors import RosError
 
@@ -11,8 +12,8 @@ CLIENT_LIBRARY = (
     "`pip install '.[ros]'` in a checkout of this package"
 )
 EVENT_MESSAGES = (
-    "install it with `apt install ros-$ROS_DISTRO-event-camera-msgs`, or build it into this Python "
-    "environment with `python -m evspec_ros.interfaces.build event_camera_msgs`"
+    "install it with `apt install ros-$ROS_DISTRO-{}`, or build it into this Python environment with "
+    "`python -m evspec_ros.interfaces.build {}`"
 )
 PACKAGES = {
     "rclpy": CLIENT_LIBRARY,
@@ -20,7 +21,7 @@ PACKAGES = {
     "std_srvs.srv": CLIENT_LIBRARY,
     "sensor_msgs.msg": CLIENT_LIBRARY,
     "diagnostic_msgs.msg": CLIENT_LIBRARY,
-    "event_camera_msgs.msg": EVENT_MESSAGES,
+    "event_camera_msgs.msg": EVENT_MESSAGES.format("event-camera-msgs", "event_camera_msgs"),
 }
 
 
@@ -30,9 +31,17 @@ def require_ros() -> None:
         _require(module, remedy)
 
 
-def _require(module: str, remedy: str) -> None:
+def message_type(name: str) -> type:
+    """The class of an event message, named package/msg/Type; RosError says what to install for it."""
+    package, _, kind = name.split("/")
+    remedy = EVENT_MESSAGES.format(package.replace("_", "-"), package)
+    found: type = getattr(_require(f"{package}.msg", remedy), kind)
+    return found
+
+
+def _require(module: str, remedy: str) -> ModuleType:
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
         raise RosError(f"The ROS package {package} cannot be imported ({error}): {remedy}.") from error

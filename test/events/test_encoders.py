@@ -27,12 +27,12 @@ def events_at(times: list[int], x: int = 1, y: int = 2) -> Events:
 
 @settings(deadline=None)
 @given(
-    steps=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 2**31 - 1)), max_size=30),
+    steps=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 2**31 // 30)), max_size=30),
     time_base=st.integers(0, 2**61),
     seed=st.integers(0, 1000),
 )
 def test_decoding_gives_back_what_was_encoded(steps: list[int], time_base: int, seed: int) -> None:
-    """Whole microseconds from the time base on, over several rollovers, with any pixel and polarity."""
+    """Whole microseconds from the time base on, up to 36 minutes, with any pixel and polarity."""
     rng = np.random.default_rng(seed)
     n = len(steps)
     events = Events(
@@ -59,9 +59,9 @@ def test_times_are_rounded_down_to_microseconds_after_the_time_base() -> None:
 @pytest.mark.parametrize(
     "events",
     [events_at([999]), events_at([5000, 4000]), events_at([1000 + 2**31 * 1000]),
-     events_at([1000, 2000 + 2**31 * 1000]), events_at([1000], x=1 << 15), events_at([1000], y=1 << 15)],
+     events_at([1000, 1000 + 2**31 * 1000]), events_at([1000], x=1 << 15), events_at([1000], y=1 << 15)],
 )  # fmt: skip
 def test_what_the_format_cannot_hold_is_refused(events: Events) -> None:
-    """Before the time base, out of order, a gap of 2^31 us, coordinates of 16 bits."""
+    """Before the time base, out of order, 2^31 us after it, coordinates of 16 bits."""
     with pytest.raises(EventDecodingError, match="do not fit into a libcaer packet"):
         encode_libcaer(events, 1000)

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from rosbags.rosbag2 import Reader
+from serialised import serialised_array, serialised_packet
 
 from evspec_ros.errors import EventDecodingError, FrameError
 from evspec_ros.events.encoders import encode_libcaer
+from evspec_ros.events.event_packets import read_cdr
 from evspec_ros.events.types import Events
+from evspec_ros.events.window import WindowSize
 from evspec_ros.ros import ingest
-from evspec_ros.ros.ingest import EventStream, ImageStream, newest_end_ns, newest_window
+from evspec_ros.ros.ingest import (
+    ArrayStream,
+    EventStream,
+    ImageStream,
+    PacketStream,
+    newest_end_ns,
+    newest_window,
+)
 
 MS = 1_000_000
 WIDTH, HEIGHT = 32, 24
 SENSOR_ORIGIN = 5_000_000_000  # ROS time at sensor time zero
 
 
-def packet(seq: int, sensor_ns: int, **changes: Any) -> Any:
-    """Ten events 100 us apart from sensor_ns on, with any field changed."""
+def packet(seq: int, sensor_ns: int, stamp_ns: int | None = None, **changes: Any) -> bytes:
+    """A message of ten events 100 us apart from sensor_ns on, with any field changed.
+
+    Without another stamp it says that the sensor's time began at SENSOR_ORIGIN.
+    """
     t = sensor_ns + np.arange(10) * 100_000
     diagonal = np.arange(10, dtype=np.uint16)
     events = Events(t, diagonal, diagonal, np.ones(10, np.uint8), WIDTH, HEIGHT)
@@ -30,7 +45,7 @@ def packet(seq: int, sensor_ns: int, **changes: Any) -> Any:
         "seq": seq, "width": WIDTH, "height": HEIGHT, "encoding": "libcaer", "is_bigendian": False,
         "time_base": sensor_ns, "events": encode_libcaer(events, sensor_ns),
     }  # fmt: skip
-    return SimpleNamespace(**fields | changes)
+    return serialised_packet(SENSOR_ORIGIN + sensor_ns if stamp_ns is None else stamp_ns, **fields | changes)
 
 
 def image(**changes: Any) -> Any:
@@ -56,7 +71,7 @@ def newest_ns(stream: EventStream) -> int:
 @pytest.fixture
 def events() -> EventStream:
     """A stream whose sensor clock is followed."""
-    return EventStream(1.0, 1_000_000, follow_sensor_clock=True)
+    return PacketStream(1.0, 1_000_000, follow_sensor_clock=True)
 
 
 @pytest.fixture
@@ -73,10 +88,10 @@ def monotonic(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     return clock
 
 
-def send(stream: EventStream, *packets: Any) -> None:
-    """Add packets whose stamps say that the sensor's time began at SENSOR_ORIGIN."""
+def send(stream: EventStream, *packets: bytes) -> None:
+    """Add packets in their order."""
     for each in packets:
-        stream.add(each, SENSOR_ORIGIN + each.time_base)
+        stream.add(each)
 
 
 def test_the_window_ends_at_the_newest_event_in_ros_time(events: EventStream, images: ImageStream) -> None:
@@ -84,7 +99,7 @@ def test_the_window_ends_at_the_newest_event_in_ros_time(events: EventStream, im
     for seq in range(20):
         images.add(image(), SENSOR_ORIGIN + seq * 10 * MS)
         send(events, packet(seq, seq * 10 * MS))
-    window = newest_window(events, images, 50 * MS, 2.0)
+    window = newest_window(events, images, WindowSize(50 * MS), 2.0)
     assert window is not None
     assert window.stamp_ns == SENSOR_ORIGIN + 190 * MS + 900_000
     assert len(window.events) == 50
@@ -97,15 +112,15 @@ def test_without_events_the_window_is_empty_and_ends_at_the_newest_frame(
     events: EventStream, images: ImageStream
 ) -> None:
     """A scene that stands still sends no events and is described all the same."""
-    assert newest_window(events, images, 50 * MS, 2.0) is None
+    assert newest_window(events, images, WindowSize(50 * MS), 2.0) is None
     images.add(image(), SENSOR_ORIGIN)
-    without_camera = newest_window(events, images, 50 * MS, 2.0)
+    without_camera = newest_window(events, images, WindowSize(50 * MS), 2.0)
     assert without_camera is not None
     assert without_camera.stamp_ns == newest_end_ns(events, images) == SENSOR_ORIGIN
     assert (without_camera.events.width, without_camera.events.height) == (4, 3)
     send(events, packet(0, 0))
     images.add(image(), SENSOR_ORIGIN + 900 * MS)
-    window = newest_window(events, images, 50 * MS, 2.0)
+    window = newest_window(events, images, WindowSize(50 * MS), 2.0)
     assert window is not None
     assert window.stamp_ns == SENSOR_ORIGIN + 900 * MS
     assert len(window.events) == 0
@@ -115,7 +130,7 @@ def test_a_first_frame_newer_than_every_event_stands_in(events: EventStream, ima
     """The first description does not wait for a frame older than its window."""
     send(events, packet(0, 0))
     images.add(image(), SENSOR_ORIGIN + 20 * MS)
-    window = newest_window(events, images, 50 * MS, 2.0)
+    window = newest_window(events, images, WindowSize(50 * MS), 2.0)
     assert window is not None
     assert len(window.frames) == 8
 
@@ -145,19 +160,111 @@ def test_a_bad_packet_is_refused_and_the_next_good_one_taken(
     assert newest_ns(events) == SENSOR_ORIGIN + 20 * MS + 900_000
 
 
-def test_another_camera_takes_over_after_the_first_fell_silent(
+@pytest.mark.parametrize(
+    "other",
+    [{"width": 64, "height": 48}, {"encoding": "mono", "events": b""}, {"frame_id": "left"}, {"seq": 3}],
+)
+def test_of_two_cameras_on_one_topic_the_first_is_followed(
+    events: EventStream, monotonic: SimpleNamespace, other: dict[str, Any]
+) -> None:
+    """Alternating packets of another frame, size, encoding or sequence are refused, and counted."""
+    for k in range(20):
+        send(events, packet(100 + k, k * 10 * MS))
+        stranger = packet(**{"seq": 101 + k, "sensor_ns": k * 10 * MS} | other)
+        with pytest.raises(EventDecodingError, match="in the middle of a stream"):
+            send(events, stranger)
+        monotonic.now += 0.01
+    counts = events.counts
+    assert (counts.messages, counts.refused, counts.restarts, counts.lost) == (40, 20, 0, 0)
+    assert len(newest(events).window(WindowSize(100 * MS))) == 100
+
+
+def test_a_camera_set_to_another_size_takes_the_place_of_the_one_that_fell_silent(
     events: EventStream, monotonic: SimpleNamespace
 ) -> None:
-    """A change of size is refused in the middle of a stream and accepted after a second of silence."""
-    send(events, packet(0, 0))
-    other = packet(0, 10 * MS, width=WIDTH * 2, height=HEIGHT * 2)
-    with pytest.raises(EventDecodingError, match="in the middle of a stream"):
-        send(events, other)
-    monotonic.now += 1.5
-    send(events, other)
-    assert newest_ns(events) == SENSOR_ORIGIN + 10 * MS + 900_000
-    send(events, packet(1, 20 * MS, width=WIDTH * 2, height=HEIGHT * 2))
+    """After a fifth of a second the change is accepted, begins anew, and is told."""
+    send(events, packet(7, 0))
+    monotonic.now += 0.25
+    send(events, packet(8, 300 * MS, width=WIDTH * 2, height=HEIGHT * 2))
     assert events.counts.restarts == 1
+    assert "64 x 48 pixels in encoding 'libcaer' follow those of 32 x 24" in events.counts.restart
+    assert newest(events).window(WindowSize(100 * MS)).width == WIDTH * 2
+    assert len(newest(events).window(WindowSize(100 * MS))) == 10
+
+
+def test_a_packet_that_arrives_twice_is_used_once(events: EventStream) -> None:
+    """Same number, same stamp; a driver that does not count at all is believed."""
+    send(events, packet(7, 0))
+    with pytest.raises(EventDecodingError, match="packet 7 arrived twice"):
+        send(events, packet(7, 0))
+    send(events, packet(7, 10 * MS))
+    assert (events.counts.items, events.counts.refused, events.counts.lost) == (20, 1, 0)
+
+
+def evt3_packet(seq: int, *words: int, stamp_ns: int = 0) -> bytes:
+    """An evt3 message of these words."""
+    data = np.array(words, "<u2").tobytes()
+    return packet(seq, 0, stamp_ns, encoding="evt3", events=data)
+
+
+def test_after_a_lost_packet_no_event_is_placed_by_what_may_have_changed(events: EventStream) -> None:
+    """evt3 waits for a time and a row, and what it left out is counted."""
+    send(events, evt3_packet(0, 0x8000, 0x6001, 0x0003, 0x2001))
+    send(events, evt3_packet(2, 0x2002, 0x6002, 0x2003, 0x8000, 0x6003, 0x0004, 0x2005))
+    window = newest(events).window(WindowSize(100 * MS))
+    assert list(zip(window.t, window.x, window.y, strict=True)) == [(1000, 1, 3), (3000, 5, 4)]
+    assert (events.counts.lost, events.counts.unplaced) == (1, 2)
+
+
+def test_a_gap_of_twenty_seconds_with_a_missed_rollover_is_mapped_anew(events: EventStream) -> None:
+    """evt3's clock wraps after 16.8 s; after a longer gap the stamps tell, and no old event stays."""
+    send(events, evt3_packet(0, 0x8FF0, 0x6000, 0x0003, 0x2001, stamp_ns=SENSOR_ORIGIN))
+    later = SENSOR_ORIGIN + 20_000 * MS
+    send(
+        events,
+        evt3_packet(5000, 0x8000 | 20 * 1_000_000 // 4096 % 4096, 0x6000, 0x0003, 0x2001, stamp_ns=later),
+    )
+    assert newest_ns(events) == later
+    assert len(newest(events).window(WindowSize(100 * MS))) == 1
+    assert events.counts.lost == 4999
+    assert events.counts.restarts == 1
+
+
+def test_event_arrays_join_a_stream_that_has_ros_time(monotonic: SimpleNamespace) -> None:
+    """Serialised dvs_msgs/EventArray; another size in mid-stream is refused."""
+    stream = ArrayStream(1.0, 1_000_000, follow_sensor_clock=True)
+    stream.add(serialised_array([(3, 4, 7_000_000_123, True)], 10, 20))
+    assert newest_ns(stream) == 7_000_000_123
+    with pytest.raises(EventDecodingError, match="in the middle of a stream"):
+        stream.add(serialised_array([(3, 4, 7_000_000_200, True)], 20, 20))
+    assert (stream.counts.items, stream.counts.refused) == (1, 1)
+
+
+def test_a_window_by_count_holds_the_newest_events(events: EventStream, images: ImageStream) -> None:
+    """Of 50 ms with 200 events the last 15."""
+    images.add(image(), SENSOR_ORIGIN)
+    send(events, *(packet(seq, seq * 10 * MS) for seq in range(20)))
+    window = newest_window(events, images, WindowSize(50 * MS, 15), 2.0)
+    assert window is not None
+    assert window.events.t.tolist() == [180 * MS + k * 100_000 for k in range(5, 10)] + [
+        190 * MS + k * 100_000 for k in range(10)
+    ]
+
+
+def test_a_bag_recorded_302_days_after_its_stamps_gives_windows_by_its_stamps(shared_data: Path) -> None:
+    """Every packet of the real evt3 recording is used; the window ends at its header's time."""
+    stream = PacketStream(60.0, 10_000_000, follow_sensor_clock=True)
+    with Reader(shared_data / "event_camera_codecs" / "test_data_evt3_trigger") as reader:
+        for _, log_ns, data in reader.messages():
+            stream.add(data)
+            stamp_ns, logged_after_ns = read_cdr(data).stamp_ns, log_ns - read_cdr(data).stamp_ns
+    counts = stream.counts
+    assert (counts.messages, counts.items, counts.refused, counts.restarts) == (105, 82_469, 0, 0)
+    assert logged_after_ns > 300 * 86_400 * 1000 * MS
+    assert abs(newest_ns(stream) - stamp_ns) < 100 * MS
+    window = newest(stream).window(WindowSize(50 * MS))
+    assert len(window)
+    assert (window.t > newest(stream).sensor_ns - 50 * MS).all()
 
 
 def test_gaps_in_the_sequence_are_lost_messages(events: EventStream) -> None:
@@ -169,19 +276,21 @@ def test_gaps_in_the_sequence_are_lost_messages(events: EventStream) -> None:
     assert events.counts.messages == events.counts.lost == 0
 
 
-def test_a_restarted_driver_begins_a_new_stream(events: EventStream) -> None:
+def test_a_restarted_driver_begins_a_new_stream(events: EventStream, monotonic: SimpleNamespace) -> None:
     """A sequence that starts again leaves no old event in the window, even if the sensor's clock ran on."""
     send(events, *(packet(seq, 1000 * MS + seq * 10 * MS) for seq in range(5)))
+    monotonic.now += 0.5
     send(events, packet(0, 1050 * MS))
     assert events.counts.restarts == 1
     assert events.counts.lost == 0
-    assert len(newest(events).window(500 * MS)) == 10
+    assert len(newest(events).window(WindowSize(100 * MS))) == 10
 
 
-def test_a_restarted_sensor_clock_is_mapped_anew(events: EventStream) -> None:
+def test_a_restarted_sensor_clock_is_mapped_anew(events: EventStream, monotonic: SimpleNamespace) -> None:
     """A driver that starts again with its sensor's clock at zero stamps with ROS time as before."""
     send(events, *(packet(seq, 1000 * MS + seq * 10 * MS) for seq in range(5)))
-    events.add(packet(0, 0), SENSOR_ORIGIN + 3000 * MS)
+    monotonic.now += 0.5
+    events.add(packet(0, 0, SENSOR_ORIGIN + 3000 * MS))
     assert newest_ns(events) == SENSOR_ORIGIN + 3000 * MS + 900_000
 
 
@@ -194,7 +303,7 @@ def test_a_jump_back_in_time_forgets_what_came_before(events: EventStream, image
     images.add(image(), SENSOR_ORIGIN)
     assert (events.counts.restarts, images.counts.restarts) == (1, 1)
     assert newest_end_ns(events, images) == SENSOR_ORIGIN + 900_000
-    assert len(newest(events).window(50 * MS)) == 10
+    assert len(newest(events).window(WindowSize(50 * MS))) == 10
 
 
 @pytest.mark.parametrize("bad", [{"encoding": "32FC1"}, {"data": b"short"}, {"step": 1}, {"width": 0}])
@@ -233,6 +342,6 @@ def test_images_of_another_size_begin_a_new_stream(images: ImageStream) -> None:
 
 def test_events_already_in_ros_time_keep_it() -> None:
     """With event_time=ros no offset is applied."""
-    events = EventStream(1.0, 1_000_000, follow_sensor_clock=False)
+    events = PacketStream(1.0, 1_000_000, follow_sensor_clock=False)
     send(events, packet(0, 40 * MS))
     assert newest_ns(events) == 40 * MS + 900_000

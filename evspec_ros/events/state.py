@@ -1,0 +1,30 @@
+"""What a decoder remembers from packet to packet: places in an array that its kernel reads and writes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+EVENTS, TRIGGERS, CORRUPT, OUTSIDE, UNPLACED = range(5)  # counters, see decoders.DecoderStatistics
+HIGH = 5  # microseconds of the last TIME_HIGH with all rollovers so far, -1 before the first
+KNOWN = 6  # which of the three below the stream has told since the start or since a packet was lost
+CARRIED = 7  # evt3, libcaer_cmp: the last words of four kinds, see line_kernels
+MOVED = 8  # evt3, libcaer_cmp: pixels from the last vector base to the next vector
+SIZE = 9
+
+HIGH_KNOWN, LOW_KNOWN, LINE_KNOWN = 1, 2, 4
+NOWHERE = 1 << 20  # MOVED before the first base: outside every sensor
+
+
+def new_state() -> NDArray[np.int64]:
+    """int64 [SIZE], the state of a decoder that has seen nothing."""
+    state = np.zeros(SIZE, np.int64)
+    state[HIGH] = -1
+    resynchronise(state)
+    return state
+
+
+def resynchronise(state: NDArray[np.int64]) -> None:
+    """Trust nothing carried over; rollovers stay, so that time runs on."""
+    state[KNOWN] = 0
+    state[MOVED] = NOWHERE
