@@ -94,8 +94,30 @@ def _parser() -> argparse.ArgumentParser:
         help="what makes the scenes hard to see; default: %(default)s",
     )
 
+    _add_benches(verbs)
+
+    doctor = _verb(verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where")
+    _add_models(doctor, "a directory; without any, the published 7B sizes")
+    doctor.add_argument("--machine", choices=_MACHINES, help="default: all of them but this one")
+    doctor.add_argument("--dtype", choices=PRECISIONS, help="default: float16, on a processor float32")
+    doctor.add_argument("--kv-dtype", choices=KV_PRECISIONS, help="default: float16")
+
+    _add_features(verbs)
+    _add_trainings(verbs)
+    return parser
+
+
+def _add_benches(verbs: Any) -> None:
     bench = verbs.add_parser("bench", help="measure", description="Measure.")
     benches = bench.add_subparsers(title="what", metavar="WHAT", required=True)
+    _add_decode_bench(benches)
+    _add_lossless_bench(benches)
+    _add_decoder_bench(benches)
+    _add_ingest_bench(benches)
+    _add_scene_bench(benches)
+
+
+def _add_decode_bench(benches: Any) -> None:
     decode = _verb(
         benches, "decode", _bench_decode, "compare drafters with plain decoding on held-out scenes"
     )
@@ -115,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         "--p-min", type=_probability, default=0.0, help="confidence to draft on; default: %(default)s"
     )
 
+
+def _add_lossless_bench(benches: Any) -> None:
     lossless = _verb(
         benches, "lossless", _bench_lossless, "compare every drafter's texts with plain decoding's, greedily"
     )
@@ -122,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     lossless.set_defaults(draft_head=None)
     lossless.add_argument("--scenes", type=_count, default=500, help="default: %(default)s")
 
+
+def _add_decoder_bench(benches: Any) -> None:
     decoder = _verb(
         benches, "decoder", _bench_decoder, "compare the target's decoder with transformers' on its weights"
     )
@@ -151,17 +177,25 @@ def _parser() -> argparse.ArgumentParser:
     decoder.add_argument("--threads", type=_count, help="of both decoders; default: torch's")
     decoder.add_argument("--repetitions", type=_count, default=50, help="default: %(default)s")
 
-    _add_scene_bench(benches)
 
-    doctor = _verb(verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where")
-    _add_models(doctor, "a directory; without any, the published 7B sizes")
-    doctor.add_argument("--machine", choices=_MACHINES, help="default: all of them but this one")
-    doctor.add_argument("--dtype", choices=PRECISIONS, help="default: float16, on a processor float32")
-    doctor.add_argument("--kv-dtype", choices=KV_PRECISIONS, help="default: float16")
+def _add_ingest_bench(benches: Any) -> None:
+    ingest = _verb(benches, "ingest", _bench_ingest, "measure decoders, windows and the node at sensor rate")
+    ingest.add_argument(
+        "--seconds", type=_positive, default=3.0, help="for each measurement; default: %(default)s"
+    )
+    ingest.add_argument("--no-node", action="store_true", help="leave out the node, which needs ROS")
 
-    _add_features(verbs)
-    _add_trainings(verbs)
-    return parser
+
+def _add_scene_bench(benches: Any) -> None:
+    scenes = _verb(
+        benches, "scenes", _bench_scenes, "compare the events of simulated scenes with those of recordings"
+    )
+    scenes.add_argument("--scenes", type=_count, default=40, help="of each condition; default: %(default)s")
+    scenes.add_argument(
+        "--recording", type=Path, action="append", default=[], help="to compare with; may be given again"
+    )
+    scenes.add_argument("--plot", type=Path, help="a picture of the figures to write, .png, .svg or .pdf")
+    scenes.add_argument("--sheet", type=Path, help="a picture of a scene of each condition to write")
 
 
 def _add_features(verbs: Any) -> None:
@@ -207,18 +241,6 @@ def _add_features(verbs: Any) -> None:
     _add_models(analysis, head="eventgpt_adapter")
     analysis.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
     analysis.add_argument("--device", default="cpu", help=_DEVICE_HELP)
-
-
-def _add_scene_bench(benches: Any) -> None:
-    scenes = _verb(
-        benches, "scenes", _bench_scenes, "compare the events of simulated scenes with those of recordings"
-    )
-    scenes.add_argument("--scenes", type=_count, default=40, help="of each condition; default: %(default)s")
-    scenes.add_argument(
-        "--recording", type=Path, action="append", default=[], help="to compare with; may be given again"
-    )
-    scenes.add_argument("--plot", type=Path, help="a picture of the figures to write, .png, .svg or .pdf")
-    scenes.add_argument("--sheet", type=Path, help="a picture of a scene of each condition to write")
 
 
 def _add_trainings(verbs: Any) -> None:
@@ -451,6 +473,26 @@ def _bench_decoder(options: argparse.Namespace) -> None:
             repetitions=options.repetitions,
         )
     )
+    if options.json:
+        _print_json(speed.as_dict())
+    else:
+        print_speed(speed)
+
+
+def _bench_ingest(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.ingest_speed import measure, print_speed
+
+    node = None
+    if not options.no_node:
+        from evspec_ros.ros.requirements import require_ros
+
+        require_ros()
+        from evspec_ros.ros.node_load import measure_node
+
+        with _messages.status("Loading the node with events ..."):
+            node = measure_node(max(options.seconds, 5.0))  # it reports once a second
+    with _messages.status("Decoding ..."):
+        speed = measure(options.seconds, node)
     if options.json:
         _print_json(speed.as_dict())
     else:

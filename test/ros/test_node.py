@@ -14,11 +14,17 @@ from spinner import Spinner
 pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from node_bench import MS, SIZE, Bench, at_least, make_bench
+from node_bench import BEST_EFFORT, MS, SIZE, Bench, at_least, make_bench
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
+from serialised import serialised_array
 from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
+
+from evspec_ros.ros.node import EvspecNode
+from evspec_ros.ros.requirements import message_type
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +207,20 @@ def test_the_overlay_and_the_partial_text_come_when_someone_listens(active: Benc
     assert overlay.height > overlay.width == 480
     assert len(overlay.data) == overlay.height * overlay.step
     assert active.received["/evspec/description/partial"]
+
+
+def test_event_arrays_arrive_over_dds_as_their_bytes(spinner: Spinner, checkpoints: Path) -> None:
+    """With events_type the node subscribes dvs_msgs/EventArray, and counts the events in it."""
+    kind = "dvs_msgs/msg/EventArray"
+    node = EvspecNode(
+        parameter_overrides=[Parameter("events_type", value=kind)],
+        cli_args=["--ros-args", "-r", "events:=arrays", "-r", "__node:=evspec_arrays"],
+    )
+    camera = Node("array_camera")
+    publisher = camera.create_publisher(message_type(kind), "arrays", BEST_EFFORT)
+    for each in (node, camera):
+        spinner.executor.add_node(each)
+    spinner.until(publisher.get_subscription_count, "the subscription")
+    publisher.publish(serialised_array([(k, k, 10**18 + k, True) for k in range(7)], SIZE, SIZE))
+    spinner.until(lambda: node._events.counts.items, "events")
+    assert (node._events.counts.items, node._events.counts.refused) == (7, 0)

@@ -1,0 +1,131 @@
+"""Packets of events as cameras send them at full rate, for measuring what takes them in."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evspec_ros.events.decoders import Decoder
+from evspec_ros.events.event_arrays import read_cdr
+from evspec_ros.events.line_kernels import EVT3, LIBCAER_CMP, NO_CODE, LineFormat
+
+PACKET_US = 4096  # of one packet, which thus needs one TIME_HIGH
+EVENT_ARRAY = "dvs_msgs/EventArray"
+_OTHERS, _CONTINUED = 0xE000, 0x7000  # evt3: words that a camera sends in between and that say nothing here
+
+
+@dataclass(frozen=True, eq=False)
+class EventLoad:
+    """One packet.
+
+    statistics: how its events lie, "bursts" (in vectors along a line), "singles" (each with time and place of
+    its own) or "any" (the encoding knows no other). events: how many there are.
+    """
+
+    encoding: str
+    statistics: str
+    width: int
+    height: int
+    data: bytes
+    events: int
+
+
+def loads(events: int, width: int = 1280, height: int = 720) -> tuple[EventLoad, ...]:
+    """A packet of about so many events, spread over 4.096 ms, for every encoding with events."""
+    rng = np.random.default_rng(1)
+    t = np.sort(rng.integers(0, PACKET_US, events))
+    x, y, p = rng.integers(0, width, events), rng.integers(0, height, events), rng.integers(0, 2, events)
+    packets = [
+        ("evt3", "bursts", line_bursts(EVT3, events, width, height)),
+        ("evt3", "singles", evt3_singles(t, x, y, p)),
+        ("libcaer_cmp", "bursts", line_bursts(LIBCAER_CMP, events, height, width)),
+        ("evt2", "any", _evt2(t, x, y, p)),
+        ("libcaer", "any", np.stack((x << 17 | y << 2 | p << 1, t), 1).astype("<u4").tobytes()),
+        ("mono", "any", ((p << 63) | y << 48 | x << 32 | t * 1000).astype("<i8").tobytes()),
+        (EVENT_ARRAY, "any", event_array(t, x, y, p, width, height)),
+    ]
+    return tuple(
+        EventLoad(encoding, statistics, width, height, data, _count(encoding, data, width, height))
+        for encoding, statistics, data in packets
+    )
+
+
+def _count(encoding: str, data: bytes, width: int, height: int) -> int:
+    if encoding == EVENT_ARRAY:
+        return len(read_cdr(data).events)
+    return len(Decoder(encoding, width, height).decode(data))
+
+
+def line_bursts(codes: LineFormat, events: int, places: int, lines: int) -> bytes:
+    """Edges that cross the sensor: groups of 32 pixels along a line, each with 30 % of them in vectors.
+
+    Time moves on every four groups. About 0.6 words an event in evt3, 0.7 in libcaer_cmp.
+    """
+    rng = np.random.default_rng(2)
+    vectors = (12, 12, 8) if codes.vector_12 != NO_CODE else (8, 8, 8, 8)
+    groups = max(1, round(events / (32 * 0.3)))
+    low = np.arange(groups) * PACKET_US // groups
+    words = np.empty((groups, 4 + len(vectors)), np.int64)
+    words[:, 0] = int(codes.high) << 12
+    words[:, 1] = int(codes.low) << 12 | low
+    words[:, 2] = int(codes.line) << 12 | rng.integers(0, lines, groups)
+    first = rng.integers(0, places // 32, groups) * 32
+    words[:, 3] = int(codes.base) << 12 | rng.integers(0, 2, groups) << 11 | first
+    for column, bits in enumerate(vectors, 4):
+        code = codes.vector_12 if bits == 12 else codes.vector_8
+        mask = (rng.random((groups, bits)) < 0.3) @ (1 << np.arange(bits))
+        words[:, column] = int(code) << 12 | mask
+    sent = np.ones(words.shape, bool)
+    sent[:, 0] = False
+    sent[0, 0] = True
+    sent[:, 1] = np.arange(groups) % 4 == 0
+    return words[sent].astype("<u2").tobytes()
+
+
+def evt3_singles(
+    t: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64], p: NDArray[np.int64]
+) -> bytes:
+    """A scene with little in it, as a camera sends it: TIME_HIGH again and again, TIME_LOW and ADDR_Y for
+    every event, words of other kinds in between; 4.6 words an event.
+    """
+    rng = np.random.default_rng(3)
+    words = np.empty((len(t), 9), np.int64)
+    words[:, :2] = int(EVT3.high) << 12
+    words[:, 2] = int(EVT3.low) << 12 | t
+    words[:, 3] = int(EVT3.line) << 12 | y
+    words[:, 4] = int(EVT3.single) << 12 | p << 11 | x
+    words[:, 5:] = _OTHERS, _CONTINUED, _CONTINUED, _CONTINUED
+    sent = np.ones(words.shape, bool)
+    sent[:, :2] = rng.random((len(t), 2)) < 0.48
+    sent[0, 0] = True
+    sent[:, 5:] = (rng.random(len(t)) < 0.16)[:, None]
+    return words[sent].astype("<u2").tobytes()
+
+
+def _evt2(t: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64], p: NDArray[np.int64]) -> bytes:
+    """A TIME_HIGH wherever the time passes a multiple of 64 us."""
+    words = p << 28 | (t & 63) << 22 | x << 11 | y
+    turns = np.flatnonzero(np.diff(t >> 6, prepend=-1))
+    return np.insert(words, turns, 0x8 << 28 | t[turns] >> 6).astype("<u4").tobytes()
+
+
+def event_array(
+    t: NDArray[np.int64],
+    x: NDArray[np.int64],
+    y: NDArray[np.int64],
+    p: NDArray[np.int64],
+    width: int,
+    height: int,
+) -> bytes:
+    """A dvs_msgs/EventArray as ROS 2 serialises it, its times in microseconds."""
+    head = struct.pack("<4siII4xIII", b"\0\1\0\0", 0, 0, 1, height, width, len(t))
+    body = np.zeros(16 * len(t), np.uint8)
+    numbers = np.arange(len(t))
+    pixels = 8 * numbers - (numbers > 0)
+    body.view("<u2")[pixels], body.view("<u2")[pixels + 1] = x, y
+    body.view("<u4")[4 * numbers + 1], body.view("<u4")[4 * numbers + 2] = t // 10**6, t % 10**6 * 1000
+    body[16 * numbers + 12] = p
+    return head + body.tobytes()
