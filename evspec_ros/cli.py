@@ -86,13 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="precision of the target's key/value cache; default: %(default)s",
     )
-
-    evaluate.add_argument(
-        "--condition",
-        choices=(*CONDITIONS, MIXED),
-        default=PLAIN,
-        help="what makes the scenes hard to see; default: %(default)s",
-    )
+    _add_condition(evaluate)
 
     _add_benches(verbs)
 
@@ -223,6 +217,7 @@ def _add_features(verbs: Any) -> None:
     extract.add_argument(
         "--split", choices=("train", "held_out"), default="train", help="of the scenes; default: %(default)s"
     )
+    _add_condition(extract)
     extract.add_argument("--first", type=_whole, default=0, help="scene of the split; default: %(default)s")
     for option, model in (("--layers", "target"), ("--event-layers", "event model")):
         extract.add_argument(
@@ -251,6 +246,7 @@ def _add_trainings(verbs: Any) -> None:
     )
     tiny.add_argument("--models", type=Path, default=Path("models"), help="default: %(default)s")
     tiny.add_argument("--run", type=Path, default=Path("runs/tiny"), help=_RUN_HELP)
+    _add_condition(tiny)
     _add_execution(tiny)
     for kind, what in _HEADS.items():
         head = _verb(trainings, kind, _train_head, f"train {what} for a target and an event model")
@@ -271,6 +267,15 @@ def _add_trainings(verbs: Any) -> None:
             )
 
 
+def _add_condition(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--condition",
+        choices=(*CONDITIONS, MIXED),
+        default=PLAIN,
+        help="what makes simulated scenes hard to see; default: %(default)s",
+    )
+
+
 def _add_execution(parser: argparse.ArgumentParser) -> None:
     """How a training is computed; `accelerate launch` adds processes."""
     parser.add_argument("--device", default="cpu", help=_DEVICE_HELP)
@@ -289,6 +294,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--online", action="store_true", help="compute features when they are needed, store none"
     )
+    _add_condition(parser)
     parser.add_argument("--scenes", type=_count, help="simulated ones to learn from")
     parser.add_argument("--held-out", type=_count, help="simulated ones to test with")
     parser.add_argument("--batch", type=_count, help="scenes in a batch; with --features a shard is one")
@@ -556,8 +562,9 @@ def _extract_features(options: argparse.Namespace) -> None:
 
     target, event_model, _ = _models(options)
     wanted = Wanted(
-        tuple(options.recording), options.step, options.scenes, options.split, options.first, options.layers,
-        options.event_layers, options.context, options.max_new_tokens, options.shard,
+        tuple(options.recording), options.step, options.scenes, options.split, options.condition,
+        options.first, options.layers, options.event_layers, options.context, options.max_new_tokens,
+        options.shard,
     )  # fmt: skip
     found = extract_visibly(target, event_model, options.directory, wanted, options.device)
     if options.json and found:
@@ -581,7 +588,7 @@ def _train_tiny(options: argparse.Namespace) -> None:
     from evspec_ros.training.tiny import train_tiny_visibly
 
     execution = _given(options, "accumulate", "precision")
-    made = train_tiny_visibly(options.run, options.models, options.device, execution)
+    made = train_tiny_visibly(options.run, options.models, options.device, execution, options.condition)
     if options.json and made:
         _print_json(made)
 
@@ -592,11 +599,12 @@ def _train_head(options: argparse.Namespace) -> None:
 
     plan = TINY_PLANS[options.kind]
     schedule = _given(options, "steps", "learning_rate", "accumulate", "precision")
-    names = "scenes", "held_out", "batch", "objective", "patience", "seed", "fusion", "vocabulary"
+    data = _given(options, "condition", "scenes", "held_out", "batch")
+    learning = _given(options, "objective", "patience", "seed", "fusion", "vocabulary")
     figures = train_head_visibly(
         *_models(options, options.kind),
         options.run,
-        replace(plan, schedule=replace(plan.schedule, **schedule), **_given(options, *names)),
+        replace(plan, schedule=replace(plan.schedule, **schedule), **data, **learning),
         options.device,
         options.features,
         store=not options.online,

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.errors import TrainingError
 from evspec_ros.networks.adapters import FeatureConfig
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
@@ -55,7 +56,8 @@ EAGLE = "smooth_l1=1,cross_entropy=1"
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """kind: of the head; scenes, held_out: how many to learn from and to test with, in batches of `batch`.
+    """kind: of the head; scenes, held_out: how many to learn from and to test with, in batches of `batch`;
+    condition: what makes them hard to see.
 
     Of those that predict features: objective, as `parse_objective` reads it, EAGLE's where it is None, and
     noise, half the width of the uniform noise, in standard deviations of the features; EAGLE-3's: unroll, how
@@ -65,6 +67,7 @@ class HeadPlan:
     """
 
     kind: str = "eagle"
+    condition: str = PLAIN
     scenes: int = 2048
     held_out: int = 128
     batch: int = SHARD

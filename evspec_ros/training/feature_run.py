@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.describer import compute_device
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.checkpoints import load_preprocessor_config
@@ -22,14 +23,15 @@ from evspec_ros.training.recorded_windows import RecordedWindows
 @dataclass(frozen=True)
 class Wanted:
     """What to run the models over and what to keep: windows of recordings `step_s` apart, or without
-    recordings `scenes` simulated scenes of a split from `first` on; layers, event_layers, context,
-    max_new_tokens and shard as `FeaturePlan`, its defaults where they are None.
+    recordings `scenes` simulated scenes of a split and condition from `first` on; layers, event_layers,
+    context, max_new_tokens and shard as `FeaturePlan`, its defaults where they are None.
     """
 
     recordings: tuple[Path, ...] = ()
     step_s: float = 0.5
     scenes: int = 0
     split: str = "train"
+    condition: str = PLAIN
     first: int = 0
     layers: tuple[int, ...] | None = None
     event_layers: tuple[int, ...] | None = None
@@ -85,8 +87,9 @@ def extract_visibly(
 def _source(pair: ModelPair, target: Path, event_model: Path, wanted: Wanted) -> tuple[Scenes, int, Any]:
     """What to read, how much of it there is, and what the manifest says of it."""
     if not wanted.recordings:
-        scenes = simulated(wanted.split, wanted.first, str(pair.device))
-        return scenes, wanted.scenes, {"scenes": wanted.split, "first": wanted.first}
+        scenes = simulated(wanted.split, wanted.first, str(pair.device), wanted.condition)
+        source = {"scenes": wanted.split, "first": wanted.first, "condition": wanted.condition}
+        return scenes, wanted.scenes, source
     of_frames, of_events = (
         ClipPreprocessor.from_config(load_preprocessor_config(path)) for path in (target, event_model)
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.describer import compute_device
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava, save_draft_head
 from evspec_ros.networks.tokenizer import load_fitting_tokenizer, load_target_tokenizer
@@ -56,17 +57,21 @@ def load_pair(target: Path, event_model: Path, device: str = "cpu") -> ModelPair
     )
 
 
-def simulated(split: str, first: int = 0, device: str = "cpu") -> Scenes:
-    """The scenes of a split from scene `first` on, as the tiny models see them, made on every core."""
+def simulated(split: str, first: int = 0, device: str = "cpu", condition: str = PLAIN) -> Scenes:
+    """The scenes of a split and condition from scene `first` on, as the tiny models see them, made on every
+    core.
+    """
     pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))
 
     def scenes(start: int, stop: int) -> SceneBatch:
         numbers = range(first + start, first + stop)
         few = len(numbers) < 2 * FEW
         samples = (
-            make_samples(split, numbers.start, numbers.stop)
+            make_samples(split, numbers.start, numbers.stop, condition)
             if few
-            else concatenate(list(pool.map(make_sample, repeat(split), numbers, chunksize=FEW)))
+            else concatenate(
+                list(pool.map(make_sample, repeat(split), numbers, repeat(condition), chunksize=FEW))
+            )
         )
         return as_seen(samples, device)
 
@@ -132,8 +137,8 @@ def _simulated_batches(
     device = str(pair.device)
     found: list[Batches] = []
     for split_, count in (("train", plan.scenes), ("held_out", plan.held_out)):
-        scenes = simulated(split_, UNSEEN, device)
-        source = {"scenes": split_, "first": UNSEEN}
+        scenes = simulated(split_, UNSEEN, device, plan.condition)
+        source = {"scenes": split_, "first": UNSEEN, "condition": plan.condition}
         found.append(
             extract(pair, scenes, run / split_, wanted, count, source, report)
             if store

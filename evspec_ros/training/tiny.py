@@ -9,7 +9,7 @@ is then deepened by layers that change nothing at first (LLaMA Pro's block expan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor, nn
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.describer import compute_device
 from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
 from evspec_ros.networks.checkpoints import save_eventgpt, save_video_llava
@@ -33,6 +34,7 @@ from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, VIDEO_TOKEN, event_prompt, target_prompt
 from evspec_ros.training import dataset
 from evspec_ros.training.dataset import FRAMES, FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
+from evspec_ros.training.files import claim
 from evspec_ros.training.loop import Report, Schedule, fit
 from evspec_ros.training.processes import own_device, process
 from evspec_ros.training.progress import training_progress
@@ -60,8 +62,11 @@ EVENT = Schedule(steps=2000, learning_rate=1e-3)
 
 @dataclass(frozen=True)
 class TinyPlan:
-    """How long each stage is trained; the defaults made the checkpoints in models/."""
+    """condition: what makes the scenes hard to see, one of CONDITIONS or MIXED; the rest: how long each stage
+    is trained. The defaults made the checkpoints in models/.
+    """
 
+    condition: str = PLAIN
     scenes: int = 24_576
     batch: int = 16
     tower_batch: int = 96
@@ -85,12 +90,14 @@ def train_tiny(
 ) -> None:
     """Make models/tiny_video_llava and models/tiny_eventgpt; run keeps the data and every stage's state.
 
-    Interrupt it at any time and call it again: it goes on where it was. Raises TrainingError.
+    Interrupt it at any time and call it again: it goes on where it was. Raises TrainingError, also where run
+    belongs to another plan.
     """
     state = process(device)
     with state.main_process_first():
-        dataset.prepare(run / "scenes", "train", plan.scenes, report)
-    samples = dataset.load(run / "scenes", "train", plan.scenes)
+        claim(run / "plan.json", asdict(plan))
+        dataset.prepare(run / "scenes", "train", plan.scenes, report, plan.condition)
+    samples = dataset.load(run / "scenes", "train", plan.scenes, plan.condition)
     target = train_target(samples, run, plan, report, device)
     if state.is_main_process:
         _write(models / "tiny_video_llava", target, save_video_llava, TARGET_TOKENS)
@@ -99,13 +106,16 @@ def train_tiny(
         _write(models / "tiny_eventgpt", event_model, save_eventgpt, EVENT_TOKENS)
 
 
-def train_tiny_visibly(run: Path, models: Path, device: str, execution: Mapping[str, Any]) -> dict[str, str]:
+def train_tiny_visibly(
+    run: Path, models: Path, device: str, execution: Mapping[str, Any], condition: str = PLAIN
+) -> dict[str, str]:
     """`train_tiny` with progress on stderr and TensorBoard's logs in run; what was made, to the first of
     several processes. execution: of every stage's schedule, `accumulate` and `precision`.
     """
     place = own_device(compute_device(device))
     stages = ("tower", "event_tower", "shallow", "deep", "event")
-    plan = replace(TINY_PLAN, **{name: replace(getattr(TINY_PLAN, name), **execution) for name in stages})
+    schedules = {name: replace(getattr(TINY_PLAN, name), **execution) for name in stages}
+    plan = replace(TINY_PLAN, condition=condition, **schedules)
     first = process(place).is_main_process
     with training_progress(run / "tensorboard", visible=first) as report:
         train_tiny(run, models, plan, report, str(place))
