@@ -27,7 +27,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={
         NAME: ["py.typed"],
-        f"{NAME}.evaluation": ["*.html"],
+        f"{NAME}.evaluation": ["*.html", "*.jinja"],
         f"{NAME}.interfaces": ["*/msg/*.msg"],
     },
     data_files=[

@@ -30,6 +30,12 @@ _HEADS = {
     "eventgpt_adapter": "the adapter from the event model's features to the target's",
     "feature": "the design paper's adapter with its fusion",
 }
+_STUDY_OPTIONS = {
+    "scenes": "to learn from; default: 2048",
+    "held_out": "scenes of each condition to test with; default: 128",
+    "steps": "of each training; default: 600",
+    "raced": "windows of the race of drafters; default: 40",
+}
 _MACHINES = ("desktop", "orin_agx_64gb", "orin_nx_16gb", "this")
 
 _messages = Console(stderr=True, highlight=False)
@@ -109,6 +115,7 @@ def _add_benches(verbs: Any) -> None:
     _add_decoder_bench(benches)
     _add_ingest_bench(benches)
     _add_scene_bench(benches)
+    _add_results_bench(benches)
 
 
 def _add_decode_bench(benches: Any) -> None:
@@ -192,6 +199,24 @@ def _add_scene_bench(benches: Any) -> None:
     scenes.add_argument("--sheet", type=Path, help="a picture of a scene of each condition to write")
 
 
+def _add_results_bench(benches: Any) -> None:
+    results = _verb(
+        benches,
+        "results",
+        _bench_results,
+        "train heads with and without events over several seeds and write what came of it (hours)",
+    )
+    _add_models(results)
+    results.set_defaults(draft_head=None)
+    results.add_argument("--run", type=Path, default=Path("runs/results"), help=_RUN_HELP)
+    results.add_argument(
+        "--write", type=Path, default=Path("docs/results.md"), help="and an .svg beside; default: %(default)s"
+    )
+    results.add_argument("--seeds", type=_seeds, help="of each kind of head, 2 to 10; default: 3")
+    for name, what in _STUDY_OPTIONS.items():
+        results.add_argument(f"--{name.replace('_', '-')}", type=_count, help=what)
+
+
 def _add_features(verbs: Any) -> None:
     features = verbs.add_parser(
         "features", help="what both models have inside", description="What both models have inside."
@@ -259,6 +284,8 @@ def _add_trainings(verbs: Any) -> None:
             head.add_argument(
                 "--vocabulary", type=_count, help="tokens that it can say, the most frequent; default: all"
             )
+        if kind in ("eventgpt_adapter", "feature"):
+            head.add_argument("--bottleneck", type=_count, help="width of the adapter; default: 256")
         if kind == "feature":
             head.add_argument(
                 "--fusion",
@@ -357,6 +384,13 @@ def _count(text: str) -> int:
 
 def _layers(text: str) -> tuple[int, ...]:
     return tuple(_whole(part) for part in text.split(","))
+
+
+def _seeds(text: str) -> int:
+    value = _count(text)
+    if not 2 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 2 to 10")
+    return value
 
 
 def _whole(text: str) -> int:
@@ -520,6 +554,20 @@ def _bench_scenes(options: argparse.Namespace) -> None:
         print_statistics(rows)
 
 
+def _bench_results(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.study import StudyPlan, run_study_visibly
+    from evspec_ros.evaluation.study_report import write_results
+
+    target, event_model, _ = _models(options)
+    plan = replace(StudyPlan(), **_given(options, "seeds", *_STUDY_OPTIONS))
+    study = run_study_visibly(target, event_model, options.run, plan)
+    write_results(study, options.write)
+    if options.json:
+        _print_json(study.as_dict())
+    else:
+        _messages.print(f"Written: {options.write}", markup=False)
+
+
 def _eval(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.accuracy import evaluate_visibly, print_accuracies
 
@@ -600,7 +648,7 @@ def _train_head(options: argparse.Namespace) -> None:
     plan = TINY_PLANS[options.kind]
     schedule = _given(options, "steps", "learning_rate", "accumulate", "precision")
     data = _given(options, "condition", "scenes", "held_out", "batch")
-    learning = _given(options, "objective", "patience", "seed", "fusion", "vocabulary")
+    learning = _given(options, "objective", "patience", "seed", "bottleneck", "fusion", "vocabulary")
     figures = train_head_visibly(
         *_models(options, options.kind),
         options.run,

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from evspec_ros.choices import PLAIN
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import Head, load_draft_head
@@ -363,10 +364,10 @@ def bench_visibly(
         )
 
 
-def held_out(count: int) -> Iterator[list[SceneBatch]]:
-    """The first held-out scenes, a window of each."""
+def held_out(count: int, condition: str = PLAIN) -> Iterator[list[SceneBatch]]:
+    """The first held-out scenes of a condition, a window of each."""
     for index in range(count):
-        yield _windows(make_sample("held_out", index))
+        yield _windows(make_sample("held_out", index, condition))
 
 
 def held_out_streams(count: int) -> Iterator[list[SceneBatch]]:

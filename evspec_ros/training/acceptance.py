@@ -12,20 +12,24 @@ Shapes: B scenes, T tokens of the longest answer, row j of T - 1 being that of t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
 from evspec_ros.networks.checkpoints import Head
 from evspec_ros.training.features import Answers, Batches, ModelPair
-from evspec_ros.training.prediction import answer_rows, chained, readout
+from evspec_ros.training.prediction import answer_rows, chained, event_features, readout
 
 CHAIN = 16  # drafts in a row
 
 
 @torch.inference_mode()
-def acceptance(pair: ModelPair, head: Head, tests: Batches, n_max: int = CHAIN) -> dict[str, float]:
+def acceptance(pair: ModelPair, head: Head | None, tests: Batches, n_max: int = CHAIN) -> dict[str, float]:
     """`acceptance length`: tokens per pass of the target, the bonus token counted, with chains of at most
-    n_max drafts. `held-out agreement`: how often the first draft is right, over all tokens.
+    n_max drafts. `held-out agreement`: how often the first draft is right, over all tokens. head: None for
+    the event model's own tokens.
     """
     tokens = passes = right = rows = 0
     for index in range(len(tests)):
@@ -39,20 +43,34 @@ def acceptance(pair: ModelPair, head: Head, tests: Batches, n_max: int = CHAIN) 
     return {"acceptance length": tokens / max(1, passes), "held-out agreement": right / max(1, rows)}
 
 
-def accepted_drafts(pair: ModelPair, head: Head, answers: Answers, n_max: int) -> Tensor:
+@torch.inference_mode()
+def free_tokens(pair: ModelPair, head: Head | None, tests: Batches, written: int) -> float:
+    """Of so many tokens written behind the first one of an answer, how many are followed, on average."""
+    followed = [accepted_drafts(pair, head, tests[index], written)[:, 0] for index in range(len(tests))]
+    return float(torch.cat(followed).float().mean())
+
+
+def accepted_drafts(pair: ModelPair, head: Head | None, answers: Answers, n_max: int) -> Tensor:
     """Of a chain of n_max drafts behind each token but the last, how many are followed: int64 [B, T - 1]."""
     following = answers.tokens[:, 1:]
     rows = following.shape[1]
     accepted = torch.zeros_like(following)
     alive = torch.ones_like(following, dtype=torch.bool)  # at a row: the chain that has come to it
-    norm, lm_head = readout(pair, head)
-    outputs = chained(pair, head, answers)
+    said = _said(pair, head, answers)
     for step in range(min(n_max, rows)):
-        alive &= lm_head(norm(next(outputs))).argmax(-1) == following
+        alive &= next(said) == following
         accepted[:, : rows - step] += alive[:, step:]  # of the chain that began `step` rows before
         alive = alive.roll(1, 1)
         alive[:, : step + 1] = False
     return accepted
+
+
+def _said(pair: ModelPair, head: Head | None, answers: Answers) -> Iterator[Tensor]:
+    """Draft after draft behind each row, int64 [B, T - 1], as `chained`."""
+    if head is None:
+        return repeat(pair.event_model.lm_head(event_features(pair, answers)[:, 1:]).argmax(-1))
+    norm, lm_head = readout(pair, head)
+    return (lm_head(norm(output)).argmax(-1) for output in chained(pair, head, answers))
 
 
 def _passes(accepted: list[int]) -> int:

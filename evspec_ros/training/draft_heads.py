@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from evspec_ros.choices import PLAIN
 from evspec_ros.errors import TrainingError
-from evspec_ros.networks.adapters import FeatureConfig
+from evspec_ros.networks.adapters import AdapterConfig, FeatureConfig
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, ReducedHead
 from evspec_ros.training.acceptance import acceptance
@@ -62,8 +62,8 @@ class HeadPlan:
     Of those that predict features: objective, as `parse_objective` reads it, EAGLE's where it is None, and
     noise, half the width of the uniform noise, in standard deviations of the features; EAGLE-3's: unroll, how
     many steps of drafting are trained, and vocabulary, how many tokens it can say, the most frequent ones of
-    what it learns from, 0 for all; the feature head's: fusion. patience: training ends when so many of its
-    EXAMINATIONS in a row found no longer acceptance, 0 for never.
+    what it learns from, 0 for all; the adapters': bottleneck, and the feature head's fusion. patience:
+    training ends when so many of its EXAMINATIONS in a row found no longer acceptance, 0 for never.
     """
 
     kind: str = "eagle"
@@ -76,6 +76,7 @@ class HeadPlan:
     objective: str | None = None
     unroll: int = 8
     vocabulary: int = 0
+    bottleneck: int = AdapterConfig.bottleneck
     fusion: str = FeatureConfig.fusion
     max_new_tokens: int = MAX_NEW_TOKENS
     patience: int = 0
@@ -137,8 +138,10 @@ def new_head(pair: ModelPair, plan: HeadPlan, tokens: tuple[int, ...] = ()) -> H
     sizes: HeadConfig = DRAFT_HEADS[plan.kind].config.for_target(
         pair.target.config.text, pair.event_model.config.text.hidden_size, pair.event_rows
     )
-    if isinstance(sizes, FeatureConfig):
-        sizes = replace(sizes, fusion=plan.fusion)
+    if isinstance(sizes, AdapterConfig):
+        sizes = replace(sizes, bottleneck=plan.bottleneck)
+    elif isinstance(sizes, FeatureConfig):
+        sizes = replace(sizes, bottleneck=plan.bottleneck, fusion=plan.fusion)
     elif isinstance(sizes, Eagle3Config):
         sizes = replace(sizes, tokens=tokens)
     head: Head = DRAFT_HEADS[plan.kind].head(sizes)

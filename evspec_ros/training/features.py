@@ -174,24 +174,26 @@ def answer(pair: ModelPair, scenes: SceneBatch, plan: FeaturePlan) -> Answers:
         tokens, features = greedy_answers(
             target.decoder, target.lm_head, prompt, plan.max_new_tokens, layers=plan.layers
         )
-        said = _event_features(pair, events, tokens, plan.event_layers)
+    read = read_answers(pair, events, tokens, plan.event_layers)
     ended = (tokens == target.config.text.eos_token_id).cumsum(1) > 0
     lengths = (~ended).sum(1).add(1).clamp(max=tokens.shape[1])
     first = prompt.shape[1] - plan.context - 1
     return Answers(
-        prompt[:, first:].float(), tokens, lengths, features[:, first:].float(), events.float(), said.float()
+        prompt[:, first:].float(), tokens, lengths, features[:, first:].float(), events.float(), read
     )
 
 
-def _event_features(pair: ModelPair, events: Tensor, tokens: Tensor, layers: tuple[int, ...]) -> Tensor:
-    """See Answers."""
+@torch.no_grad()
+def read_answers(pair: ModelPair, events: Tensor, tokens: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """The event model's features of events [B, E, F] and tokens [B, T], as in Answers."""
     model, batch = pair.event_model, len(tokens)
     before, after = (model.decoder.embed(ids).expand(batch, -1, -1) for ids in pair.event_ids)
     # tokens that it does not know, such as those around a video, are read as its first one
     known = tokens[:, :-1].where(tokens[:, :-1] < model.config.text.vocab_size, 0)
     rows = torch.cat((before, events, after, model.decoder.embed(known)), 1)
-    features = model.decoder(rows, layers=layers).features
-    return torch.cat(features, -1)[:, -tokens.shape[1] :]
+    with autocast(pair.device):
+        features = model.decoder(rows, layers=layers).features
+    return torch.cat(features, -1)[:, -tokens.shape[1] :].float()
 
 
 # --- on disk ------------------------------------------------------------------------------------------------
