@@ -35,7 +35,7 @@ from evspec_ros.training.head_run import load_pair
 MODELS = Path(__file__).resolve().parents[2] / "models"
 TARGET, EVENT_MODEL = MODELS / "tiny_video_llava", MODELS / "tiny_eventgpt"
 PLAN = StudyPlan(
-    seeds=2, scenes=4, held_out=2, steps=1, batch=2, sizes=(0.2,), amounts=(2,), raced=1,
+    seeds=1, scenes=4, held_out=2, steps=1, batch=2, sizes=(0.2,), amounts=(2,), raced=1,
     conditions=("night",),
 )  # fmt: skip
 STOP_AT = 3  # trainings
