@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -561,7 +562,9 @@ def _bench_results(options: argparse.Namespace) -> None:
     target, event_model, _ = _models(options)
     plan = replace(StudyPlan(), **_given(options, "seeds", *_STUDY_OPTIONS))
     study = run_study_visibly(target, event_model, options.run, plan)
-    write_results(study, options.write)
+    given = _given(options, "target", "event_model", "seeds", *_STUDY_OPTIONS)
+    words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items()]
+    write_results(study, options.write, " ".join(("evspec bench results", *words)))
     if options.json:
         _print_json(study.as_dict())
     else:

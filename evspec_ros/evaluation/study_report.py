@@ -28,7 +28,6 @@ from evspec_ros.training.controls import ON, SHUFFLED, ZEROED
 
 # Student's t of 97.5 % for so many values
 T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-COMMAND = "evspec bench results"
 ALL = "all"  # the mean of the conditions
 
 
@@ -92,7 +91,7 @@ def exchanged_difference(study: Study, kind: str, condition: str) -> Interval:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def write_results(study: Study, path: Path, command: str = COMMAND) -> None:
+def write_results(study: Study, path: Path, command: str) -> None:
     """The page, and its picture beside it with the suffix .svg; command: what makes them. EvspecError where
     they cannot be written.
     """

@@ -98,12 +98,12 @@ def test_a_run_directory_belongs_to_one_plan(run: Path) -> None:
 
 def test_the_page_has_every_drafter_and_a_picture(study: Study, tmp_path: Path) -> None:
     """Written beside each other, and the same every time."""
-    write_results(study, tmp_path / "results.md")
+    write_results(study, tmp_path / "results.md", "a command")
     page, picture = (tmp_path / f"results.{suffix}" for suffix in ("md", "svg"))
     first = page.read_text(), picture.read_text()
     assert all(f"| `{row['drafter']}` |" in first[0] for row in study.race)
     assert "](results.svg)" in first[0]
-    write_results(study, tmp_path / "results.md")
+    write_results(study, tmp_path / "results.md", "a command")
     assert first == (page.read_text(), picture.read_text())
 
 
