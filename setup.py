@@ -61,6 +61,8 @@ setup(
     extras_require={
         # Recordings of DSEC, in HDF5 compressed with Blosc.
         "dsec": ["h5py>=3", "hdf5plugin>=4"],
+        # What `evspec bench ingest` compares with.
+        "peer": ["evt3>=0.4; platform_machine == 'x86_64'"],
         # The precisions int8 and int4.
         "quantised": ["torchao>=0.17"],
         # ROS 2 Jazzy as wheels, for machines without a ROS installation; other platforms have none.

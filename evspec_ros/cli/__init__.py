@@ -1,0 +1,172 @@
+"""The command `evspec`: one short function per verb; the work is done in the modules that they import."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from evspec_ros.choices import KV_PRECISIONS, PRECISIONS
+from evspec_ros.cli.benches import add_benches
+from evspec_ros.cli.options import (
+    add_condition,
+    add_models,
+    add_verb,
+    count,
+    messages,
+    models,
+    positive,
+    print_json,
+)
+from evspec_ros.cli.training import add_features, add_trainings
+from evspec_ros.errors import EvspecError
+
+FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
+_RECORDINGS = (
+    "rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT3) or .dat, a DSEC "
+    "folder or its events' .h5, .aedat4 or .npy; told by content"
+)
+_MACHINES = ("desktop", "orin_agx_64gb", "orin_nx_16gb", "this")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return 0, 1 (failed, one sentence on stderr), 2 (misused) or 130 (interrupted)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.verb(options)
+    except EvspecError as error:
+        messages.print(f"evspec: {error}", markup=False, soft_wrap=True)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="evspec", description="Describes in words what an event camera and an RGB camera see."
+    )
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and leave")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    demo = add_verb(verbs, "demo", _demo, "run the node on a recording and show what it says")
+    demo.add_argument(
+        "--recording", type=Path, help="what `evspec info` can read; default: a simulated scene"
+    )
+    demo.add_argument("--seconds", type=positive, help="how long to play; default: to the end, at least 10 s")
+    demo.add_argument("--report", type=Path, help="where to write; default: runs/demo/report.html")
+
+    info = add_verb(verbs, "info", _info, "print what is in a recording")
+    info.add_argument("recording", type=Path, help=_RECORDINGS)
+
+    convert = add_verb(verbs, "convert", _convert, "write a recording as rosbag2 (EventPacket and Image)")
+    convert.add_argument("source", type=Path, help=_RECORDINGS)
+    convert.add_argument("destination", type=Path, help="the rosbag2 folder to create")
+    convert.add_argument(
+        "--storage", choices=("mcap", "sqlite3"), default="mcap", help="default: %(default)s"
+    )
+
+    evaluate = add_verb(verbs, "eval", _eval, "score both models on simulated held-out scenes")
+    add_models(evaluate)
+    evaluate.add_argument("--scenes", type=count, default=200, help="default: %(default)s")
+    evaluate.add_argument(
+        "--dtype", choices=PRECISIONS, default="float32", help="precision of both; default: %(default)s"
+    )
+    evaluate.add_argument(
+        "--kv-dtype",
+        choices=KV_PRECISIONS,
+        default="auto",
+        help="precision of the target's key/value cache; default: %(default)s",
+    )
+    add_condition(evaluate)
+
+    add_benches(verbs)
+
+    doctor = add_verb(
+        verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where"
+    )
+    add_models(doctor, "a directory; without any, the published 7B sizes")
+    doctor.add_argument("--machine", choices=_MACHINES, help="default: all of them but this one")
+    doctor.add_argument("--dtype", choices=PRECISIONS, help="default: float16, on a processor float32")
+    doctor.add_argument("--kv-dtype", choices=KV_PRECISIONS, help="default: float16")
+
+    add_features(verbs)
+    add_trainings(verbs)
+    return parser
+
+
+class _PrintVersion(argparse.Action):
+    """Looks the version up when it is asked for, so that all else works from a source tree, too."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        sys.stdout.write(f"evspec {metadata.version('evspec_ros')}\n")
+        parser.exit()
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from evspec_ros.ros.requirements import require_ros
+
+    require_ros()
+    from evspec_ros.ros.demo import run_demo
+
+    run_demo(options.recording, as_json=options.json, seconds=options.seconds, report=options.report)
+
+
+def _info(options: argparse.Namespace) -> None:
+    _show_info(options.recording, as_json=options.json)
+
+
+def _show_info(recording: Path, *, as_json: bool) -> None:
+    from evspec_ros.recordings.report import print_info, read_info
+
+    info = read_info(recording)
+    if as_json:
+        print_json(info.as_dict())
+    else:
+        print_info(recording, info)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from evspec_ros.recordings.report import convert_visibly
+
+    convert_visibly(options.source, options.destination, options.storage)
+    _show_info(options.destination, as_json=options.json)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.accuracy import evaluate_visibly, print_accuracies
+
+    target, event_model, _ = models(options)
+    rows = evaluate_visibly(
+        target, event_model, options.scenes, options.dtype, options.kv_dtype, options.condition
+    )
+    if options.json:
+        print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_accuracies(rows)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from evspec_ros.doctor import (
+        MACHINES,
+        THIS,
+        judge,
+        pair_report,
+        print_report,
+        read_sizes,
+        report_as_dict,
+        software,
+        this_machine,
+    )
+
+    sizes = read_sizes(options.target, options.event_model, options.draft_head)
+    names = [options.machine] if options.machine else list(MACHINES)
+    machines = [this_machine() if name == THIS else MACHINES[name] for name in names]
+    verdicts = [judge(sizes, machine, options.dtype, options.kv_dtype) for machine in machines]
+    pair = pair_report(options.target, options.event_model)
+    if options.json:
+        print_json(report_as_dict(software(), verdicts, pair))
+    else:
+        print_report(software(), verdicts, pair)

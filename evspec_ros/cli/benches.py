@@ -1,0 +1,266 @@
+"""`evspec bench ...`: the work is done in `evaluation`, and for the node in `ros`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evspec_ros.choices import BACKENDS
+from evspec_ros.cli.options import (
+    HEADS,
+    RUN_HELP,
+    add_models,
+    add_pair,
+    add_verb,
+    count,
+    given,
+    messages,
+    models,
+    positive,
+    print_json,
+    probability,
+    whole,
+)
+from evspec_ros.errors import EvspecError
+
+_STUDY_OPTIONS = {
+    "scenes": "to learn from; default: 2048",
+    "held_out": "scenes of each condition to test with; default: 128",
+    "steps": "of each training; default: 600",
+    "raced": "windows of the race of drafters; default: 40",
+}
+
+
+def add_benches(verbs: Any) -> None:
+    """Add `bench` and all that it measures."""
+    bench = verbs.add_parser("bench", help="measure", description="Measure.")
+    benches = bench.add_subparsers(title="what", metavar="WHAT", required=True)
+    _add_decode_bench(benches)
+    _add_lossless_bench(benches)
+    _add_decoder_bench(benches)
+    _add_ingest_bench(benches)
+    _add_scene_bench(benches)
+    _add_results_bench(benches)
+
+
+def _add_decode_bench(benches: Any) -> None:
+    decode = add_verb(
+        benches, "decode", _bench_decode, "compare drafters with plain decoding on held-out scenes"
+    )
+    add_models(decode)
+    decode.add_argument("--scenes", type=count, default=50, help="default: %(default)s")
+    decode.add_argument(
+        "--streams", type=whole, default=8, help="of twelve windows each, besides; default: %(default)s"
+    )
+    decode.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
+    decode.add_argument(
+        "--drafter", action="append", default=[], help="may be given again; default: all that have a head"
+    )
+    decode.add_argument("--n-max", type=count, default=40, help="most tokens per draft; default: %(default)s")
+    decode.add_argument(
+        "--p-min", type=probability, default=0.0, help="confidence to draft on; default: %(default)s"
+    )
+
+
+def _add_lossless_bench(benches: Any) -> None:
+    lossless = add_verb(
+        benches, "lossless", _bench_lossless, "compare every drafter's texts with plain decoding's, greedily"
+    )
+    add_pair(lossless)
+    lossless.add_argument("--scenes", type=count, default=500, help="default: %(default)s")
+
+
+def _add_decoder_bench(benches: Any) -> None:
+    decoder = add_verb(
+        benches, "decoder", _bench_decoder, "compare the target's decoder with transformers' on its weights"
+    )
+    decoder.add_argument(
+        "--target", type=Path, help="a Video-LLaVA checkpoint; default: the package's models/tiny_video_llava"
+    )
+    decoder.add_argument(
+        "--shape",
+        choices=("tiny", "7b"),
+        default="tiny",
+        help="sizes and prompt length; default: %(default)s",
+    )
+    decoder.add_argument(
+        "--random-weights", action="store_true", help="of the shape, no checkpoint; --shape 7b needs a GPU"
+    )
+    decoder.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: %(default)s")
+    decoder.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float32 on the CPU, float16 on a GPU",
+    )
+    decoder.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="default: cuda_graphs on a GPU, else auto",
+    )
+    decoder.add_argument("--threads", type=count, help="of both decoders; default: torch's")
+    decoder.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
+
+
+def _add_ingest_bench(benches: Any) -> None:
+    ingest = add_verb(
+        benches, "ingest", _bench_ingest, "measure decoders, windows and the node at sensor rate"
+    )
+    ingest.add_argument(
+        "--seconds", type=positive, default=3.0, help="for each measurement; default: %(default)s"
+    )
+    ingest.add_argument("--no-node", action="store_true", help="leave out the node, which needs ROS")
+
+
+def _add_scene_bench(benches: Any) -> None:
+    scenes = add_verb(
+        benches, "scenes", _bench_scenes, "compare the events of simulated scenes with those of recordings"
+    )
+    scenes.add_argument("--scenes", type=count, default=40, help="of each condition; default: %(default)s")
+    scenes.add_argument(
+        "--recording", type=Path, action="append", default=[], help="to compare with; may be given again"
+    )
+    scenes.add_argument("--plot", type=Path, help="a picture of the figures to write, .png, .svg or .pdf")
+    scenes.add_argument("--sheet", type=Path, help="a picture of a scene of each condition to write")
+
+
+def _add_results_bench(benches: Any) -> None:
+    results = add_verb(
+        benches,
+        "results",
+        _bench_results,
+        "train heads with and without events over several seeds and write what came of it (hours)",
+    )
+    add_pair(results)
+    results.add_argument("--run", type=Path, default=Path("runs/results"), help=RUN_HELP)
+    results.add_argument(
+        "--write", type=Path, default=Path("docs/results.md"), help="and an .svg beside; default: %(default)s"
+    )
+    results.add_argument("--seeds", type=_seeds, help="of each kind of head, 2 to 10; default: 3")
+    for name, what in _STUDY_OPTIONS.items():
+        results.add_argument(f"--{name.replace('_', '-')}", type=count, help=what)
+
+
+def _seeds(text: str) -> int:
+    value = count(text)
+    if not 2 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 2 to 10")
+    return value
+
+
+def _bench_decode(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.decoding import bench_visibly
+    from evspec_ros.evaluation.decoding_report import plot_report, print_report
+    from evspec_ros.speculative import DraftLimits
+
+    limits = DraftLimits(options.n_max, options.n_max, options.p_min)
+    target, event_model, _ = models(options)
+    report = bench_visibly(
+        target, event_model, _heads(options), options.scenes, limits, options.drafter, options.streams
+    )
+    if options.plot:
+        plot_report(report, options.plot)
+    if options.json:
+        print_json(report.as_dict())
+    else:
+        print_report(report)
+
+
+def _heads(options: argparse.Namespace) -> list[Path]:
+    """The draft head that was named, or all of the package's own."""
+    from evspec_ros.ros.files import share_directory
+
+    if options.draft_head:
+        return [options.draft_head]
+    return [share_directory() / "models" / f"tiny_{kind}" for kind in HEADS]
+
+
+def _bench_lossless(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.lossless import print_proof, prove_visibly
+
+    target, event_model, _ = models(options)
+    report = prove_visibly(target, event_model, _heads(options), options.scenes)
+    if options.json:
+        print_json(report.as_dict())
+    else:
+        print_proof(report)
+    if report.different:
+        raise EvspecError(f"{len(report.different)} texts differ from plain decoding's.")
+
+
+def _bench_decoder(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.decoder_speed import DecoderBench, bench_visibly, print_speed
+    from evspec_ros.ros.files import share_directory
+
+    if options.shape != "tiny" and options.target is None and not options.random_weights:
+        raise EvspecError("The package ships the tiny shape alone; add --target DIR or --random-weights.")
+    own = share_directory() / "models" / "tiny_video_llava"
+    gpu = options.device != "cpu"
+    speed = bench_visibly(
+        DecoderBench(
+            shape=options.shape,
+            target=None if options.random_weights else options.target or own,
+            device=options.device,
+            dtype=options.dtype or ("float16" if gpu else "float32"),
+            backend=options.backend or ("cuda_graphs" if gpu else "auto"),
+            threads=options.threads,
+            repetitions=options.repetitions,
+        )
+    )
+    if options.json:
+        print_json(speed.as_dict())
+    else:
+        print_speed(speed)
+
+
+def _bench_ingest(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.ingest_speed import measure, print_speed
+
+    node = None
+    if not options.no_node:
+        from evspec_ros.ros.requirements import require_ros
+
+        require_ros()
+        from evspec_ros.ros.node_load import measure_node
+
+        with messages.status("Loading the node with events ..."):
+            node = measure_node(max(options.seconds, 5.0))  # it reports once a second
+    with messages.status("Decoding ..."):
+        speed = measure(options.seconds, node)
+    if options.json:
+        print_json(speed.as_dict())
+    else:
+        print_speed(speed)
+
+
+def _bench_scenes(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.scene_pictures import draw_sheet, plot_statistics
+    from evspec_ros.evaluation.scene_statistics import compare_visibly, print_statistics
+
+    rows = compare_visibly(options.scenes, options.recording)
+    if options.plot:
+        plot_statistics(rows, options.plot)
+    if options.sheet:
+        draw_sheet(options.sheet)
+    if options.json:
+        print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_statistics(rows)
+
+
+def _bench_results(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.study import StudyPlan, run_study_visibly
+    from evspec_ros.evaluation.study_report import write_results
+
+    target, event_model, _ = models(options)
+    plan = replace(StudyPlan(), **given(options, "seeds", *_STUDY_OPTIONS))
+    study = run_study_visibly(target, event_model, options.run, plan)
+    named = given(options, "target", "event_model", "seeds", *_STUDY_OPTIONS)
+    words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in named.items()]
+    write_results(study, options.write, " ".join(("evspec bench results", *words)))
+    if options.json:
+        print_json(study.as_dict())
+    else:
+        messages.print(f"Written: {options.write}", markup=False)

@@ -1,0 +1,118 @@
+"""What the verbs of `evspec` have in common: options, their types, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evspec_ros.choices import CONDITIONS, MIXED, PLAIN
+
+RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
+DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
+OWN_MODELS = "default: the package's models/tiny_{}"
+HEADS = {
+    "eagle": "a draft head of EAGLE's kind",
+    "eagle3": "a draft head of EAGLE-3's kind",
+    "eventgpt_adapter": "the adapter from the event model's features to the target's",
+    "feature": "the design paper's adapter with its fusion",
+}
+messages = Console(stderr=True, highlight=False)
+
+
+def add_verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str
+) -> argparse.ArgumentParser:
+    """Add the verb `name`, which `run` carries out; every verb knows --help and --json."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else on stdout"
+    )
+    parser.set_defaults(verb=run)
+    return parser
+
+
+def add_models(parser: argparse.ArgumentParser, default: str = OWN_MODELS, head: str = "eagle") -> None:
+    """Options that name the three checkpoint directories."""
+    add_pair(parser, default)
+    parser.add_argument("--draft-head", type=Path, help=default.format(head))
+
+
+def add_pair(parser: argparse.ArgumentParser, default: str = OWN_MODELS) -> None:
+    """Options that name the target's and the event model's directories, where no head is read."""
+    for option, name in (("target", "video_llava"), ("event-model", "eventgpt")):
+        parser.add_argument(f"--{option}", type=Path, help=default.format(name))
+    parser.set_defaults(draft_head=None)
+
+
+def models(options: argparse.Namespace, head: str = "eagle") -> tuple[Path, Path, Path]:
+    """The three checkpoint directories, the package's own where none was named."""
+    from evspec_ros.ros.files import share_directory
+
+    named = options.target, options.event_model, options.draft_head
+    own = ("tiny_video_llava", "tiny_eventgpt", f"tiny_{head}")
+    target, event_model, draft_head = (
+        path or share_directory() / "models" / name for path, name in zip(named, own, strict=True)
+    )
+    return target, event_model, draft_head
+
+
+def add_condition(parser: argparse.ArgumentParser) -> None:
+    """The option that chooses what makes simulated scenes hard to see."""
+    parser.add_argument(
+        "--condition",
+        choices=(*CONDITIONS, MIXED),
+        default=PLAIN,
+        help="what makes simulated scenes hard to see; default: %(default)s",
+    )
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given."""
+    found = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One object on stdout."""
+    json.dump(value, sys.stdout)
+    sys.stdout.write("\n")
+
+
+def positive(text: str) -> float:
+    """An option's type: above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def count(text: str) -> int:
+    """An option's type: 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def whole(text: str) -> int:
+    """An option's type: 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def probability(text: str) -> float:
+    """An option's type: from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
