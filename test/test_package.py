@@ -146,14 +146,15 @@ def required() -> list[Any]:
     """The requirements of setup.py's install_requires and of its extras but ROS."""
     packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
     setup = (ROOT / "setup.py").read_text()
-    texts = re.findall(r"(?:install_requires=|\"quantised\": |\"dsec\": )\[(.*?)\]", setup, re.DOTALL)
-    assert len(texts) == 3
+    texts = re.findall(r"(?:install_requires=|\"quantised\": |\"dsec\": |\"peer\": )\[(.*?)\]", setup, re.DOTALL)
+    assert len(texts) == 4
     return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', "".join(texts))]
 
 
 def test_pins_lie_within_the_ranges_that_the_package_accepts() -> None:
-    """Every requirement of setup.py is pinned in requirements.txt, and the pin satisfies the range."""
-    pins = re.findall(r"^([\w.-]+)==([^;\s]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    """Every requirement of setup.py is pinned in a requirements file, and the pin satisfies the range."""
+    files = "".join((ROOT / f"requirements{part}.txt").read_text() for part in ("", "-dev"))
+    pins = re.findall(r"^([\w.-]+)==([^;\s]+)", files, re.MULTILINE)
     for requirement in required():
         versions = [version for name, version in pins if name == requirement.name]
         assert versions, f"{requirement.name} is not pinned"
