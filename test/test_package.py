@@ -146,7 +146,7 @@ def required() -> list[Any]:
     """The requirements of setup.py's install_requires and of its extras but ROS."""
     packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
     setup = (ROOT / "setup.py").read_text()
-    texts = re.findall(r"(?:install_requires=|\"quantised\": |\"dsec\": |\"peer\": )\[(.*?)\]", setup, re.DOTALL)
+    texts = re.findall(r"(?:install_requires=|\"(?:quantised|dsec|peer)\": )\[(.*?)\]", setup, re.DOTALL)
     assert len(texts) == 4
     return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', "".join(texts))]
 
