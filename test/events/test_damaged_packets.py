@@ -50,7 +50,7 @@ MESSAGES = [
     for seq in range(50)
 ]  # fmt: skip
 REAL = ("test_data_evt3_trigger", "test_data_libcaer_rollover", "test_data_mono_cd")
-EACH = PACKETS // (len(SAMPLES) + 1 + 2 * len(REAL))
+EACH = -(-PACKETS // (len(SAMPLES) + 1 + 2 * len(REAL)))
 
 
 def before_a_forbidden_page(most: int) -> NDArray[np.uint8]:
