@@ -42,7 +42,7 @@ SAMPLES[EVENT_ARRAY_ROS1] = [np.frombuffer(ROS1_HEAD + ROS1_EVENTS, np.uint8)]
 MESSAGES = [
     np.frombuffer(
         serialised_packet(
-            seq, frame_id="camera", events=SAMPLES["evt3"][seq % 2].tobytes(), seq=seq,
+            seq, frame_id="camera", events=SAMPLES["evt3"][seq % 3].tobytes(), seq=seq,
             width=WIDTH, height=HEIGHT, time_base=0, encoding="evt3", is_bigendian=False,
         ),
         np.uint8,
