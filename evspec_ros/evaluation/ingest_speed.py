@@ -174,7 +174,7 @@ def _window_times(count: int) -> WindowTimes:
 def print_speed(speed: IngestSpeed) -> None:
     """For people."""
     console = Console(highlight=False)
-    table = Table("encoding", "events lie in", "bytes/event", "Mev/s", f"{PEER} Mev/s", "ratio", box=SIMPLE)
+    table = Table("encoding", "events", "bytes/event", "Mev/s", f"{PEER} Mev/s", "ratio", box=SIMPLE)
     for row in speed.rows:
         table.add_row(
             row.encoding,
