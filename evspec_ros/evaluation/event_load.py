@@ -22,7 +22,7 @@ class EventLoad:
     """One packet.
 
     statistics: how its events lie, "bursts" (in vectors along a line), "singles" (each with time and place of
-    its own) or "any" (the encoding knows no other). events: how many there are.
+    its own), "mixed" (both, in no order) or "any" (the encoding knows no other). events: how many there are.
     """
 
     encoding: str
@@ -40,6 +40,7 @@ def loads(events: int, width: int = 1280, height: int = 720) -> tuple[EventLoad,
     x, y, p = rng.integers(0, width, events), rng.integers(0, height, events), rng.integers(0, 2, events)
     packets = [
         ("evt3", "bursts", line_bursts(EVT3, events, width, height)),
+        ("evt3", "mixed", line_bursts(EVT3, events, width, height, lone=0.7)),
         ("evt3", "singles", evt3_singles(t, x, y, p)),
         ("libcaer_cmp", "bursts", line_bursts(LIBCAER_CMP, events, height, width)),
         ("evt2", "any", _evt2(t, x, y, p)),
@@ -59,22 +60,24 @@ def _count(encoding: str, data: bytes, width: int, height: int) -> int:
     return len(Decoder(encoding, width, height).decode(data))
 
 
-def line_bursts(codes: LineFormat, events: int, places: int, lines: int) -> bytes:
+def line_bursts(codes: LineFormat, events: int, places: int, lines: int, lone: float = 0.0) -> bytes:
     """Edges that cross the sensor: groups of 32 pixels along a line, each with 30 % of them in vectors.
 
-    Time moves on every four groups. About 0.6 words an event in evt3, 0.7 in libcaer_cmp.
+    Time moves on every four groups. About 0.6 words an event in evt3, 0.7 in libcaer_cmp. Instead of a share
+    `lone` of the groups, here and there, a single event is sent.
     """
     rng = np.random.default_rng(2)
     vectors = (12, 12, 8) if codes.vector_12 != NO_CODE else (8, 8, 8, 8)
-    groups = max(1, round(events / (32 * 0.3)))
+    groups = max(1, round(events / (32 * 0.3 * (1 - lone) + lone)))
     low = np.arange(groups) * PACKET_US // groups
-    words = np.empty((groups, 4 + len(vectors)), np.int64)
+    words = np.empty((groups, 5 + len(vectors)), np.int64)
     words[:, 0] = int(codes.high) << 12
     words[:, 1] = int(codes.low) << 12 | low
     words[:, 2] = int(codes.line) << 12 | rng.integers(0, lines, groups)
-    first = rng.integers(0, places // 32, groups) * 32
-    words[:, 3] = int(codes.base) << 12 | rng.integers(0, 2, groups) << 11 | first
-    for column, bits in enumerate(vectors, 4):
+    first = rng.integers(0, 2, groups) << 11 | rng.integers(0, places // 32, groups) * 32
+    words[:, 3] = int(codes.single) << 12 | first
+    words[:, 4] = int(codes.base) << 12 | first
+    for column, bits in enumerate(vectors, 5):
         code = codes.vector_12 if bits == 12 else codes.vector_8
         mask = (rng.random((groups, bits)) < 0.3) @ (1 << np.arange(bits))
         words[:, column] = int(code) << 12 | mask
@@ -82,6 +85,8 @@ def line_bursts(codes: LineFormat, events: int, places: int, lines: int) -> byte
     sent[:, 0] = False
     sent[0, 0] = True
     sent[:, 1] = np.arange(groups) % 4 == 0
+    sent[:, 3] = rng.random(groups) < lone
+    sent[:, 4:] = ~sent[:, 3:4]
     return words[sent].astype("<u2").tobytes()
 
 

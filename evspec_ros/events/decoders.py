@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from evspec_ros.errors import EventDecodingError
 from evspec_ros.events import state
 from evspec_ros.events.line_kernels import (
-    EVT3,
-    LIBCAER_CMP,
+    count_evt3,
+    count_libcaer_cmp,
     decode_evt3,
     decode_libcaer_cmp,
-    events_per_word,
 )
 from evspec_ros.events.types import Events
 from evspec_ros.events.word_kernels import decode_evt2, decode_libcaer, decode_mono, decode_trigger
@@ -86,8 +84,7 @@ class Decoder:
                 f"it must be nanoseconds from 0 to {_TIME_BASE_LIMIT_NS - 1}."
             )
         self._packets += 1
-        table = self._format.events_per_word
-        most = len(words) if table is None else _count(words, table)
+        most = self._format.count(words)
         t, x, y, p = np.empty(most, np.int64), *np.empty((2, most), np.uint16), np.empty(most, np.uint8)
         origin = int(time_base) if self._format.timed else 0
         count = self._format.decode(words, origin, self.width, self.height, self._state, t, x, y, p)
@@ -119,28 +116,20 @@ def warm_up() -> None:
         Decoder(encoding, 1, 1).decode(b"")
 
 
-@njit(cache=True, nogil=True)
-def _count(words: NDArray[np.uint16], events_per_word: NDArray[np.uint8]) -> int:
-    count = np.int64(0)
-    for word in words:
-        count += np.int64(events_per_word[word])
-    return int(count)
-
-
 @dataclass(frozen=True, eq=False)
 class _Format:
     word: np.dtype[Any]
     timed: bool  # times count from the packet's time_base
-    events_per_word: NDArray[np.uint8] | None  # by the word's value; None: one
+    count: Callable[[NDArray[Any]], int]  # how many events there are at most
     decode: Callable[..., int]  # writes the events into t, x, y, p and returns their number
 
 
 _FORMATS = {
-    "evt2": _Format(np.dtype("<u4"), False, None, decode_evt2),
-    "evt3": _Format(np.dtype("<u2"), False, events_per_word(EVT3), decode_evt3),
-    "libcaer_cmp": _Format(np.dtype("<u2"), True, events_per_word(LIBCAER_CMP), decode_libcaer_cmp),
-    "libcaer": _Format(np.dtype("<i8"), True, None, decode_libcaer),
-    "mono": _Format(np.dtype("<i8"), True, None, decode_mono),
-    "trigger": _Format(np.dtype("<i8"), True, None, decode_trigger),
+    "evt2": _Format(np.dtype("<u4"), False, len, decode_evt2),
+    "evt3": _Format(np.dtype("<u2"), False, count_evt3, decode_evt3),
+    "libcaer_cmp": _Format(np.dtype("<u2"), True, count_libcaer_cmp, decode_libcaer_cmp),
+    "libcaer": _Format(np.dtype("<i8"), True, len, decode_libcaer),
+    "mono": _Format(np.dtype("<i8"), True, len, decode_mono),
+    "trigger": _Format(np.dtype("<i8"), True, len, decode_trigger),
 }
 ENCODINGS: tuple[str, ...] = tuple(_FORMATS)

@@ -21,6 +21,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from evspec_ros.events.eight import add_eight
 from evspec_ros.events.state import (
     CARRIED,
     CORRUPT,
@@ -73,7 +74,7 @@ EVT3 = _line_format(0x0, 0x2, 0x6, 0x3, 0x5, 0x4, 0x8, 0xA, 0x1, 0xA, 0xD, 0)
 LIBCAER_CMP = _line_format(0x2, 0x3, 0x1, 0x4, 0x5, NO_CODE, 0x0, NO_CODE, 0x6, 0x7, 0xF, 1)
 
 
-def events_per_word(codes: LineFormat) -> NDArray[np.uint8]:
+def _events_per_word(codes: LineFormat) -> NDArray[np.uint8]:
     """uint8 [65536], how many events each 16-bit word stands for."""
     words = np.arange(1 << 16, dtype=np.uint16)
     counts = np.zeros(len(words), np.uint8)
@@ -94,18 +95,53 @@ def _lanes(codes: LineFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _bits() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each byte's set bits are, as steps in a record's lane of places [256, 8]; their number [256]."""
-    places, counts = np.zeros((256, 8), np.int64), np.zeros(256, np.int64)
+    """Each byte's set bits as steps in a record's lane of places [256 * 8], and how many they are [256]."""
+    places, counts = np.zeros(256 * 8, np.int64), np.zeros(256, np.int64)
     for byte in range(256):
         bits = [bit for bit in range(8) if byte >> bit & 1]
-        places[byte, : len(bits)] = [bit << 16 for bit in bits]
+        places[8 * byte : 8 * byte + len(bits)] = [bit << 16 for bit in bits]
         counts[byte] = len(bits)
     return places, counts
 
 
 _EVT3_KEEP, _EVT3_PLACE = _lanes(EVT3)
 _CMP_KEEP, _CMP_PLACE = _lanes(LIBCAER_CMP)
+_EVT3_COUNTS, _CMP_COUNTS = _events_per_word(EVT3), _events_per_word(LIBCAER_CMP)
 _BIT_PLACES, _BIT_COUNTS = _bits()
+
+
+@njit(nogil=True, inline="always")
+def _is_vector(word: int, codes: LineFormat) -> bool:
+    code = word >> 12
+    return bool((code == codes.vector_8) | (code == codes.vector_12))
+
+
+def count_evt3(words: NDArray[np.uint16]) -> int:
+    """How many events evt3 words stand for, inside the sensor or not."""
+    return int(_count(words, EVT3, _EVT3_COUNTS))
+
+
+def count_libcaer_cmp(words: NDArray[np.uint16]) -> int:
+    """How many events libcaer_cmp words stand for, likewise."""
+    return int(_count(words, LIBCAER_CMP, _CMP_COUNTS))
+
+
+@njit(cache=True, nogil=True)
+def _count(words: NDArray[np.uint16], codes: LineFormat, events_per_word: NDArray[np.uint8]) -> int:
+    count = np.int64(0)
+    for start in range(0, len(words), _BLOCK):
+        block = words[start : start + _BLOCK]
+        singles, vectors = np.uint16(0), np.uint16(0)
+        for k in range(len(block)):  # several at once
+            word = block[k]
+            singles = np.uint16(singles + np.uint16(word >> 12 == codes.single))
+            vectors = np.uint16(vectors + np.uint16(_is_vector(word, codes)))
+        if vectors:
+            for word in block:
+                count += np.int64(events_per_word[word])
+        else:
+            count += np.int64(singles)
+    return int(count)
 
 
 @njit(nogil=True, inline="always")
@@ -197,22 +233,21 @@ def _plain_until(words: NDArray[np.uint16], start: int, codes: LineFormat, high_
     """Where the first special word from start on is, or the block's end; whether vectors come before."""
     high_word = np.uint16(codes.high << 12 | (high_us >> 12 & 0xFFF))
     stop = min(start + _BLOCK, len(words))
-    vectors = 0
+    vectors = np.uint16(0)
     while start < stop:
         end = min(start + _STRIDE, stop)
-        special = 0
+        special = np.uint16(0)  # sums as narrow as the words: twice as many at once
         part = words[start:end]
-        for k in range(len(part)):  # several at once
+        for k in range(len(part)):
             word = part[k]
-            code = word >> 12
-            special += _is_special(word, codes, high_word)
-            vectors += (code == codes.vector_8) | (code == codes.vector_12)
+            special = np.uint16(special + np.uint16(_is_special(word, codes, high_word)))
+            vectors = np.uint16(vectors + np.uint16(_is_vector(word, codes)))
         if special:
             break
         start = end
     while start < stop and not _is_special(words[start], codes, high_word):
         start += 1
-    return start, vectors > 0
+    return start, bool(vectors)
 
 
 @njit(cache=True, nogil=True)
@@ -269,34 +304,43 @@ def _read_vectors(
 ) -> int:
     """Writes one record for each event of plain words; their number."""
     carried, moved = state[CARRIED], state[MOVED]
-    n = np.uintp(0)  # unsigned indices need no look whether they count from the end
-    for k in range(len(words)):
+    n, k = np.uintp(0), 0  # unsigned indices need no look whether they count from the end
+    while k < len(words):
         word = np.int64(words[k])
         code = word >> 12
         carried = carried & keep[code] | word * place[code]
-        records[n] = carried  # overwritten by the next one, unless this word is an event
-        n += np.uintp(code == codes.single)
-        moved = 0 if code == codes.base else moved
         if code == codes.vector_8 or code == codes.vector_12:  # noqa: PLR1714 - two comparisons are faster
-            bits = 12 if code == codes.vector_12 else 8
-            mask = word & ((1 << bits) - 1)
-            first = (carried >> 48 & 0x7FF) + moved
+            base = carried >> 48 & 0x7FF
             record = carried & ~_PLACE_LANE | (carried >> 48 & 0x800) << 16
-            if first + bits <= places:
-                record |= first << 16
-                for i in range(8):  # those beyond the set bits are overwritten by what follows
-                    records[n + np.uintp(i)] = record + _BIT_PLACES[mask & 0xFF, i]
-                n += np.uintp(_BIT_COUNTS[mask & 0xFF])
-                if bits == 12:
-                    record += 8 << 16
-                    for i in range(4):
-                        records[n + np.uintp(i)] = record + _BIT_PLACES[mask >> 8, i]
-                    n += np.uintp(_BIT_COUNTS[mask >> 8])
-            else:
-                n = np.uintp(_read_at_edge(mask, first, record, places, state, records, np.int64(n)))
-            moved += bits
+            while code == codes.vector_8 or code == codes.vector_12:  # noqa: PLR1714
+                bits = 12 if code == codes.vector_12 else 8
+                first, mask = base + moved, word & ((1 << bits) - 1)
+                if first + bits <= places:
+                    n = _append_eight(records, n, record + (first << 16), mask & 0xFF)
+                    if bits == 12:
+                        n = _append_eight(records, n, record + ((first + 8) << 16), mask >> 8)
+                else:
+                    n = np.uintp(_read_at_edge(mask, first, record, places, state, records, np.int64(n)))
+                moved += bits
+                k += 1
+                if k == len(words):
+                    break
+                word = np.int64(words[k])
+                code = word >> 12
+        else:
+            records[n] = carried  # overwritten by the next one, unless this word is an event
+            n += np.uintp(code == codes.single)
+            moved = 0 if code == codes.base else moved
+            k += 1
     state[CARRIED], state[MOVED] = carried, moved
     return int(n)
+
+
+@njit(nogil=True, inline="always")
+def _append_eight(records: NDArray[np.int64], n: np.uintp, record: int, mask: int) -> np.uintp:
+    """Adds a record for each set bit of a byte; how many there are then. What lies beyond is overwritten."""
+    add_eight(records, n, record, _BIT_PLACES, mask * 8)
+    return np.uintp(n + np.uintp(_BIT_COUNTS[mask]))
 
 
 @njit(cache=True, nogil=True)

@@ -80,24 +80,23 @@ def warm_up() -> None:
 class _Sensor:
     """What belongs to one uninterrupted stream; a restart replaces it as a whole."""
 
-    def __init__(self, source: Source, seconds: float, max_bytes: int, *, follow_clock: bool) -> None:
+    def __init__(self, source: Source, seconds: float, max_bytes: int) -> None:
         self.source = source
         self.buffer = EventBuffer(source.width, source.height, seconds, max_bytes)
-        self.clock = SensorClock() if follow_clock else None
+        self.clock = SensorClock()
         self.seq = -1  # of the last packet
+        self.counts = False  # whether numbers went up so far; some drivers send the same one for ever
         self.stamp_ns = 0  # of the last packet
-
-    def to_ros(self, sensor_ns: int) -> int:
-        return self.clock.to_ros(sensor_ns) if self.clock else sensor_ns
 
 
 class EventStream(ABC):
     """Keeps a sensor's events in a bounded buffer, in the sensor's time, and knows the offset to ROS time.
 
     One stream is followed at a time. A message of another one, told by its frame, size, encoding or by a
-    sequence number that falls back, is refused as long as the one that is followed goes on: two cameras on
-    one topic do not mix. After SILENCE_S without the latter (its driver was restarted, it was set to another
-    size), the other one takes its place and begins anew.
+    sequence number that falls back or comes again, is refused as long as the one that is followed goes on:
+    two cameras on one topic do not mix. Where frame, size and encoding are the same, the camera with the
+    higher numbers wins. After SILENCE_S without the one that is followed (its driver was restarted, it was
+    set to another size), the other one takes its place and begins anew.
     """
 
     def __init__(self, seconds: float, max_bytes: int, *, follow_sensor_clock: bool) -> None:
@@ -154,7 +153,7 @@ class EventStream(ABC):
             self._begin(self._sensor.source, reason)
 
     def _begin(self, source: Source, reason: str) -> _Sensor:
-        sensor = _Sensor(source, self._seconds, self._max_bytes, follow_clock=self._follow_sensor_clock)
+        sensor = _Sensor(source, self._seconds, self._max_bytes)
         if self._sensor is not None:
             self._count_restart(reason)
         self._sensor = sensor
@@ -176,7 +175,8 @@ class EventStream(ABC):
         if not len(events):
             return
         self._items += len(events)
-        if sensor.clock and sensor.clock.update(stamp_ns, int(events.t[0])):
+        first_ns = int(events.t[0])
+        if sensor.clock.update(stamp_ns if self._follow_sensor_clock else first_ns, first_ns):
             self._count_restart("The sensor's clock or the stamps were set: the stream began anew.")
             sensor.buffer.clear()
         sensor.buffer.append(events)
@@ -187,7 +187,7 @@ class EventStream(ABC):
         latest_ns = sensor.buffer.latest_ns if sensor else None
         if sensor is None or latest_ns is None:
             return None
-        return Newest(sensor.to_ros(latest_ns), latest_ns, sensor.buffer)
+        return Newest(sensor.clock.to_ros(latest_ns), latest_ns, sensor.buffer)
 
 
 class PacketStream(EventStream):
@@ -217,6 +217,10 @@ class PacketStream(EventStream):
             return self._newcomer(source, f"Packet {packet.seq} follows packet {sensor.seq}")
         if packet.seq == sensor.seq and packet.stamp_ns == sensor.stamp_ns:
             raise EventDecodingError(f"Event packet {packet.seq} arrived twice; the second one is left out.")
+        if packet.seq == sensor.seq and sensor.counts:
+            return self._newcomer(
+                source, f"Packet {packet.seq} with another stamp follows packet {sensor.seq}"
+            )
         if packet.seq > sensor.seq + 1 and sensor.seq >= 0:
             self._lost += packet.seq - sensor.seq - 1
             self._decoder.resynchronise()
@@ -226,6 +230,7 @@ class PacketStream(EventStream):
         before = self._decoder.statistics
         events = self._decoder.decode(packet.events, packet.time_base)
         after = self._decoder.statistics
+        sensor.counts |= packet.seq > sensor.seq >= 0
         sensor.seq, sensor.stamp_ns = packet.seq, packet.stamp_ns
         self._corrupt += after.corrupt_words - before.corrupt_words
         self._unplaced += after.unplaced - before.unplaced

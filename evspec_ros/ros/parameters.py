@@ -99,7 +99,8 @@ class Settings:
 
     trigger: str = _row(
         "continuous",
-        "describe as often as the networks manage, every period_s seconds, or when ~/describe is called",
+        "describe as often as the networks manage and at most once per window_ms of new events or frames, "
+        "every period_s seconds, or when ~/describe is called",
         choices=("continuous", "period", "on_request"),
         live=True,
     )
@@ -135,7 +136,12 @@ class Settings:
 
     window_ms: float = _row(WINDOW_MS, "longest event window", low=1.0, high=100.0, live=True)
     window_events: int = _row(
-        0, "most events in a window, 0 for all of window_ms", low=0, high=100_000_000, live=True
+        0,
+        "most events in a window, the newest ones; 0 for all of window_ms. It changes how much is looked at, "
+        "not how often",
+        low=0,
+        high=100_000_000,
+        live=True,
     )
     frames_seconds: float = _row(
         FRAMES_SECONDS, "the eight frames are spread over this long", low=0.05, high=60.0

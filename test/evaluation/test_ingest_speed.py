@@ -34,6 +34,7 @@ def test_every_encoding_has_a_row_and_evt3_its_peer(
     assert cli.main(["bench", "ingest", "--no-node", "--seconds", "0.01", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {"machine", "rows", "window_ms", "render_ms", "node"} <= set(report)
+    assert report["copy_gb_per_s"] > 0
     assert {row["encoding"] for row in report["rows"]} >= set(ENCODINGS) - {"trigger"}
     for row in report["rows"]:
         assert (row["peer"] == "evt3") == (row["encoding"] == "evt3")

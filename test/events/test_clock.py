@@ -49,6 +49,8 @@ def test_a_drifting_sensor_clock_is_followed() -> None:
         (EPOCH + 10_004 * MS, 4 * MS),  # a restarted driver: the sensor counts from zero
         (EPOCH - 5000 * MS, 10_004 * MS),  # the host's clock was set back
         (EPOCH + 20_000 * MS, 10_004 * MS),  # the host's clock was set forward
+        (EPOCH + 9_500 * MS, 10_004 * MS),  # the host's clock was set back by half a second
+        (EPOCH + 10_004 * MS, 9_500 * MS),  # the sensor's was
     ],
 )
 def test_a_clock_that_steps_starts_the_average_anew(stamp: int, sensor: int) -> None:

@@ -476,7 +476,7 @@ def test_one_compiled_kernel_serves_all_buffers() -> None:
     decoders.warm_up()
     test_every_kind_of_buffer_is_decoded_alike("evt3")
     assert len(line_kernels.decode_evt3.signatures) == 1
-    assert len(decoders._count.signatures) == 1
+    assert len(line_kernels._count.signatures) == 1
 
 
 def test_a_decoded_array_may_be_changed_by_its_owner() -> None:

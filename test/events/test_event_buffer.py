@@ -104,6 +104,32 @@ def test_a_window_is_a_copy() -> None:
     assert content(window) == [(1, 0), (2, 1), (3, 2), (4, 3)]
 
 
+def test_a_window_copies_its_own_events_and_no_more() -> None:
+    """Of a hundred thousand events the last thousand take 13 bytes each."""
+    buffer = buffer_of(100_000)
+    buffer.append(packet(list(range(100_000))))
+    buffer.window(99_999, 1_000)
+    tracemalloc.start()
+    window = buffer.window(99_999, 1_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(window) == 1_000
+    assert peak < 1_000 * BYTES_PER_EVENT + 5_000
+
+
+def test_late_packets_are_merged_in_place() -> None:
+    """The same packet again and again allocates far less than it holds (130 kB)."""
+    buffer, part = buffer_of(100_000), packet(list(range(10_000)))
+    buffer.append(part)
+    tracemalloc.start()
+    for _ in range(20):
+        buffer.append(part)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000
+    assert (len(buffer), buffer.dropped) == (100_000, 110_000)
+
+
 def test_a_late_packet_is_sorted_in_and_a_stale_one_starts_anew() -> None:
     """Within the span a packet is late; beyond it the clock stepped back, and what was held is dropped."""
     buffer = buffer_of(100, span_ns=50)

@@ -76,6 +76,17 @@ def test_evspec_info_tells_every_recording_exactly(
     }
 
 
+def test_no_recording_is_left_out(shared_data: Path) -> None:
+    """Every bag and every file that lies there is told of above."""
+    found = {path.parent for path in shared_data.rglob("metadata.yaml")}
+    found |= {
+        path
+        for path in shared_data.rglob("*")
+        if path.suffix in {".aedat4", ".npy", ".raw", ".dat", ".h5", ".bag"}
+    }
+    assert {str(path.relative_to(shared_data)) for path in found} == set(EVENTS)
+
+
 def test_the_sum_of_times_is_upstreams_modulo_its_word() -> None:
     """The published sum of libcaer_rollover is the exact one's remainder by 2^64."""
     assert EVENTS[CODECS + "libcaer_rollover"][3] % 2**64 == LIBCAER_SUM_OF_T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,17 +180,51 @@ def test_of_two_cameras_on_one_topic_the_first_is_followed(
     assert len(newest(events).window(WindowSize(100 * MS))) == 100
 
 
-def test_a_camera_set_to_another_size_takes_the_place_of_the_one_that_fell_silent(
-    events: EventStream, monotonic: SimpleNamespace
+@pytest.mark.parametrize(("first", "second"), [(0, 5000), (5000, 0), (0, 0)])
+@pytest.mark.parametrize("counted_apart_ns", [0, 3000 * MS])
+def test_of_two_cameras_alike_the_one_with_the_higher_numbers_is_followed(
+    events: EventStream, monotonic: SimpleNamespace, first: int, second: int, counted_apart_ns: int
 ) -> None:
-    """After a fifth of a second the change is accepted, begins anew, and is told."""
+    """Same model, no frame: after the first packets windows hold the events of one, at its time; the other's
+    packets are refused, one by one.
+    """
+    for k in range(40):
+        for base, offset_ns in ((first, 0), (second, counted_apart_ns + 1 * MS)):
+            stamp_ns = SENSOR_ORIGIN + k * 10 * MS + offset_ns
+            with suppress(EventDecodingError):
+                send(events, packet(base + k, k * 10 * MS + offset_ns, stamp_ns))
+        monotonic.now += 0.01
+    counts = events.counts
+    assert counts.messages == 80
+    assert counts.refused in (39, 40)
+    assert "let only one camera publish here" in counts.problem
+    assert len(newest(events).window(WindowSize(100 * MS))) == 100
+    followed_ns = counted_apart_ns + 1 * MS if second > first else 0
+    assert newest_ns(events) == SENSOR_ORIGIN + 390 * MS + followed_ns + 900_000
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"width": WIDTH * 2, "height": HEIGHT * 2},
+            "64 x 48 pixels in encoding 'libcaer' follow those of 32 x 24",
+        ),
+        ({"encoding": "mono"}, "in encoding 'mono' follow those of 32 x 24 pixels in encoding 'libcaer'"),
+    ],
+)
+def test_a_camera_set_otherwise_takes_the_place_of_the_one_that_fell_silent(
+    events: EventStream, monotonic: SimpleNamespace, change: dict[str, Any], told: str
+) -> None:
+    """After a fifth of a second another size or encoding is accepted, begins anew, and is told."""
     send(events, packet(7, 0))
     monotonic.now += 0.25
-    send(events, packet(8, 300 * MS, width=WIDTH * 2, height=HEIGHT * 2))
+    data = (np.arange(10) << 32).astype("<i8").tobytes() if "encoding" in change else {}
+    send(events, packet(8, 300 * MS, **change | ({"events": data} if data else {})))
     assert events.counts.restarts == 1
-    assert "64 x 48 pixels in encoding 'libcaer' follow those of 32 x 24" in events.counts.restart
-    assert newest(events).window(WindowSize(100 * MS)).width == WIDTH * 2
-    assert len(newest(events).window(WindowSize(100 * MS))) == 10
+    assert told in events.counts.restart
+    window = newest(events).window(WindowSize(100 * MS))
+    assert (window.width, len(window)) == (change.get("width", WIDTH), 10)
 
 
 def test_a_packet_that_arrives_twice_is_used_once(events: EventStream) -> None:
@@ -228,6 +263,33 @@ def test_a_gap_of_twenty_seconds_with_a_missed_rollover_is_mapped_anew(events: E
     assert len(newest(events).window(WindowSize(100 * MS))) == 1
     assert events.counts.lost == 4999
     assert events.counts.restarts == 1
+
+
+def test_after_a_gap_of_twenty_seconds_the_window_holds_what_came_since(events: EventStream) -> None:
+    """Both clocks ran on: nothing begins anew, the missing packets are counted, no old event stays."""
+    send(events, packet(0, 0), packet(2000, 20_000 * MS), packet(2001, 20_010 * MS))
+    assert newest_ns(events) == SENSOR_ORIGIN + 20_010 * MS + 900_000
+    assert newest(events).window(WindowSize(100 * MS)).t.min() == 20_000 * MS
+    assert (events.counts.lost, events.counts.restarts, events.dropped) == (1999, 0, 0)
+
+
+@pytest.mark.parametrize("stamped_late_ns", [SENSOR_ORIGIN, 0])
+def test_a_driver_may_stamp_with_the_hosts_time_or_the_sensors(
+    events: EventStream, stamped_late_ns: int
+) -> None:
+    """Either way the newest event has the time of the stamps."""
+    send(events, *(packet(seq, seq * 10 * MS, seq * 10 * MS + stamped_late_ns) for seq in range(20)))
+    assert newest_ns(events) == 190 * MS + stamped_late_ns + 900_000
+    assert events.counts.restarts == 0
+
+
+def test_a_replay_of_event_arrays_from_the_start_begins_anew() -> None:
+    """Their time steps back, by less than the buffer is long, whatever their stamps say."""
+    stream = ArrayStream(1.0, 1_000_000, follow_sensor_clock=True)
+    for t in (7_000 * MS, 7_010 * MS, 6_500 * MS):
+        stream.add(serialised_array([(3, 4, t, True)], 10, 20))
+    assert newest_ns(stream) == 6_500 * MS
+    assert (stream.counts.restarts, len(newest(stream).window(WindowSize(100 * MS)))) == (1, 1)
 
 
 def test_event_arrays_join_a_stream_that_has_ros_time(monotonic: SimpleNamespace) -> None:

@@ -16,6 +16,7 @@ from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 
 from evspec_ros.errors import RosError
+from evspec_ros.ros import node
 from evspec_ros.ros.node import EvspecNode
 
 
@@ -27,13 +28,23 @@ def inactive(spinner: Spinner, checkpoints: Path) -> Bench:
 
 def test_the_lifecycle_can_be_walked_through_twice(inactive: Bench) -> None:
     """Configure, activate, deactivate, clean up, and again; each succeeds and nothing is left over."""
-    node = inactive.node
+    walker = inactive.node
     for _ in range(2):
         for transition in ("configure", "activate", "deactivate", "cleanup"):
-            assert getattr(node, f"trigger_{transition}")() == TransitionCallbackReturn.SUCCESS
+            assert getattr(walker, f"trigger_{transition}")() == TransitionCallbackReturn.SUCCESS
         assert inactive.set_parameter("drafter", "none") == ""
-    inactive.until(lambda: node.count_publishers("/evspec/description") == 0, "the publishers' end")
-    assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+    inactive.until(lambda: walker.count_publishers("/evspec/description") == 0, "the publishers' end")
+    assert walker.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+
+
+def test_kernels_are_compiled_before_the_node_activates(
+    inactive: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configuring warms up what the first packets need."""
+    warmed_up: list[str] = []
+    monkeypatch.setattr(node, "warm_up", lambda: warmed_up.append("once"))
+    assert inactive.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert warmed_up == ["once"]
 
 
 def test_a_missing_checkpoint_fails_configuring_and_the_node_stays(inactive: Bench, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("rclpy", reason="needs rclpy")
 
 from evspec_ros.describer import Limits
 from evspec_ros.errors import RosError
+from evspec_ros.events.window import WindowSize
 from evspec_ros.ros.files import share_directory
 from evspec_ros.ros.parameters import ROWS, Settings, changed
 
@@ -31,6 +32,12 @@ def test_decoding_limits_are_parameters_with_the_describers_defaults() -> None:
     """Each field of Limits is a parameter that may change while the node runs."""
     assert Settings().limits == Limits()
     assert all(ROWS[limit.name].live for limit in fields(Limits))
+
+
+def test_a_window_is_by_time_by_count_or_by_both() -> None:
+    """window_ms and window_events together; 50 ms by default."""
+    assert Settings().window == WindowSize(50_000_000, 0)
+    assert changed(Settings(), {"window_ms": 100.0, "window_events": 9}).window == WindowSize(100_000_000, 9)
 
 
 def test_the_parameter_file_of_the_package_states_the_defaults() -> None:
