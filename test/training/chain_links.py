@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import resource
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +23,9 @@ from evspec_ros.training.draft_heads import HeadPlan, needed_features, split, tr
 from evspec_ros.training.features import FeaturePlan, FeatureShards, Scenes, extract
 from evspec_ros.training.loop import Schedule
 
-SHORT = Schedule(3, 1e-3, warmup=1)
+SHORT = Schedule(2, 1e-3, warmup=1)
 TINY = tiny.TinyPlan(
-    scenes=4, batch=2, tower_batch=2, tower=SHORT, event_tower=SHORT, shallow=SHORT, deep=SHORT, event=SHORT,
+    scenes=2, batch=2, tower_batch=2, tower=SHORT, event_tower=SHORT, shallow=SHORT, deep=SHORT, event=SHORT,
     shallow_layers=2,
 )  # fmt: skip
 HEAD = HeadPlan("eagle3", batch=4, schedule=Schedule(30, 1e-3, warmup=1), max_new_tokens=8)
@@ -41,7 +44,7 @@ def make_checkpoints(folder: Path) -> None:
     def smaller(*ids: int) -> VideoLlavaConfig:
         return replace(whole(*ids), text=replace(whole(*ids).text, num_layers=3))
 
-    _exchange(dataset, SHARD=2)
+    _exchange(dataset, SHARD=1)
     _exchange(tiny, tiny_video_llava=smaller, train_tokenizer=train_tokenizer)
     tiny.train_tiny(folder / "run", folder / "models", TINY)
 
@@ -73,13 +76,20 @@ def find_results(folder: Path) -> None:
     def pair(*_: Any) -> Any:
         return random_pair()
 
-    _exchange(study, load_pair=pair, simulated=noise, _accuracies=nothing, _race=nothing)
+    short = {kind: replace(plan, max_new_tokens=8) for kind, plan in study.TINY_PLANS.items()}
+    _exchange(study, load_pair=pair, simulated=noise, TINY_PLANS=short, _accuracies=nothing, _race=nothing)
     study.run_study(folder, folder, folder, STUDY)
 
 
-def run(link: Callable[[Path], None], folder: Path) -> None:
-    """One link in a process of its own, its state kept at every step."""
+def run(link: Callable[[Path], None], folder: Path, longest: int | None = None) -> None:
+    """One link in a process of its own, its state kept at every step; the process dies in the middle of the
+    first file that is longer than so many bytes.
+    """
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of its own workers: as where nobody has set one
+    if longest is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
     _exchange(loop, SAVE_SECONDS=0.0)
     link(folder)
 

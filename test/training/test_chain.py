@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -15,42 +17,42 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = get_context("forkserver")  # its children need not import torch
-KILLS = 4
-LINKS = (
-    chain_links.make_checkpoints, chain_links.extract_features, chain_links.train_eagle3,
-    chain_links.find_results,
-)  # fmt: skip
+KILLS = 3
+LINKS = {  # and how long a file it may write until it dies
+    chain_links.make_checkpoints: 20_000_000, chain_links.extract_features: 20_000,
+    chain_links.train_eagle3: 60_000, chain_links.find_results: 60_000,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started, so that a link's time is its own."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(Path(__file__).parent))))
     CONTEXT.set_forkserver_preload(["chain_links"])
+    process = CONTEXT.Process()
+    process.start()
+    process.join()
 
 
-def _start(link: Callable[[Path], None], folder: Path) -> BaseProcess:
-    process = CONTEXT.Process(target=chain_links.run, args=(link, folder))
+def _start(link: Callable[[Path], None], folder: Path, longest: int | None = None) -> BaseProcess:
+    process = CONTEXT.Process(target=chain_links.run, args=(link, folder, longest))
     process.start()
     return process
 
 
-def _finish(link: Callable[[Path], None], folder: Path) -> float:
-    """Run a link to its end; how many seconds it took."""
-    started = time.monotonic()
+def _finish(link: Callable[[Path], None], folder: Path) -> None:
     process = _start(link, folder)
     process.join()
     assert process.exitcode == 0
-    return time.monotonic() - started
 
 
 def _results(folder: Path) -> dict[str, bytes]:
     """Every file but the state of trainings and what a kill has left unfinished."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    left = (".pt", ".part")
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in files
-        if path.suffix not in left and not path.name.startswith(".")
+        if path.suffix not in {".pt", ".part"} and not path.name.startswith(".")
     }
 
 
@@ -58,18 +60,26 @@ def _results(folder: Path) -> dict[str, bytes]:
 def test_what_was_killed_again_and_again_ends_as_if_nothing_had_happened(
     link: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    """SIGKILL at random moments, then the same command once more: the same files to the byte."""
-    _finish(link, tmp_path / "warm")
-    seconds = _finish(link, tmp_path / "whole")
+    """In the middle of a file and by SIGKILL at random moments, then the same command once more: the same
+    files to the byte.
+    """
+    started = time.monotonic()
+    _finish(link, tmp_path / "whole")
+    seconds = time.monotonic() - started
+    process = _start(link, tmp_path / "killed", LINKS[link])
+    process.join()
+    assert process.exitcode == -signal.SIGXFSZ
     random, killed = Random(link.__name__), 0
-    for _ in range(KILLS):
+    while killed < KILLS:
         process = _start(link, tmp_path / "killed")
         process.join(random.uniform(0, seconds / 2))
         process.kill()
         process.join()
-        killed += process.exitcode != 0
-    assert killed
+        killed += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:  # sooner than the first time
+            shutil.rmtree(tmp_path / "killed")
+            seconds /= 2
     _finish(link, tmp_path / "killed")
-    whole = _results(tmp_path / "whole")
-    assert len(whole) > 2
-    assert _results(tmp_path / "killed") == whole
+    results = _results(tmp_path / "whole")
+    assert len(results) > 2
+    assert _results(tmp_path / "killed") == results
