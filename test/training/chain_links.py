@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import resource
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from evspec_ros.training import dataset, loop, tiny
 from evspec_ros.training.draft_heads import HeadPlan, needed_features, split, train_head
 from evspec_ros.training.features import FeaturePlan, FeatureShards, Scenes, extract
 from evspec_ros.training.loop import Schedule
+from evspec_ros.training.processes import end_with_parent
 
 SHORT = Schedule(2, 1e-3, warmup=1)
 TINY = tiny.TinyPlan(
@@ -92,6 +96,21 @@ def run(link: Callable[[Path], None], folder: Path, longest: int | None = None) 
         resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
     _exchange(loop, SAVE_SECONDS=0.0)
     link(folder)
+
+
+def keep_workers(folder: Path) -> None:
+    """Workers as those that make scenes, each named by a file, until this process ends."""
+    with ProcessPoolExecutor(2, initializer=end_with_parent) as pool:
+        for path in pool.map(_name_itself, [folder, folder]):
+            path.rename(path.with_suffix(".pid"))
+        pool.submit(time.sleep, 600).result()
+
+
+def _name_itself(folder: Path) -> Path:
+    time.sleep(0.2)  # so that both have something to do
+    path = folder / str(os.getpid())
+    path.touch()
+    return path
 
 
 def _exchange(module: Any, **values: Any) -> None:

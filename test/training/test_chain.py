@@ -83,3 +83,32 @@ def test_what_was_killed_again_and_again_ends_as_if_nothing_had_happened(
     results = _results(tmp_path / "whole")
     assert len(results) > 2
     assert _results(tmp_path / "killed") == results
+
+
+def test_workers_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
+    """Those that have something to do and those that wait for it."""
+    process = _start(chain_links.keep_workers, tmp_path)
+    workers = _eventually(
+        lambda: [int(path.stem) for path in tmp_path.glob("*.pid")], lambda found: len(found) == 2
+    )
+    assert all(map(_runs, workers))
+    process.kill()
+    process.join()
+    _eventually(lambda: [*filter(_runs, workers)], lambda left: not left)
+
+
+def _runs(pid: int) -> bool:
+    """Neither gone nor a zombie that nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _eventually(find: Callable[[], list[int]], wanted: Callable[[list[int]], bool]) -> list[int]:
+    """What is found as soon as it is what is wanted, within half a minute."""
+    deadline = time.monotonic() + 30
+    while not wanted(found := find()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    return found
