@@ -261,9 +261,8 @@ def test_mixed_precision_computes_in_it_and_keeps_float32_weights(
     assert model.weight.dtype == torch.float32
 
 
-@pytest.mark.usefixtures("_any_precision")
 def test_a_precision_that_the_processor_lacks_is_refused(tmp_path: Path) -> None:
-    """One sentence that names it and the others."""
+    """One sentence that names it and the others, rather than float32 without a word."""
     model = nn.Linear(1, 1)
     with pytest.raises(TrainingError, match="fp16 cannot be had on cpu; choose another of no, bf16"):
         fit("one", model, lambda _: model.weight.sum(), Schedule(1, 0.1, precision="fp16"), tmp_path)
