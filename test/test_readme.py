@@ -99,3 +99,19 @@ def test_the_python_example_describes_the_bag(folder: Path) -> None:
     if not (folder / "bag").exists():
         record_scene(folder / "bag", seed=1, seconds=2.0)
     assert "background" in _run([sys.executable, "-c", example], folder)
+
+
+@pytest.mark.parametrize("model", [path.parent.name for path in sorted(ROOT.glob("models/*/config.json"))])
+def test_every_checkpoint_has_a_model_card(model: str) -> None:
+    """As Hugging Face reads it, with its data, the command and the seed, its scores and its limits."""
+    card = (ROOT / "models" / model / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    for part in (
+        f"# {model}",
+        "**Data.**",
+        "**Made by** `evspec train",
+        " seed",
+        "**Scores**",
+        "**Limits.**",
+    ):
+        assert part in card
