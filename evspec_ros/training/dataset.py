@@ -13,17 +13,21 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evspec_ros.choices import CONDITIONS, PLAIN
+from evspec_ros.errors import TrainingError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.training.captions import caption
 from evspec_ros.training.conditions import condition_of, draw_scene
+from evspec_ros.training.files import written_whole
 from evspec_ros.training.loop import Report
+from evspec_ros.training.processes import end_with_parent
 from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, STILL, Scene
 from evspec_ros.training.sensors import Camera, open_camera
 
@@ -138,23 +142,25 @@ def concatenate(parts: list[Samples]) -> Samples:
 def prepare(
     directory: Path, split: str, scenes: int, report: Report = lambda *_: None, condition: str = PLAIN
 ) -> None:
-    """Make the shards of a split and condition that are not there yet, on every core."""
+    """Make the shards of a split and condition that are not there yet, on every core. Raises TrainingError
+    where one cannot be written.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     starts = range(0, scenes, SHARD)
     missing = [start for start in starts if not _shard(directory, split, start, condition).exists()]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=end_with_parent) as pool:
         made = pool.map(_write_shard, repeat(directory), repeat(split), missing, repeat(condition))
         for left, _ in zip(reversed(range(len(missing))), made, strict=True):
             report("scenes", scenes - left * SHARD, scenes, 0.0)
 
 
 def load(directory: Path, split: str, scenes: int, condition: str = PLAIN) -> Samples:
-    """The first `scenes` scenes of a split and condition, all in memory (0.16 MB each)."""
-    parts = []
-    for start in range(0, scenes, SHARD):
-        with np.load(_shard(directory, split, start, condition)) as shard:
-            parts.append(Samples(**{name: shard[name] for name in shard.files}))
-    return concatenate(parts)
+    """The first `scenes` scenes of a split and condition, all in memory (0.16 MB each). Raises TrainingError
+    for a shard that is damaged.
+    """
+    return concatenate(
+        [_load_shard(_shard(directory, split, start, condition)) for start in range(0, scenes, SHARD)]
+    )
 
 
 def _shard(directory: Path, split: str, start: int, condition: str) -> Path:
@@ -163,9 +169,19 @@ def _shard(directory: Path, split: str, start: int, condition: str) -> Path:
 
 
 def _write_shard(directory: Path, split: str, start: int, condition: str) -> None:
-    path = _shard(directory, split, start, condition)
     samples = make_samples(split, start, start + SHARD, condition)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
+    with (
+        written_whole(_shard(directory, split, start, condition)) as unfinished,
+        unfinished.open("wb") as file,
+    ):
         np.savez(file, **vars(samples))
-    unfinished.rename(path)
+
+
+def _load_shard(path: Path) -> Samples:
+    try:
+        with np.load(path) as shard:
+            return Samples(**{name: shard[name] for name in shard.files})
+    except (OSError, EOFError, ValueError, TypeError, BadZipFile) as error:
+        raise TrainingError(
+            f"{path} is damaged ({error}); delete it and give the same command again."
+        ) from error

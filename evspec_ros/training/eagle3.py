@@ -68,14 +68,14 @@ def unrolled(
 
 def unrolled_loss(logits: list[Tensor], wanted: Tensor, used: Tensor) -> Tensor:
     """Cross entropy with the target's distributions: logits [B, A, V] per step, wanted [B, A, V], used bool
-    [B, A]; deeper steps weigh less.
+    [B, A]; deeper steps weigh less, and those that no answer is long enough for count as 0.
     """
     rows = torch.arange(used.shape[1], device=used.device)
     total, weight = wanted.new_zeros(()), 0.0
     for step, said in enumerate(logits):
         meant = used & (rows >= step)
         found = torch.log_softmax(said[meant].float(), -1)
-        total = total - DECAY**step * (wanted[meant] * found).sum(-1).mean()
+        total = total - DECAY**step * (wanted[meant] * found).sum() / meant.sum().clamp(min=1)
         weight += DECAY**step
     return total / weight
 

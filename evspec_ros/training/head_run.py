@@ -30,7 +30,7 @@ from evspec_ros.training.features import (
     extract,
 )
 from evspec_ros.training.loop import Report
-from evspec_ros.training.processes import own_device, process
+from evspec_ros.training.processes import end_with_parent, own_device, process
 from evspec_ros.training.progress import training_progress
 from evspec_ros.training.tiny import normalise
 
@@ -61,7 +61,7 @@ def simulated(split: str, first: int = 0, device: str = "cpu", condition: str = 
     """The scenes of a split and condition from scene `first` on, as the tiny models see them, made on every
     core.
     """
-    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))
+    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent)
 
     def scenes(start: int, stop: int) -> SceneBatch:
         numbers = range(first + start, first + stop)

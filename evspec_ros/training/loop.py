@@ -162,17 +162,21 @@ def _accelerator(schedule: Schedule, device: torch.device) -> Accelerator:
 
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     fast = "bf16" if fast_bfloat16(device.type) else "no"
+    precision = schedule.precision or launched or fast
+    refusal = (
+        f"The precision {precision} cannot be had on {device}; choose another of "
+        f"{', '.join(MIXED_PRECISIONS)}."
+    )
+    if precision == "fp16" and device.type == "cpu":  # accelerate computes in float32 then, without a word
+        raise TrainingError(refusal)
     try:
         return Accelerator(
             cpu=device.type == "cpu",
-            mixed_precision=schedule.precision or launched or fast,
+            mixed_precision=precision,
             gradient_accumulation_steps=schedule.accumulate,
         )
     except ValueError as error:
-        raise TrainingError(
-            f"The precision {schedule.precision or launched} cannot be had on {device}; choose another of "
-            f"{', '.join(MIXED_PRECISIONS)}. ({error})"
-        ) from error
+        raise TrainingError(f"{refusal} ({error})") from error
 
 
 def _batches(step: int, accumulate: int, accelerator: Accelerator) -> Iterator[int]:

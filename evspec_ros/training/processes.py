@@ -1,9 +1,12 @@
 """The processes of one training, as Hugging Face accelerate knows them: one where nothing launched
-several.
+several; and the workers that make scenes for each.
 """
 
 from __future__ import annotations
 
+import os
+from multiprocessing import parent_process
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,3 +28,17 @@ def own_device(device: torch.device) -> torch.device:
     """Where this process computes: of several GPUs each process has its own."""
     state = process(device)
     return device if state.num_processes == 1 else torch.device(state.device)
+
+
+def end_with_parent() -> None:
+    """What a pool's worker begins with: it would wait for work forever where the one that gave it was killed,
+    or go on writing a file that the next one has begun.
+    """
+    Thread(target=_wait_for_the_end, name="parent", daemon=True).start()
+
+
+def _wait_for_the_end() -> None:
+    parent = parent_process()
+    assert parent is not None, "no worker"
+    parent.join()
+    os._exit(1)

@@ -19,6 +19,7 @@ from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
 from evspec_ros.recordings import open_recording
 from evspec_ros.speculative import DecoderTarget, EventSide, Prompt, generate
 from evspec_ros.speculative.eagle import EagleDrafter
+from evspec_ros.training import online
 from evspec_ros.training.draft_heads import HeadPlan, needed_features, new_head
 from evspec_ros.training.features import Answers, Computed
 from evspec_ros.training.online import OnlineDistiller, OnlineSettings
@@ -139,6 +140,20 @@ def test_nothing_is_learnt_while_a_description_is_written() -> None:
         distiller.close()
     distiller._thread.join(5)
     assert not distiller._thread.is_alive()
+
+
+def test_it_rests_so_long_that_its_share_of_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a second of work three without, where it may have a quarter."""
+    distiller = _distiller(settings=replace(QUICK, share=0.25))
+    seconds, rests, due = iter(range(100)), list[float](), iter((True, True, False))
+    monkeypatch.setattr(online, "_lower_priority", lambda: None)  # of the thread that runs this test
+    monkeypatch.setattr(online.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(online.time, "sleep", rests.append)
+    monkeypatch.setattr(distiller, "_wait", lambda: next(due))
+    monkeypatch.setattr(distiller, "learn", lambda: None)
+    monkeypatch.setattr(distiller, "compare", lambda: None)
+    distiller._work()
+    assert rests == [3.0, 3.0]
 
 
 def test_a_describer_says_which_head_drafted(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -156,6 +160,17 @@ def _regression(run: Path, steps: int, stop_at: int = -1) -> nn.Module:
     return model
 
 
+@contextmanager
+def _files_no_longer_than(size: int) -> Iterator[None]:
+    """The system refuses more, here and in processes that begin meanwhile, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +198,76 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         _regression(tmp_path, 2)
 
 
+def test_a_disk_that_fills_up_leaves_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system refuses to write on in mid-state: one sentence, and with room again it goes on."""
+    monkeypatch.setattr("evspec_ros.training.loop.SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        _regression(tmp_path, 20, stop_at=5)
+    kept = (tmp_path / "regression.pt").read_bytes()
+    with _files_no_longer_than(1000), pytest.raises(TrainingError, match=r"regression\.pt cannot be written"):
+        _regression(tmp_path, 20)
+    assert (tmp_path / "regression.pt").read_bytes() == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["regression.pt"]
+    _regression(tmp_path, 20)
+
+
+@pytest.fixture
+def _any_precision() -> Iterator[None]:
+    """Accelerate keeps the first one for the rest of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.usefixtures("_any_precision")
+def test_accumulated_batches_make_one_step(tmp_path: Path) -> None:
+    """Two batches, one after the other, teach what one of both does."""
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+    def train(accumulate: int, run: Path) -> nn.Linear:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+
+        def loss(number: int) -> torch.Tensor:
+            batch = inputs.chunk(accumulate)[number % accumulate]
+            return (model(batch).squeeze(-1) - batch.sum(1)).square().mean()
+
+        fit("one", model, loss, Schedule(5, 0.01, warmup=1, accumulate=accumulate, precision="no"), run)
+        return model
+
+    one, two = train(1, tmp_path / "one"), train(2, tmp_path / "two")
+    torch.testing.assert_close(one.weight, two.weight)
+    assert not torch.equal(one.weight, nn.Linear(4, 1).weight)
+
+
+@pytest.mark.usefixtures("_any_precision")
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_mixed_precision_computes_in_it_and_keeps_float32_weights(
+    precision: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Products are in the precision asked for, weights and optimiser are not."""
+    model = nn.Linear(4, 4)
+    seen: list[torch.dtype] = []
+
+    def loss(number: int) -> torch.Tensor:
+        product = model(torch.ones(2, 4))
+        seen.append(product.dtype)
+        return product.float().square().mean()
+
+    fit("one", model, loss, Schedule(2, 0.01, warmup=1, precision=precision), tmp_path)
+    assert seen == [dtype] * 2
+    assert model.weight.dtype == torch.float32
+
+
+def test_a_precision_that_the_processor_lacks_is_refused(tmp_path: Path) -> None:
+    """One sentence that names it and the others, rather than float32 without a word."""
+    model = nn.Linear(1, 1)
+    with pytest.raises(TrainingError, match="fp16 cannot be had on cpu; choose another of no, bf16"):
+        fit("one", model, lambda _: model.weight.sum(), Schedule(1, 0.1, precision="fp16"), tmp_path)
+
+
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
     """Rather than write weights of it."""
     model = nn.Linear(1, 1)
@@ -208,13 +293,30 @@ def test_interrupted_data_goes_on_with_what_is_missing(
     monkeypatch.setattr(dataset, "SHARD", 2)
     dataset.prepare(tmp_path, "train", 2)
     written = (tmp_path / "train-000000.npz").stat().st_mtime_ns
-    (tmp_path / "train-000002.part").write_bytes(b"half")
+    (tmp_path / "train-000002.npz.part").write_bytes(b"half")
     progress: list[int] = []
     dataset.prepare(tmp_path, "train", 4, lambda stage, done, *_: progress.append(done))
     assert (tmp_path / "train-000000.npz").stat().st_mtime_ns == written
     assert progress == [4]
     samples = dataset.load(tmp_path, "train", 4)
     np.testing.assert_array_equal(samples.frames[3], dataset.make_sample("train", 3).frames[0])
+
+
+def test_scenes_that_do_not_fit_on_the_disk_or_are_damaged_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence each, also out of another process; a shard that was begun is not there."""
+    monkeypatch.setattr(dataset, "SHARD", 1)
+    shard = tmp_path / "train-000000.npz"
+    with _files_no_longer_than(1000), pytest.raises(TrainingError, match=r"train-000000\.npz cannot be writ"):
+        dataset.prepare(tmp_path, "train", 1)
+    assert not list(tmp_path.iterdir())
+    dataset.prepare(tmp_path, "train", 1)
+    whole = shard.read_bytes()
+    for damaged in (whole[:-100], whole[:100], b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(TrainingError, match=r"train-000000\.npz is damaged .* delete it"):
+            dataset.load(tmp_path, "train", 1)
 
 
 def test_the_whole_training_writes_checkpoints_in_the_published_formats(
