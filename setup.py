@@ -15,7 +15,11 @@ SHARE = Path("share", NAME)
 def shared_files(*folders: str) -> list[tuple[str, list[str]]]:
     """Every file below `folders`, each destined for the same place below share/<package>."""
     files = (path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file())
-    return [(str(SHARE / path.parent), [str(path)]) for path in files if "__pycache__" not in path.parts]
+    return [
+        (str(SHARE / path.parent), [str(path)])
+        for path in files
+        if "__pycache__" not in path.parts and not path.name.startswith(".")  # half-written checkpoints
+    ]
 
 
 setup(

@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from evspec_ros.choices import CONDITIONS, MIXED
+from evspec_ros.errors import TrainingError
 from evspec_ros.evaluation.accuracy import evaluate
 from evspec_ros.evaluation.decoding import Bench, contestants, held_out
 from evspec_ros.networks.adapters import AdapterConfig
@@ -208,7 +209,12 @@ def _kept(path: Path, make: Callable[[], Any]) -> Any:
         found = json.dumps(make(), indent=1)
         with written_whole(path) as unfinished:
             unfinished.write_text(found, encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainingError(
+            f"{path} is damaged ({error}); delete it and go on with the same command."
+        ) from error
 
 
 def _accuracies(target: Path, event_model: Path, plan: StudyPlan, condition: str) -> list[dict[str, Any]]:

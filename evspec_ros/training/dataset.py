@@ -27,7 +27,7 @@ from evspec_ros.training.captions import caption
 from evspec_ros.training.conditions import condition_of, draw_scene
 from evspec_ros.training.files import written_whole
 from evspec_ros.training.loop import Report
-from evspec_ros.training.processes import end_with_parent
+from evspec_ros.training.processes import end_with_parent, naming_lost_workers
 from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, STILL, Scene
 from evspec_ros.training.sensors import Camera, open_camera
 
@@ -148,7 +148,7 @@ def prepare(
     directory.mkdir(parents=True, exist_ok=True)
     starts = range(0, scenes, SHARD)
     missing = [start for start in starts if not _shard(directory, split, start, condition).exists()]
-    with ProcessPoolExecutor(os.cpu_count(), initializer=end_with_parent) as pool:
+    with naming_lost_workers(), ProcessPoolExecutor(os.cpu_count(), initializer=end_with_parent) as pool:
         made = pool.map(_write_shard, repeat(directory), repeat(split), missing, repeat(condition))
         for left, _ in zip(reversed(range(len(missing))), made, strict=True):
             report("scenes", scenes - left * SHARD, scenes, 0.0)

@@ -30,7 +30,7 @@ from evspec_ros.training.features import (
     extract,
 )
 from evspec_ros.training.loop import Report
-from evspec_ros.training.processes import end_with_parent, own_device, process
+from evspec_ros.training.processes import end_with_parent, naming_lost_workers, own_device, process
 from evspec_ros.training.progress import training_progress
 from evspec_ros.training.tiny import normalise
 
@@ -65,15 +65,11 @@ def simulated(split: str, first: int = 0, device: str = "cpu", condition: str = 
 
     def scenes(start: int, stop: int) -> SceneBatch:
         numbers = range(first + start, first + stop)
-        few = len(numbers) < 2 * FEW
-        samples = (
-            make_samples(split, numbers.start, numbers.stop, condition)
-            if few
-            else concatenate(
-                list(pool.map(make_sample, repeat(split), numbers, repeat(condition), chunksize=FEW))
-            )
-        )
-        return as_seen(samples, device)
+        if len(numbers) < 2 * FEW:
+            return as_seen(make_samples(split, numbers.start, numbers.stop, condition), device)
+        with naming_lost_workers():
+            made = pool.map(make_sample, repeat(split), numbers, repeat(condition), chunksize=FEW)
+            return as_seen(concatenate(list(made)), device)
 
     return scenes
 

@@ -5,11 +5,16 @@ several; and the workers that make scenes for each.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import parent_process
 from threading import Thread
 from typing import TYPE_CHECKING
 
 import torch
+
+from evspec_ros.errors import TrainingError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -35,6 +40,18 @@ def end_with_parent() -> None:
     or go on writing a file that the next one has begun.
     """
     Thread(target=_wait_for_the_end, name="parent", daemon=True).start()
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Raises TrainingError where a pool's worker was ended from outside."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "A process that makes scenes was ended from outside, perhaps for lack of memory; free some, then "
+            "go on with the same command."
+        ) from error
 
 
 def _wait_for_the_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,16 @@ def test_a_run_directory_belongs_to_one_plan(run: Path) -> None:
     """Another plan in the same directory is refused in a sentence that names what differs."""
     with pytest.raises(TrainingError, match="steps"):
         run_study(TARGET, EVENT_MODEL, run, dataclasses.replace(PLAN, steps=2))
+
+
+def test_a_damaged_result_is_named(run: Path, tmp_path: Path) -> None:
+    """One sentence with the file's name."""
+    damaged = tmp_path / "accuracy-night.json"
+    for name in ("study.json", damaged.name):
+        shutil.copy(run / name, tmp_path)
+    damaged.write_text(damaged.read_text()[:-9])
+    with pytest.raises(TrainingError, match=rf"{damaged.name} is damaged"):
+        run_study(TARGET, EVENT_MODEL, tmp_path, PLAN)
 
 
 def test_the_page_has_every_drafter_and_a_picture(study: Study, tmp_path: Path) -> None:

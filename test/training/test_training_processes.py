@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evspec_ros.errors import TrainingError
+from evspec_ros.training.processes import naming_lost_workers
 from evspec_ros.training.progress import training_progress
 
 ROOT = Path(__file__).parents[2]
@@ -64,3 +69,13 @@ def test_the_logs_hold_every_figure_once(tmp_path: Path) -> None:
         found = EventAccumulator(str(tmp_path / stage.replace(" ", "-"))).Reload().Scalars(stage)
         assert [event.step for event in found] == list(range(1, 9))
         assert found[3].value == value
+
+
+def test_a_worker_that_was_ended_is_told_in_a_sentence() -> None:
+    """As the system ends one when memory runs out."""
+    with (
+        pytest.raises(TrainingError, match="ended from outside"),
+        naming_lost_workers(),
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+    ):
+        pool.submit(os._exit, 1).result()
