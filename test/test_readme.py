@@ -84,7 +84,7 @@ def test_the_commands_run_one_after_the_other(folder: Path) -> None:
     """In README's order: each succeeds, and --json prints one object."""
     if find_spec("rclpy") is None:
         pytest.skip("the demo needs rclpy, which is not installed")
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
     for command in COMMANDS:
         _, *arguments = shlex.split(command.replace("RECORDING", "recording"))
         printed = _run([sys.executable, "-m", "evspec_ros", *arguments], folder)
