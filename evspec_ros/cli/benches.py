@@ -29,7 +29,7 @@ from evspec_ros.errors import EvspecError
 _STUDY_OPTIONS = {
     "scenes": "to learn from; default: 2048",
     "held_out": "scenes of each condition to test with; default: 128",
-    "steps": "of each training; default: 600",
+    "steps": "of each training; default: 400",
     "raced": "windows of the race of drafters; default: 40",
 }
 

@@ -57,7 +57,7 @@ class StudyPlan:
     seeds: int = 3
     scenes: int = 2048
     held_out: int = 128
-    steps: int = 600
+    steps: int = 400
     batch: int = 32
     sizes: tuple[float, ...] = (0.5, 1, 2, 5, 10)
     amounts: tuple[int, ...] = (128, 512, 8192)
