@@ -71,6 +71,9 @@ def _add_lossless_bench(benches: Any) -> None:
     )
     add_pair(lossless)
     lossless.add_argument("--scenes", type=count, default=500, help="default: %(default)s")
+    lossless.add_argument(
+        "--first", type=whole, default=0, help="scene, to go on after an interruption; default: %(default)s"
+    )
 
 
 def _add_decoder_bench(benches: Any) -> None:
@@ -181,7 +184,7 @@ def _bench_lossless(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.lossless import print_proof, prove_visibly
 
     target, event_model, _ = models(options)
-    report = prove_visibly(target, event_model, _heads(options), options.scenes)
+    report = prove_visibly(target, event_model, _heads(options), options.scenes, options.first)
     if options.json:
         print_json(report.as_dict())
     else:

@@ -364,9 +364,9 @@ def bench_visibly(
         )
 
 
-def held_out(count: int, condition: str = PLAIN) -> Iterator[list[SceneBatch]]:
-    """The first held-out scenes of a condition, a window of each."""
-    for index in range(count):
+def held_out(count: int, condition: str = PLAIN, first: int = 0) -> Iterator[list[SceneBatch]]:
+    """Held-out scenes of a condition from number `first` on, a window of each."""
+    for index in range(first, first + count):
         yield _windows(make_sample("held_out", index, condition))
 
 

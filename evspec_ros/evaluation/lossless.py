@@ -130,9 +130,11 @@ def _until_interrupted(scenes: Iterable[SceneBatch]) -> Iterator[SceneBatch]:
 
 
 def prove_visibly(
-    target: Path, event_model: Path, draft_heads: Sequence[Path], scenes: int
+    target: Path, event_model: Path, draft_heads: Sequence[Path], scenes: int, first: int = 0
 ) -> LosslessReport:
-    """`prove` for checkpoint directories on held-out simulated scenes, with progress on stderr."""
+    """`prove` for checkpoint directories on held-out simulated scenes from number `first` on, with progress
+    on stderr.
+    """
     loaded = [load_draft_head(path) for path in draft_heads]
     bench = Bench(load_pair(target, event_model), {head.config.kind: head for head in loaded})
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -141,7 +143,7 @@ def prove_visibly(
         def show(done: int, different: int) -> None:
             progress.update(task, completed=done, description=f"comparing texts, {different} differ")
 
-        return prove(bench, (stream[0] for stream in held_out(scenes)), show)
+        return prove(bench, (stream[0] for stream in held_out(scenes, first=first)), show)
 
 
 def print_proof(report: LosslessReport) -> None:
