@@ -25,12 +25,13 @@ from evspec_ros.cli.options import (
     whole,
 )
 from evspec_ros.errors import EvspecError
+from evspec_ros.evaluation.study_plan import StudyPlan
 
 _STUDY_OPTIONS = {
-    "scenes": "to learn from; default: 2048",
-    "held_out": "scenes of each condition to test with; default: 128",
-    "steps": "of each training; default: 400",
-    "raced": "windows of the race of drafters; default: 40",
+    "scenes": "to learn from",
+    "held_out": "scenes of each condition to test with",
+    "steps": "of each training",
+    "raced": "windows of the race of drafters",
 }
 
 
@@ -141,9 +142,12 @@ def _add_results_bench(benches: Any) -> None:
     results.add_argument(
         "--write", type=Path, default=Path("docs/results.md"), help="and an .svg beside; default: %(default)s"
     )
-    results.add_argument("--seeds", type=_seeds, help="of each kind of head, 2 to 10; default: 3")
+    results.add_argument(
+        "--seeds", type=_seeds, help=f"of each kind of head, 2 to 10; default: {StudyPlan.seeds}"
+    )
     for name, what in _STUDY_OPTIONS.items():
-        results.add_argument(f"--{name.replace('_', '-')}", type=count, help=what)
+        default = getattr(StudyPlan, name)
+        results.add_argument(f"--{name.replace('_', '-')}", type=count, help=f"{what}; default: {default}")
 
 
 def _seeds(text: str) -> int:
@@ -254,7 +258,7 @@ def _bench_scenes(options: argparse.Namespace) -> None:
 
 
 def _bench_results(options: argparse.Namespace) -> None:
-    from evspec_ros.evaluation.study import StudyPlan, run_study_visibly
+    from evspec_ros.evaluation.study import run_study_visibly
     from evspec_ros.evaluation.study_report import write_results
 
     target, event_model, _ = models(options)

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evspec_ros.events.decoders import Decoder
+from evspec_ros.events.encoders import encode_libcaer
 from evspec_ros.events.event_arrays import read_cdr
 from evspec_ros.events.line_kernels import EVT3, LIBCAER_CMP, NO_CODE, LineFormat
+from evspec_ros.events.types import Events
 
 PACKET_US = 4096  # of one packet, which thus needs one TIME_HIGH
 EVENT_ARRAY = "dvs_msgs/EventArray"
@@ -44,7 +46,7 @@ def loads(events: int, width: int = 1280, height: int = 720) -> tuple[EventLoad,
         ("evt3", "singles", evt3_singles(t, x, y, p)),
         ("libcaer_cmp", "bursts", line_bursts(LIBCAER_CMP, events, height, width)),
         ("evt2", "any", _evt2(t, x, y, p)),
-        ("libcaer", "any", np.stack((x << 17 | y << 2 | p << 1, t), 1).astype("<u4").tobytes()),
+        ("libcaer", "any", encode_libcaer(_events(t, x, y, p, width, height), 0)),
         ("mono", "any", ((p << 63) | y << 48 | x << 32 | t * 1000).astype("<i8").tobytes()),
         (EVENT_ARRAY, "any", event_array(t, x, y, p, width, height)),
     ]
@@ -52,6 +54,18 @@ def loads(events: int, width: int = 1280, height: int = 720) -> tuple[EventLoad,
         EventLoad(encoding, statistics, width, height, data, _count(encoding, data, width, height))
         for encoding, statistics, data in packets
     )
+
+
+def _events(
+    t: NDArray[np.int64],
+    x: NDArray[np.int64],
+    y: NDArray[np.int64],
+    p: NDArray[np.int64],
+    width: int,
+    height: int,
+) -> Events:
+    """With their times, given in microseconds, in nanoseconds."""
+    return Events(t * 1000, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8), width, height)
 
 
 def _count(encoding: str, data: bytes, width: int, height: int) -> int:

@@ -89,20 +89,24 @@ class KnownText:
 
 
 def prove(
-    bench: Bench, scenes: Iterable[SceneBatch], report: Callable[[int, int], None] = lambda *_: None
+    bench: Bench,
+    scenes: Iterable[SceneBatch],
+    report: Callable[[int, int], None] = lambda *_: None,
+    first: int = 0,
 ) -> LosslessReport:
     """Describe every scene with every drafter, limit, overlap and pooling, greedily, and compare with plain
-    decoding; report counts scenes and differing texts. Interrupted, it ends after the scene that it is at.
+    decoding; report counts scenes and differing texts, which are named by numbers from `first` on.
+    Interrupted, it ends after the scene that it is at.
     """
     plain = bench.entry(Contestant(BASELINE))
     entries = list(_entries(bench))
     different: list[tuple[int, str]] = []
     count = 0
-    for number, scene in enumerate(_until_interrupted(scenes)):
+    for number, scene in enumerate(_until_interrupted(scenes), first):
         prompt = bench.prompt(scene)
         assert prompt.events is not None
         prompt = replace(prompt, events=lru_cache(maxsize=1)(prompt.events))
-        if number == 0:
+        if count == 0:
             entries = _with_costs(bench, entries, prompt)
         text = bench.describe(plain, prompt, LIMITS["one node"]).tokens
         for setting, entry in entries:
@@ -110,7 +114,7 @@ def prove(
                 entry.drafter.text = text
             if bench.describe(entry, prompt, entry.limits).tokens != text:
                 different.append((number, setting))
-        count = number + 1
+        count += 1
         report(count, len(different))
     names = tuple(setting for setting, _ in entries)
     return LosslessReport(count, names, count * len(names), tuple(different))
@@ -143,7 +147,7 @@ def prove_visibly(
         def show(done: int, different: int) -> None:
             progress.update(task, completed=done, description=f"comparing texts, {different} differ")
 
-        return prove(bench, (stream[0] for stream in held_out(scenes, first=first)), show)
+        return prove(bench, (stream[0] for stream in held_out(scenes, first=first)), show, first)
 
 
 def print_proof(report: LosslessReport) -> None:

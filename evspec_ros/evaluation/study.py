@@ -21,10 +21,11 @@ from typing import Any
 
 from torch import nn
 
-from evspec_ros.choices import CONDITIONS, MIXED
+from evspec_ros.choices import MIXED
 from evspec_ros.errors import TrainingError
 from evspec_ros.evaluation.accuracy import evaluate
 from evspec_ros.evaluation.decoding import Bench, contestants, held_out
+from evspec_ros.evaluation.study_plan import StudyPlan
 from evspec_ros.networks.adapters import AdapterConfig
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, load_draft_head, save_draft_head
 from evspec_ros.training.acceptance import acceptance, free_tokens
@@ -42,27 +43,6 @@ SCALED = "eagle3"
 FREE_WRITERS = (UNTRAINED, "eventgpt_adapter")  # they can write before the target has read its prompt
 FREE_TOKENS = 28  # that the design paper's event model writes meanwhile
 PICKED_BATCHES = 2
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """How much is trained and tested.
-
-    seeds: how many trainings of each kind; scenes: to learn from, of the condition MIXED; held_out: to test
-    with, of each condition; steps: of each training; sizes: adapters' parameters, in millions; amounts: of
-    scenes, beside `scenes`, to see how acceptance grows with them; raced: windows of the race; conditions:
-    of the scenes to test with.
-    """
-
-    seeds: int = 3
-    scenes: int = 2048
-    held_out: int = 128
-    steps: int = 400
-    batch: int = 32
-    sizes: tuple[float, ...] = (0.5, 1, 2, 5, 10)
-    amounts: tuple[int, ...] = (128, 512, 8192)
-    raced: int = 40
-    conditions: tuple[str, ...] = CONDITIONS
 
 
 @dataclass(frozen=True)
@@ -105,19 +85,14 @@ class Outcome:
     parameters: int
     tests: tuple[Score, ...]
 
-    def of(self, condition: str, control: str) -> Score:
-        """One of the tests."""
-        return next(t for t in self.tests if (t.condition, t.control) == (condition, control))
-
 
 @dataclass(frozen=True)
 class Study:
     """Everything that was found. accuracies: rows of `evaluation.accuracy` by condition; race: rows of
-    `evaluation.decoding`; target_parameters: as they stand in its checkpoint.
+    `evaluation.decoding`.
     """
 
     plan: StudyPlan
-    target_parameters: int
     accuracies: Mapping[str, list[dict[str, Any]]]
     untrained: Outcome
     outcomes: tuple[Outcome, ...]
@@ -192,9 +167,7 @@ def run_study(
         _directory(run, trial).joinpath(f"{trial.kind}.pt").unlink(missing_ok=True)  # it is finished
         report("trainings", number + 1, len(wanted), 0.0)
     race = _kept(run / "race.json", partial(_race, pair, run, plan))
-    return Study(
-        plan, _parameters(pair.target), accuracies, _outcome(untrained), tuple(outcomes), tuple(race)
-    )
+    return Study(plan, accuracies, _outcome(untrained), tuple(outcomes), tuple(race))
 
 
 def run_study_visibly(target: Path, event_model: Path, run: Path, plan: StudyPlan) -> Study:
@@ -280,7 +253,8 @@ def _test(
 ) -> dict[str, Any]:
     """An Outcome, ready for JSON: with each control or, of a head that has never seen events, without."""
     kind = trial.kind if trial else UNTRAINED
-    wanted = needed_features(pair, TINY_PLANS[kind if trial else SIZED[0]])
+    # the event model's own output head reads what its adapter reads
+    wanted = needed_features(pair, TINY_PLANS[trial.kind if trial else "eventgpt_adapter"])
     controls = CONTROLS if trial is None or trial.learned == ON else (ZEROED,)
     found = []
     for condition, shards in tests.items():

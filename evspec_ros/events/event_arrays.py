@@ -15,10 +15,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from evspec_ros.errors import EventDecodingError
+from evspec_ros.events.cdr import little_endian_body
 from evspec_ros.events.decoders import PacketData
 from evspec_ros.events.types import Events
 
-_CDR_LITTLE_ENDIAN = b"\x00\x01"
 _EVENT_BYTES = 13
 _CDR_STRIDE = 16
 _SECOND_NS = 1_000_000_000
@@ -44,13 +44,7 @@ def read_cdr(message: PacketData) -> EventArray:
     Raises EventDecodingError for other encodings than little-endian CDR, for a sensor of no size and for
     fewer bytes than the message announces.
     """
-    data = np.frombuffer(message, np.uint8)
-    if data[:2].tobytes() != _CDR_LITTLE_ENDIAN:
-        raise EventDecodingError(
-            f"An event array begins with {data[:4].tobytes().hex(' ') or 'nothing'}, which is not "
-            "little-endian CDR (00 01 00 00): let its publisher run on a little-endian machine."
-        )
-    return _read(data[4:], 0, _CDR_STRIDE, alignment=4)
+    return _read(little_endian_body(message, "event array"), 0, _CDR_STRIDE, alignment=4)
 
 
 def read_ros1(message: PacketData) -> EventArray:

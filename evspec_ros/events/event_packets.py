@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evspec_ros.errors import EventDecodingError
+from evspec_ros.events.cdr import HEAD_BYTES, little_endian_body
 from evspec_ros.events.decoders import PacketData
-
-_CDR_LITTLE_ENDIAN = b"\x00\x01"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +36,8 @@ def read_cdr(message: PacketData) -> EventPacket:
 
     Raises EventDecodingError for other encodings than little-endian CDR and for fewer bytes than announced.
     """
-    data = np.frombuffer(message, np.uint8)
-    if data[:2].tobytes() != _CDR_LITTLE_ENDIAN:
-        raise EventDecodingError(
-            f"An event packet begins with {data[:4].tobytes().hex(' ') or 'nothing'}, which is not "
-            "little-endian CDR (00 01 00 00): let its publisher run on a little-endian machine."
-        )
-    body = data[4:].data
+    data = little_endian_body(message, "event packet")
+    body = data.data
     try:
         seconds, nanoseconds = struct.unpack_from("<iI", body)
         frame_id, end = _string(body, 8)
@@ -53,8 +47,10 @@ def read_cdr(message: PacketData) -> EventPacket:
         (is_bigendian,) = struct.unpack_from("<?", body, end)
         (count,) = struct.unpack_from("<I", body, end := _aligned(end + 1, 4))
     except struct.error as error:
-        raise EventDecodingError(f"An event packet of {len(data)} bytes is cut short.") from error
-    events = data[4:][end + 4 : end + 4 + count]
+        raise EventDecodingError(
+            f"An event packet of {len(data) + HEAD_BYTES} bytes is cut short."
+        ) from error
+    events = data[end + 4 : end + 4 + count]
     if len(events) < count:
         raise EventDecodingError(
             f"An event packet announces {count} bytes of events, but only {len(events)} are there."

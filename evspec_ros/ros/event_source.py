@@ -15,7 +15,6 @@ import time
 import rclpy
 from event_camera_msgs.msg import EventPacket
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
@@ -23,10 +22,9 @@ from evspec_ros.evaluation.event_load import PACKET_US, line_bursts
 from evspec_ros.events.decoders import Decoder
 from evspec_ros.events.event_packets import read_cdr
 from evspec_ros.events.line_kernels import EVT3
+from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 
 SIZE = WIDTH, HEIGHT = 1280, 720
-EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
-IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 _STAMP_AT, _SEQ_AT = 4, 28  # in the serialised packet, whose frame_id is empty
 _IMAGE_PERIOD_S = 0.1
 _SUBSCRIBER_TIMEOUT_S = 30.0

@@ -14,7 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.task import Future
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
@@ -35,11 +35,10 @@ from evspec_ros.ros.ingest import (
 from evspec_ros.ros.mailbox import Mailbox
 from evspec_ros.ros.overlay import draw_overlay
 from evspec_ros.ros.parameters import LiveSettings, Settings
+from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 from evspec_ros.ros.requirements import message_type
 from evspec_ros.training.online import OnlineSettings
 
-IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
-EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)  # as drivers publish
 MOST_AT_ONCE = 100  # event packets between two looks at everything else
 LOG_PERIOD_S = 5.0  # a problem that repeats is logged this often; the counts in /diagnostics miss none
 

@@ -17,9 +17,8 @@ from evspec_ros.ros.demo import Listener
 from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
 
 RATES = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)  # million events a second
-KEPT_UP = (
-    0.95  # of what is offered; the node reports once a second, which makes its rate uncertain by this much
-)
+# Of what is offered; the node reports once a second, which makes its rate uncertain by this much.
+KEPT_UP = 0.95
 PARAMETERS = {"threads": 1}  # as on a robot, where the networks do not have all cores
 
 

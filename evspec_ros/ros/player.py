@@ -104,8 +104,9 @@ class Player:
     def __init__(self, recording: Recording) -> None:
         from event_camera_msgs.msg import EventPacket
         from rclpy.node import Node
-        from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import Image
+
+        from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 
         if recording.stop_ns <= recording.start_ns:
             raise RecordingError(
@@ -114,10 +115,8 @@ class Player:
         self.recording = recording
         self.node = Node("evspec_player")
         self._event_packet, self._image = EventPacket, Image
-        event_qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
-        frame_qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._events = self.node.create_publisher(EventPacket, "events", event_qos)
-        self._frames = self.node.create_publisher(Image, "image", frame_qos)
+        self._events = self.node.create_publisher(EventPacket, "events", EVENT_QOS)
+        self._frames = self.node.create_publisher(Image, "image", IMAGE_QOS)
         self._seq = 0
         short = recording.stop_ns - recording.start_ns <= HELD_NS
         self._held = list(timeline(recording)) if short else None

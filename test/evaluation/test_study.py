@@ -14,12 +14,12 @@ from evspec_ros.evaluation.study import (
     Outcome,
     Score,
     Study,
-    StudyPlan,
     Trial,
     bottleneck_of,
     run_study,
     trials,
 )
+from evspec_ros.evaluation.study_plan import StudyPlan
 from evspec_ros.evaluation.study_report import (
     ALL,
     Interval,
@@ -144,7 +144,7 @@ def _study(own: tuple[float, ...], shuffled: tuple[float, ...], never: tuple[flo
         outcomes.append(Outcome(Trial("eagle3", seed, 8, ZEROED), 1, (Score("night", ZEROED, blind, 0.5),)))
     plan = StudyPlan(seeds=len(own), scenes=8, conditions=("night",))
     untrained = Outcome(None, 0, ())
-    return Study(plan, 1, {"night": []}, untrained, tuple(outcomes), ())
+    return Study(plan, {"night": []}, untrained, tuple(outcomes), ())
 
 
 def test_intervals_are_student_s() -> None:
