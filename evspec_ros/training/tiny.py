@@ -57,13 +57,13 @@ TOWER = Schedule(steps=4500, learning_rate=1e-3)
 EVENT_TOWER = Schedule(steps=1500, learning_rate=1e-3)
 SHALLOW = Schedule(steps=5000, learning_rate=1e-3)
 DEEP = Schedule(steps=400, learning_rate=3e-4)
-EVENT = Schedule(steps=2000, learning_rate=1e-3)
+EVENT = Schedule(steps=6000, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
 class TinyPlan:
     """condition: what makes the scenes hard to see, one of CONDITIONS or MIXED; the rest: how long each stage
-    is trained. The defaults made the checkpoints in models/.
+    is trained.
     """
 
     condition: str = PLAIN
@@ -159,8 +159,13 @@ def train_event_model(samples: Samples, run: Path, plan: TinyPlan, report: Repor
     model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size())).to(device)
     seen = event_patches(samples)
     teach("event-tower", model.visual_tower, seen, run, plan.event_tower, plan.tower_batch, report)
-    task = EventTask(samples, model.visual_tower, tokenizer, plan.batch, report)
-    fit("event-model", model, lambda step: task.loss(model, step), plan.event, run, report)
+    task = EventTask(samples, seen, model.visual_tower, tokenizer, plan.batch, report)
+    look = nn.Linear(model.config.text.hidden_size, columns(seen.sizes) + 2, device=device)
+
+    def loss(step: int) -> Tensor:
+        return task.loss(model, look, step)
+
+    fit("event-model", nn.ModuleList([model, look]), loss, plan.event, run, report)
     return model
 
 
@@ -220,10 +225,14 @@ class PatchTask:
         random = np.random.default_rng([2, step])
         scene = random.integers(len(self.images), size=batch)
         moment = random.integers(self.images.shape[1], size=batch)
+        pixels = normalise(self.images[scene, moment]).to(probe.head.weight.device)
+        return patch_loss(probe(pixels), self.labels(scene, moment))
+
+    def labels(self, scene: NDArray[np.int64], moment: NDArray[np.int64] | int) -> PatchLabels:
+        """Of one image of each of N scenes [N]."""
         places = self.places[scene, :, moment]
         looks = np.concatenate((self.looks[scene], ranks(self.looks[scene], places)), -1)
-        pixels = normalise(self.images[scene, moment]).to(probe.head.weight.device)
-        return patch_loss(probe(pixels), patch_labels(looks, places, self.sizes))
+        return patch_labels(looks, places, self.sizes)
 
 
 def frame_patches(samples: Samples) -> PatchTask:
@@ -379,12 +388,22 @@ class TargetTask:
 
 
 class EventTask:
-    """Caption prediction from five event images, in batches."""
+    """Caption prediction from five event images, in batches.
+
+    Beside it the decoder is asked what lies under each patch, as the tower was: most of a caption's loss is
+    about colours, which events do not show, and drowns what they do.
+    """
 
     def __init__(
-        self, samples: Samples, tower: ClipTower, tokenizer: FastTokenizer, batch: int, report: Report
+        self,
+        samples: Samples,
+        patches: PatchTask,
+        tower: ClipTower,
+        tokenizer: FastTokenizer,
+        batch: int,
+        report: Report,
     ) -> None:
-        self._images = samples.event_images
+        self._patches = patches
         self._tower = tower
         self._report = report
         self._answers = answer_ids(tokenizer, samples.captions)
@@ -395,15 +414,19 @@ class EventTask:
     @cached_property
     def _features(self) -> Tensor:
         """Of all event images."""
-        return tower_features(self._tower, self._images, self._report)
+        return tower_features(self._tower, self._patches.images, self._report)
 
-    def loss(self, model: EventGpt, step: int) -> Tensor:
-        """Mean cross entropy of one batch's captions."""
+    def loss(self, model: EventGpt, look: nn.Linear, step: int) -> Tensor:
+        """Mean cross entropy of one batch's captions, plus `patch_loss` of what `look` reads off the tokens
+        of the places.
+        """
         chosen = drawn(len(self._answers), self._batch, step)
         events = model.pool(self._features[chosen].to(model.lm_head.weight.device).float())
         answers = self._answers[chosen]
-        told, _ = caption_loss(model.decoder, model.lm_head, self._before, events, self._after, answers)
-        return told
+        told, rows = caption_loss(model.decoder, model.lm_head, self._before, events, self._after, answers)
+        images = self._patches.images.shape[1]
+        patches = rows[:, images + 1 :]  # behind one token an image and the one of CLIP's class
+        return told + patch_loss(look(patches), self._patches.labels(chosen, images - 1))
 
 
 def motion_labels(looks: NDArray[np.int8], places: NDArray[np.float32]) -> PatchLabels:

@@ -19,7 +19,8 @@ from torch import nn
 from evspec_ros.errors import TrainingError
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
-from evspec_ros.networks.tiny import TINY_CLIP, tiny_video_llava
+from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.tiny import TINY_CLIP, tiny_eventgpt, tiny_video_llava
 from evspec_ros.networks.tokenizer import load_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, target_prompt
@@ -32,10 +33,13 @@ from evspec_ros.training.tiny import (
     TARGET_TOKENS,
     WAY_UNIT,
     WAYS,
+    EventTask,
     TinyPlan,
     answer_ids,
+    columns,
     deepen,
     drawn,
+    event_patches,
     motion_labels,
     normalise,
     patch_labels,
@@ -52,6 +56,41 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
     """What has no token of its own falls back to bytes, as in LLaMA."""
     if not text.startswith(" ") and "<" not in text:  # "<" may begin a special token
         assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
+
+
+class OnePatch(nn.Module):
+    """A tower that sees something under patch `patch` alone."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.config = TINY_CLIP
+        self.seen = nn.Parameter(torch.zeros(TINY_CLIP.tokens, TINY_CLIP.hidden_size), requires_grad=False)
+        self.seen[patch + 1] = 1.0  # behind CLIP's class token
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[N, 3, S, S] -> [N, tokens, hidden], whatever is there."""
+        return self.seen.expand(len(pixels), -1, -1)
+
+
+@pytest.mark.parametrize("patch", [0, 7, 15])
+def test_the_event_model_is_asked_about_a_patch_at_its_own_token(patch: int) -> None:
+    """Where no token reads another, only the row of the patch that shows something differs from the rest."""
+    samples = dataset.make_samples("train", 0, 2)
+    tokenizer = train_tokenizer(EVENT_TOKENS)
+    model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size()))
+    for layer in model.decoder.layers:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+    seen = event_patches(samples)
+    look = nn.Linear(model.config.text.hidden_size, columns(seen.sizes) + 2)
+    asked: list[torch.Tensor] = []
+    look.register_forward_pre_hook(lambda _, given: asked.append(given[0]))
+    task = EventTask(samples, seen, OnePatch(patch), tokenizer, 2, lambda *_: None)
+    task.loss(model, look, 0)
+    (rows,) = asked
+    others = torch.cat((rows[:, :patch], rows[:, patch + 1 :]), 1)
+    assert rows.shape[:2] == (2, 16)
+    torch.testing.assert_close(others, others[:, :1].expand_as(others))
+    assert not torch.allclose(rows[:, patch], others[:, 0])
 
 
 def test_both_models_share_the_base_vocabulary() -> None:
