@@ -158,7 +158,7 @@ def run_study(
         for condition in plan.conditions
     }
     learnt, tests = _features(pair, run, plan, report)
-    untrained = _kept(run / f"{UNTRAINED}.json", partial(_test, pair, None, None, tests))
+    untrained = _kept(run / f"{UNTRAINED}.json", partial(_test, pair, None, None, tests, CONTROLS))
     outcomes = []
     wanted = trials(plan, pair)
     for number, trial in enumerate(wanted):
@@ -245,17 +245,29 @@ def _try(
     directory = _directory(run, trial)
     head = train_head(pair, data, picked, directory, head_plan, report)
     save_draft_head(head, directory / "head")
-    return _test(pair, trial, head, tests)
+    return _test(pair, trial, head, tests, _controls(trial, plan))
+
+
+def _controls(trial: Trial, plan: StudyPlan) -> tuple[str, ...]:
+    """What a head is tested with: without events where it never had any, and with nothing but its own where
+    size and data are asked about.
+    """
+    if trial.learned == ZEROED:
+        return (ZEROED,)
+    return CONTROLS if trial == Trial(trial.kind, trial.seed, plan.scenes) else (ON,)
 
 
 def _test(
-    pair: ModelPair, trial: Trial | None, head: Head | None, tests: Mapping[str, FeatureShards]
+    pair: ModelPair,
+    trial: Trial | None,
+    head: Head | None,
+    tests: Mapping[str, FeatureShards],
+    controls: tuple[str, ...],
 ) -> dict[str, Any]:
-    """An Outcome, ready for JSON: with each control or, of a head that has never seen events, without."""
+    """An Outcome, ready for JSON."""
     kind = trial.kind if trial else UNTRAINED
     # the event model's own output head reads what its adapter reads
     wanted = needed_features(pair, TINY_PLANS[trial.kind if trial else "eventgpt_adapter"])
-    controls = CONTROLS if trial is None or trial.learned == ON else (ZEROED,)
     found = []
     for condition, shards in tests.items():
         whole = Selected(shards, range(len(shards)), shards.plan, wanted)

@@ -22,7 +22,7 @@ class StudyPlan:
     held_out: int = 128
     steps: int = 400
     batch: int = 32
-    sizes: tuple[float, ...] = (0.5, 1, 2, 5, 10)
-    amounts: tuple[int, ...] = (128, 512, 8192)
+    sizes: tuple[float, ...] = (0.5, 2, 10)
+    amounts: tuple[int, ...] = (128, 512)
     raced: int = 40
     conditions: tuple[str, ...] = CONDITIONS

@@ -18,6 +18,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from evspec_ros.networks.adapters import Adapter
 from evspec_ros.networks.checkpoints import Head
 from evspec_ros.training.features import Answers, Batches, ModelPair
 from evspec_ros.training.prediction import answer_rows, chained, event_features, readout
@@ -59,6 +60,8 @@ def accepted_drafts(pair: ModelPair, head: Head | None, answers: Answers, n_max:
     said = _said(pair, head, answers)
     for step in range(min(n_max, rows)):
         alive &= next(said) == following
+        if not alive.any():
+            break
         accepted[:, : rows - step] += alive[:, step:]  # of the chain that began `step` rows before
         alive = alive.roll(1, 1)
         alive[:, : step + 1] = False
@@ -70,6 +73,8 @@ def _said(pair: ModelPair, head: Head | None, answers: Answers) -> Iterator[Tens
     if head is None:
         return repeat(pair.event_model.lm_head(event_features(pair, answers)[:, 1:]).argmax(-1))
     norm, lm_head = readout(pair, head)
+    if isinstance(head, Adapter):  # says the same however far the chain has come
+        return repeat(lm_head(norm(next(chained(pair, head, answers)))).argmax(-1))
     return (lm_head(norm(output)).argmax(-1) for output in chained(pair, head, answers))
 
 

@@ -76,11 +76,20 @@ def test_every_trial_has_an_outcome_and_keeps_no_optimiser(study: Study, run: Pa
         load_draft_head(run / "heads" / trial.name / "head")
 
 
-def test_heads_without_events_are_tested_without(study: Study) -> None:
-    """Who never had events is tested with zeros alone, everybody else with every control."""
+def test_heads_are_tested_with_what_is_asked_about_them(study: Study) -> None:
+    """Who never had events with zeros alone, every size and amount of data with events alone, and all else
+    with every control.
+    """
     for outcome in (study.untrained, *study.outcomes):
-        blind = outcome.trial is not None and outcome.trial.learned == ZEROED
-        assert [test.control for test in outcome.tests] == ([ZEROED] if blind else list(CONTROLS))
+        trial, wanted = outcome.trial, list(CONTROLS)
+        if trial is not None and trial.learned == ZEROED:
+            wanted = [ZEROED]
+        elif trial is not None and (trial.scenes, trial.bottleneck) != (
+            PLAN.scenes,
+            AdapterConfig.bottleneck,
+        ):
+            wanted = [ON]
+        assert [test.control for test in outcome.tests] == wanted
         assert all(test.length >= 1 for test in outcome.tests)
 
 
