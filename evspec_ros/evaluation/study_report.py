@@ -24,7 +24,7 @@ from evspec_ros.evaluation.study import (
     Trial,
 )
 from evspec_ros.networks.checkpoints import DRAFT_HEADS
-from evspec_ros.training.controls import ON, SHUFFLED, ZEROED
+from evspec_ros.training.controls import CONTROLS, ON, SHUFFLED, ZEROED
 
 # Student's t of 97.5 % for so many values
 T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -72,6 +72,10 @@ def agreements(outcomes: Iterable[Outcome], condition: str, control: str) -> lis
 def _figure(outcome: Outcome, condition: str, control: str, name: str) -> float:
     tests = [t for t in outcome.tests if t.control == control and condition in (ALL, t.condition)]
     return fmean(getattr(test, name) for test in tests)
+
+
+def _untrained_length(study: Study, condition: str, control: str) -> float:
+    return _figure(study.untrained, condition, control, "length")
 
 
 def learnt_difference(study: Study, kind: str, condition: str) -> Interval:
@@ -131,8 +135,13 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _verdicts(study: Study) -> list[str]:
-    """A sentence for each kind of head."""
-    sentences = []
+    """A sentence for the event model's own tokens and one for each kind of head."""
+    own, zeroed, other = (_untrained_length(study, ALL, control) for control in CONTROLS)
+    untrained = (
+        f"`{UNTRAINED}`, the event model's own tokens: {own:.2f} tokens a pass with the scene's own events, "
+        f"{other:.2f} with another scene's and {zeroed:.2f} with zeros; one model, hence no interval."
+    )
+    sentences = [untrained]
     for kind in DRAFT_HEADS:
         whole = learnt_difference(study, kind, ALL)
         found = [
@@ -154,7 +163,7 @@ def _events_table(study: Study) -> str:
     for kind in DRAFT_HEADS:
         heads, blind = study.of(kind), study.of(kind, ZEROED)
         for condition in (*_conditions(study), ALL):
-            tests = [Interval.of(lengths(heads, condition, control)) for control in (ON, ZEROED, SHUFFLED)]
+            tests = [Interval.of(lengths(heads, condition, control)) for control in CONTROLS]
             never = Interval.of(lengths(blind, condition, ZEROED))
             rows.append(
                 (
@@ -163,10 +172,9 @@ def _events_table(study: Study) -> str:
                 )
             )  # fmt: skip
     for condition in (*_conditions(study), ALL):
-        tests = [
-            Interval.of(lengths([study.untrained], condition, control)) for control in (ON, ZEROED, SHUFFLED)
-        ]
-        rows.append((f"`{UNTRAINED}`", condition, *tests, "", "", f"{tests[0].mean - tests[2].mean:+.2f}"))
+        found = [_untrained_length(study, condition, control) for control in CONTROLS]
+        shown = [f"{one:.2f}" for one in found]
+        rows.append((f"`{UNTRAINED}`", condition, *shown, "", "", f"{found[0] - found[-1]:+.2f}"))
     columns = (
         "drafter",
         "scenes",
