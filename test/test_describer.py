@@ -20,8 +20,8 @@ from evspec_ros.networks import memory
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
 from evspec_ros.networks.draft_head import Eagle3Head
 from evspec_ros.networks.tiny import TINY_CLIP
+from evspec_ros.simulation.samples import sample_scene
 from evspec_ros.speculative import DRAFTERS
-from evspec_ros.training.dataset import sample_scene
 
 MODELS = Path(__file__).parents[1] / "models"
 TARGET, EVENT_MODEL, HEAD = (MODELS / f"tiny_{name}" for name in ("video_llava", "eventgpt", "eagle3"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from evspec_ros.cli import _parser
-from evspec_ros.training.recorded_scene import record_scene
+from evspec_ros.simulation.recorded_scene import record_scene
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

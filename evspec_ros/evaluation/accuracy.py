@@ -17,11 +17,12 @@ from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.quantisation import kv_dtype as cache_dtype
 from evspec_ros.networks.quantisation import load_in
+from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.networks.tokenizer import Tokenizer, load_fitting_tokenizer, load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
-from evspec_ros.training.captions import Claim, claims, parse
-from evspec_ros.training.dataset import Samples, make_samples, sample_scene
+from evspec_ros.simulation.captions import Claim, claims, parse
+from evspec_ros.simulation.samples import Samples, make_samples, sample_scene
 from evspec_ros.training.rollout import greedy_answers
 from evspec_ros.training.tiny import normalise
 
@@ -96,7 +97,7 @@ def evaluate(
     texts: dict[str, list[str]] = {name: [] for name in describers}
     captions: list[str] = []
     for start in range(0, scenes, BATCH):
-        samples = make_samples("held_out", start, min(start + BATCH, scenes), condition)
+        samples = make_samples("held_out", start, min(start + BATCH, scenes), TINY_CLIP.image_size, condition)
         captions += samples.captions.tolist()
         for name, write in describers.items():
             texts[name] += write(samples)

@@ -18,6 +18,8 @@ from evspec_ros.choices import PLAIN
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import Head, load_draft_head
+from evspec_ros.networks.tiny import TINY_CLIP
+from evspec_ros.simulation.samples import Samples, changes_slowly, make_sample, make_stream
 from evspec_ros.speculative import (
     DEFAULT_DRAFTER,
     DEFAULT_LIMITS,
@@ -37,7 +39,6 @@ from evspec_ros.speculative import (
     make_drafter,
 )
 from evspec_ros.speculative.costs import measure_costs, measure_passes
-from evspec_ros.training.dataset import Samples, changes_slowly, make_sample, make_stream
 from evspec_ros.training.features import ModelPair, SceneBatch
 from evspec_ros.training.head_run import as_seen, load_pair
 
@@ -367,7 +368,7 @@ def bench_visibly(
 def held_out(count: int, condition: str = PLAIN, first: int = 0) -> Iterator[list[SceneBatch]]:
     """Held-out scenes of a condition from number `first` on, a window of each."""
     for index in range(first, first + count):
-        yield _windows(make_sample("held_out", index, condition))
+        yield _windows(make_sample("held_out", index, TINY_CLIP.image_size, condition))
 
 
 def held_out_streams(count: int) -> Iterator[list[SceneBatch]]:
@@ -376,7 +377,7 @@ def held_out_streams(count: int) -> Iterator[list[SceneBatch]]:
     """
     slow = (index for index in count_from() if changes_slowly("held_out", index))
     for index in islice(slow, count):
-        yield _windows(make_stream("held_out", index, STREAM_WINDOWS))
+        yield _windows(make_stream("held_out", index, STREAM_WINDOWS, TINY_CLIP.image_size))
 
 
 def _windows(samples: Samples) -> list[SceneBatch]:

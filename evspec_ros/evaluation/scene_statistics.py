@@ -23,7 +23,7 @@ from evspec_ros.choices import CONDITIONS
 from evspec_ros.errors import RecordingError
 from evspec_ros.events.types import Events
 from evspec_ros.recordings.opening import open_recording
-from evspec_ros.training.dataset import WINDOW_S, sample_scene
+from evspec_ros.simulation.samples import WINDOW_S, sample_scene
 
 WINDOW_NS = round(WINDOW_S * 1e9)
 SUPPORT_NS = (

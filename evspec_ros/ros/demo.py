@@ -114,7 +114,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _simulated_scene(folder: Path, console: Console) -> Path:
-    from evspec_ros.training.recorded_scene import record_scene
+    from evspec_ros.simulation.recorded_scene import record_scene
 
     with console.status("Simulating a scene ..."):
         record_scene(folder / "simulated_scene", SCENE_SEED, SCENE_SECONDS)

@@ -29,7 +29,7 @@ from evspec_ros.errors import TrainingError
 from evspec_ros.events.rendering import EVENT_IMAGES
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.training.dataset import FRAMES
+from evspec_ros.simulation.samples import FRAMES
 from evspec_ros.training.files import claim, read_claim, written_whole
 from evspec_ros.training.loop import Report, fast_bfloat16
 from evspec_ros.training.processes import process

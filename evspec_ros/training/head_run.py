@@ -15,10 +15,11 @@ import torch
 from evspec_ros.choices import PLAIN
 from evspec_ros.describer import compute_device
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava, save_draft_head
+from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.networks.tokenizer import load_fitting_tokenizer, load_target_tokenizer
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
+from evspec_ros.simulation.samples import Samples, concatenate, make_sample, make_samples
 from evspec_ros.training.acceptance import acceptance
-from evspec_ros.training.dataset import Samples, concatenate, make_sample, make_samples
 from evspec_ros.training.draft_heads import HeadPlan, needed_features, split, train_head
 from evspec_ros.training.features import (
     Batches,
@@ -61,14 +62,17 @@ def simulated(split: str, first: int = 0, device: str = "cpu", condition: str = 
     """The scenes of a split and condition from scene `first` on, as the tiny models see them, made on every
     core.
     """
+    size = TINY_CLIP.image_size
     pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent)
 
     def scenes(start: int, stop: int) -> SceneBatch:
         numbers = range(first + start, first + stop)
         if len(numbers) < 2 * FEW:
-            return as_seen(make_samples(split, numbers.start, numbers.stop, condition), device)
+            return as_seen(make_samples(split, numbers.start, numbers.stop, size, condition), device)
         with naming_lost_workers():
-            made = pool.map(make_sample, repeat(split), numbers, repeat(condition), chunksize=FEW)
+            made = pool.map(
+                make_sample, repeat(split), numbers, repeat(size), repeat(condition), chunksize=FEW
+            )
             return as_seen(concatenate(list(made)), device)
 
     return scenes

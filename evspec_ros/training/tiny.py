@@ -32,13 +32,14 @@ from evspec_ros.networks.tiny import TINY_CLIP, tiny_eventgpt, tiny_video_llava
 from evspec_ros.networks.tokenizer import save_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, VIDEO_TOKEN, event_prompt, target_prompt
+from evspec_ros.simulation.samples import FRAMES, FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
+from evspec_ros.simulation.scenes import COLOURS, DIRECTIONS, SIZES, SPEEDS
+from evspec_ros.simulation.shapes import SHAPES
 from evspec_ros.training import dataset
-from evspec_ros.training.dataset import FRAMES, FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
 from evspec_ros.training.files import claim
 from evspec_ros.training.loop import Report, Schedule, fit
 from evspec_ros.training.processes import own_device, process
 from evspec_ros.training.progress import training_progress
-from evspec_ros.training.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, SPEEDS
 from evspec_ros.training.tokenizer import train_tokenizer
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"

@@ -11,8 +11,8 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
-from evspec_ros.training.captions import caption
-from evspec_ros.training.scenes import random_scene
+from evspec_ros.simulation.captions import caption
+from evspec_ros.simulation.scenes import random_scene
 
 BASE_VOCABULARY = 640  # tokens before a model's own special ones; the merges end by themselves below it
 _CORPUS_SCENES = 2000

@@ -10,7 +10,7 @@ import pytest
 
 from evspec_ros import cli
 from evspec_ros.evaluation.accuracy import score
-from evspec_ros.training.captions import Claim, parse
+from evspec_ros.simulation.captions import Claim, parse
 
 TRUTH = (
     "On the left, a large red ball rolls quickly to the right. In the middle, a small blue box stands still."

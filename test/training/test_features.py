@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from evspec_ros.errors import TrainingError
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.recordings import open_recording
+from evspec_ros.simulation.recorded_scene import record_scene
 from evspec_ros.training.draft_heads import HeadPlan, needed_features, split
 from evspec_ros.training.features import Computed, FeaturePlan, FeatureShards, answer, extract
-from evspec_ros.training.recorded_scene import record_scene
 from evspec_ros.training.recorded_windows import RecordedWindows
 
 PAIR = random_pair()

@@ -17,13 +17,13 @@ from evspec_ros.describer import SceneDescriber
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
 from evspec_ros.recordings import open_recording
+from evspec_ros.simulation.recorded_scene import record_scene
 from evspec_ros.speculative import DecoderTarget, EventSide, Prompt, generate
 from evspec_ros.speculative.eagle import EagleDrafter
 from evspec_ros.training import online
 from evspec_ros.training.draft_heads import HeadPlan, needed_features, new_head
 from evspec_ros.training.features import Answers, Computed
 from evspec_ros.training.online import OnlineDistiller, OnlineSettings
-from evspec_ros.training.recorded_scene import record_scene
 
 PAIR = random_pair()
 QUICK = OnlineSettings(held_out=4, steps=40, trial=40, learning_rate=5e-3, share=1.0)

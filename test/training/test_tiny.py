@@ -24,11 +24,11 @@ from evspec_ros.networks.tiny import TINY_CLIP, tiny_eventgpt, tiny_video_llava
 from evspec_ros.networks.tokenizer import load_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, target_prompt
+from evspec_ros.simulation.samples import NO_OBJECT, make_sample, make_samples
+from evspec_ros.simulation.scenes import DIRECTIONS
 from evspec_ros.training import dataset
-from evspec_ros.training.dataset import NO_OBJECT
 from evspec_ros.training.loop import Schedule, fit
 from evspec_ros.training.rollout import greedy_answers
-from evspec_ros.training.scenes import DIRECTIONS
 from evspec_ros.training.tiny import (
     TARGET_TOKENS,
     WAY_UNIT,
@@ -75,7 +75,7 @@ class OnePatch(nn.Module):
 @pytest.mark.parametrize("patch", [0, 7, 15])
 def test_the_event_model_is_asked_about_a_patch_at_its_own_token(patch: int) -> None:
     """Where no token reads another, only the row of the patch that shows something differs from the rest."""
-    samples = dataset.make_samples("train", 0, 2)
+    samples = make_samples("train", 0, 2, TINY_CLIP.image_size)
     tokenizer = train_tokenizer(EVENT_TOKENS)
     model = EventGpt(tiny_eventgpt(tokenizer.get_vocab_size()))
     for layer in model.decoder.layers:
@@ -316,8 +316,8 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
 
 def test_samples_are_the_same_on_every_draw_and_differ_between_splits() -> None:
     """A scene is its split and its number."""
-    one, same = dataset.make_sample("train", 5), dataset.make_sample("train", 5)
-    other = dataset.make_sample("held_out", 5)
+    one, same = make_sample("train", 5, TINY_CLIP.image_size), make_sample("train", 5, TINY_CLIP.image_size)
+    other = make_sample("held_out", 5, TINY_CLIP.image_size)
     for name, value in vars(one).items():
         np.testing.assert_array_equal(value, getattr(same, name))
     assert one.captions[0] != other.captions[0]
@@ -338,7 +338,7 @@ def test_interrupted_data_goes_on_with_what_is_missing(
     assert (tmp_path / "train-000000.npz").stat().st_mtime_ns == written
     assert progress == [4]
     samples = dataset.load(tmp_path, "train", 4)
-    np.testing.assert_array_equal(samples.frames[3], dataset.make_sample("train", 3).frames[0])
+    np.testing.assert_array_equal(samples.frames[3], make_sample("train", 3, TINY_CLIP.image_size).frames[0])
 
 
 def test_scenes_that_do_not_fit_on_the_disk_or_are_damaged_are_named(

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from evspec_ros.choices import CONDITIONS, MIXED, PLAIN
 from evspec_ros.recordings import open_recording
-from evspec_ros.training import dataset
-from evspec_ros.training.captions import COVERED, caption, claims, parse
-from evspec_ros.training.conditions import BLURRING, HIDDEN, NIGHT_LIGHT, condition_of, draw_scene
-from evspec_ros.training.dataset import make_sample, make_stream, sample_scene
-from evspec_ros.training.recorded_scene import record_scene
-from evspec_ros.training.scenes import (
+from evspec_ros.simulation.captions import COVERED, caption, claims, parse
+from evspec_ros.simulation.conditions import BLURRING, HIDDEN, NIGHT_LIGHT, condition_of, draw_scene
+from evspec_ros.simulation.ideal_camera import SceneCamera
+from evspec_ros.simulation.recorded_scene import record_scene
+from evspec_ros.simulation.samples import SPLITS, make_sample, make_stream, sample_scene
+from evspec_ros.simulation.scenes import (
     BACKGROUNDS,
     CALM_S,
     DIRECTIONS,
@@ -30,14 +30,15 @@ from evspec_ros.training.scenes import (
     Bar,
     CameraMotion,
     Scene,
-    SceneCamera,
     SceneObject,
     hidden_share,
     random_scene,
 )
-from evspec_ros.training.sensors import PhysicalCamera, _views
+from evspec_ros.simulation.sensors import PhysicalCamera, _views
+from evspec_ros.training import dataset
 from evspec_ros.training.tokenizer import train_tokenizer
 
+SIZE = 64  # pixels a side of a sample's images
 MAX_ANSWER = 80  # tokens that the models write at most
 HARD = [condition for condition in CONDITIONS if condition != PLAIN]
 SEEDS = st.integers(0, 2**31)
@@ -63,7 +64,7 @@ def test_plain_scenes_are_what_they_always_were() -> None:
         ),
     }
     for index, (text, (frames, images)) in enumerate(known.items()):
-        sample = make_sample("held_out", index)
+        sample = make_sample("held_out", index, SIZE)
         assert sample.captions[0] == text
         assert int(sample.frames.sum(dtype=int)) == pytest.approx(frames, rel=1e-4)
         assert int(sample.event_images.sum(dtype=int)) == pytest.approx(images, rel=1e-4)
@@ -76,15 +77,15 @@ def test_a_scene_is_the_same_in_every_process() -> None:
     program = (
         "import hashlib\n"
         "from evspec_ros.choices import CONDITIONS\n"
-        "from evspec_ros.training.dataset import make_sample\n"
-        "fields = [v for c in CONDITIONS for v in vars(make_sample('held_out', 4, c)).values()]\n"
+        "from evspec_ros.simulation.samples import make_sample\n"
+        "fields = [v for c in CONDITIONS for v in vars(make_sample('held_out', 4, 64, c)).values()]\n"
         "print(hashlib.sha256(b''.join(v.tobytes() for v in fields)).hexdigest())"
     )
     root = Path(dataset.__file__).parents[2]
     there = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root
     ).stdout.strip()
-    fields = [v for c in CONDITIONS for v in vars(make_sample("held_out", 4, c)).values()]
+    fields = [v for c in CONDITIONS for v in vars(make_sample("held_out", 4, SIZE, c)).values()]
     assert hashlib.sha256(b"".join(v.tobytes() for v in fields)).hexdigest() == there
 
 
@@ -92,7 +93,7 @@ def test_no_two_scenes_are_alike() -> None:
     """Between conditions, splits and numbers: no condition takes another one's objects."""
     drawn = [
         sample_scene(split, index, condition)[0].objects
-        for split in dataset.SPLITS
+        for split in SPLITS
         for index in range(20)
         for condition in CONDITIONS
     ]
@@ -106,8 +107,8 @@ def test_a_mixture_has_fixed_proportions() -> None:
         **dict.fromkeys(HARD, 1),
     }
     for index in range(4):
-        mixed = make_sample("train", index, MIXED)
-        own = make_sample("train", index, condition_of(MIXED, index))
+        mixed = make_sample("train", index, SIZE, MIXED)
+        own = make_sample("train", index, SIZE, condition_of(MIXED, index))
         np.testing.assert_array_equal(mixed.frames, own.frames)
 
 
@@ -118,7 +119,7 @@ def test_conditions_are_kept_apart_on_disk(tmp_path: Path, monkeypatch: pytest.M
     dataset.prepare(tmp_path, "train", 2, condition="night")
     night, plain = dataset.load(tmp_path, "train", 2, "night"), dataset.load(tmp_path, "train", 2)
     assert night.frames.mean() < 40 < plain.frames.mean()
-    np.testing.assert_array_equal(night.frames[1], make_sample("train", 1, "night").frames[0])
+    np.testing.assert_array_equal(night.frames[1], make_sample("train", 1, SIZE, "night").frames[0])
 
 
 @pytest.mark.parametrize("condition", HARD)
@@ -267,9 +268,9 @@ def test_blurred_objects_run_straight_before_they_are_described() -> None:
 def test_streams_of_every_condition_go_on() -> None:
     """Two windows are two looks at one scene, and the first is the single sample's."""
     for condition in HARD:
-        stream = make_stream("held_out", 0, 2, condition)
+        stream = make_stream("held_out", 0, 2, SIZE, condition)
         assert len(stream) == 2
-        single = make_sample("held_out", 0, condition)
+        single = make_sample("held_out", 0, SIZE, condition)
         assert stream.captions[0] == single.captions[0]
         assert np.abs(stream.frames[0].astype(float) - single.frames[0]).mean() < 6  # noise
         assert (stream.event_images[0] != stream.event_images[1]).any()

@@ -13,20 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from evspec_ros.choices import CONDITIONS
-from evspec_ros.training import scenes, sensors
-from evspec_ros.training.conditions import ROOM_LIGHT, draw_scene
-from evspec_ros.training.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    LUMINANCE,
-    Bar,
-    Lamp,
-    Scene,
-    SceneCamera,
-    SceneObject,
-    random_scene,
-)
-from evspec_ros.training.sensors import PhysicalCamera, exposure_s
+from evspec_ros.simulation import ideal_camera, scenes, sensor_kernels, sensors
+from evspec_ros.simulation.conditions import ROOM_LIGHT, draw_scene
+from evspec_ros.simulation.ideal_camera import LUMINANCE, SceneCamera
+from evspec_ros.simulation.scenes import BACKGROUNDS, COLOURS, Bar, Lamp, Scene, SceneObject, random_scene
+from evspec_ros.simulation.sensors import PhysicalCamera, exposure_s
 
 SIZE = 16
 BALL = SceneObject("ball", "white", "large", 0.5, 0.5, 0.0, 0.0)
@@ -36,7 +27,7 @@ HARD = [condition for condition in CONDITIONS if condition != "plain"]
 @pytest.fixture(autouse=True)
 def _no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (scenes, "NOISE_RATE_HZ"), (sensors, "NOISE_RATE_HZ"), (sensors, "DARK_NOISE_HZ"),
+        (ideal_camera, "NOISE_RATE_HZ"), (sensors, "NOISE_RATE_HZ"), (sensors, "DARK_NOISE_HZ"),
         (sensors, "LEAK_HZ"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, 0.0)
@@ -106,7 +97,7 @@ def _light(scene: Scene, seconds: float) -> NDArray[np.float64]:
     if scene.bar:
         away = np.abs((x if scene.bar.upright else y) - scene.bar.middle) - scene.bar.width / 2
         level = level + np.clip(0.5 - away * SIZE, 0, 1) * (_linear(BACKGROUNDS[scene.bar.shade]) - level)
-    light = (level + sensors.FLARE) * scene.illumination
+    light = (level + sensor_kernels.FLARE) * scene.illumination
     if scene.lamp and seconds >= scene.lamp.on_s:
         away = np.hypot(x - scene.lamp.x, y - scene.lamp.y) - scene.lamp.radius
         light = light * scenes.LAMP_LIGHT ** np.clip(0.5 - away / sensors.LAMP_RIM, 0, 1)
@@ -121,12 +112,12 @@ class _Pixel:
         self.threshold = float(state.thresholds[y, x])
         self.seen, self.reference = float(state.seen[y, x]), float(state.reference[y, x])
         free = int(state.free_ns[y, x])
-        self.free: float | None = None if free == sensors.NEVER else free
+        self.free: float | None = None if free == sensor_kernels.NEVER else free
 
     def follow(self, light: float, begin: float, step: float) -> list[tuple[float, int]]:
         """(t, polarity) while the light is what it is in the middle of the step, ns."""
-        goal = math.log(light + sensors.DARK_LIGHT)
-        cutoff = min(max(sensors.CUTOFF_PER_LIGHT_HZ * light, 3.0), 300.0)
+        goal = math.log(light + sensor_kernels.DARK_LIGHT)
+        cutoff = min(max(sensor_kernels.CUTOFF_PER_LIGHT_HZ * light, 3.0), 300.0)
         before = self.seen
         self.seen = goal + (before - goal) * math.exp(-2 * math.pi * cutoff * step * 1e-9)
         slope = (self.seen - before) / step
@@ -150,7 +141,7 @@ def _reference_events(
 ) -> list[tuple[float, int, int, int]]:
     """(t, x, y, p) from time 0 on, every whole image and every pixel, each step in some parts."""
     pixels = [[_Pixel(camera, y, x) for x in range(SIZE)] for y in range(SIZE)]
-    step, found = scenes.STEP_NS / parts, []
+    step, found = ideal_camera.STEP_NS / parts, []
     for number in range(steps * parts):
         light = _light(scene, (number + 0.5) * step * 1e-9)
         for y, row in enumerate(pixels):
@@ -204,7 +195,7 @@ def test_a_millisecond_is_short_enough(condition: str, seed: int) -> None:
         for p in pixels
         if len(found[p]) == len(expected[p])
     ]
-    assert not late or np.percentile(np.abs(np.concatenate(late)), 90) < scenes.STEP_NS / 2
+    assert not late or np.percentile(np.abs(np.concatenate(late)), 90) < ideal_camera.STEP_NS / 2
 
 
 @settings(max_examples=12, deadline=None)
@@ -218,12 +209,12 @@ def test_the_ideal_camera_sends_what_finely_sampled_images_say(seed: int) -> Non
     thresholds, reference = camera._thresholds.ravel().tolist(), camera._reference.ravel().tolist()
     expected = [0] * SIZE**2
     for number in range(1, steps * parts + 1):
-        image = camera._draw(number * scenes.STEP_NS / parts * 1e-9) @ LUMINANCE
-        for pixel, light in enumerate(np.log(image + scenes.LOG_OFFSET).ravel().tolist()):
+        image = camera._draw(number * ideal_camera.STEP_NS / parts * 1e-9) @ LUMINANCE
+        for pixel, light in enumerate(np.log(image + ideal_camera.LOG_OFFSET).ravel().tolist()):
             crossed = int((light - reference[pixel]) / thresholds[pixel])
             reference[pixel] += crossed * thresholds[pixel]
             expected[pixel] += abs(crossed)
-    events = camera.events(steps * scenes.STEP_NS * 1e-9)
+    events = camera.events(steps * ideal_camera.STEP_NS * 1e-9)
     found = np.bincount(events.y.astype(int) * SIZE + events.x, minlength=SIZE**2)
     assert np.abs(found - expected).max() <= 1
     assert np.abs(found - expected).sum() <= 1 + 0.02 * sum(expected)

@@ -7,17 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from evspec_ros.training import scenes
-from evspec_ros.training.scenes import (
+from evspec_ros.events.types import Events
+from evspec_ros.simulation import ideal_camera, scenes
+from evspec_ros.simulation.ideal_camera import LOG_OFFSET, LUMINANCE, STEP_NS, SceneCamera
+from evspec_ros.simulation.scenes import (
     DIRECTIONS,
-    LOG_OFFSET,
-    LUMINANCE,
     MIN_DISTANCE,
     MIN_ORDER_GAP,
-    STEP_NS,
     STILL,
     Scene,
-    SceneCamera,
     SceneObject,
     random_scene,
 )
@@ -27,7 +25,7 @@ SIZE = 20
 
 @pytest.fixture
 def _no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenes, "NOISE_RATE_HZ", 0.0)
+    monkeypatch.setattr(ideal_camera, "NOISE_RATE_HZ", 0.0)
 
 
 def _scene() -> Scene:
@@ -61,7 +59,7 @@ def _reference_events(scene: Scene, seed: int, steps: int) -> list[tuple[int, in
     return sorted(found)
 
 
-def _tuples(events: scenes.Events) -> list[tuple[int, int, int, int]]:
+def _tuples(events: Events) -> list[tuple[int, int, int, int]]:
     return sorted(zip(*(field.tolist() for field in (events.t, events.x, events.y, events.p)), strict=True))
 
 
@@ -88,11 +86,11 @@ def test_a_scene_that_stands_still_sends_noise_alone() -> None:
     """Noise comes at its stated rate from the whole sensor."""
     still = Scene("grey", (0.0, 0.0), (SceneObject("box", "blue", "small", 0.5, 0.5, 0.0, 0.0),))
     events = SceneCamera(still, 1).events(1.0)
-    expected = scenes.NOISE_RATE_HZ * scenes.SENSOR_SIZE**2
+    expected = ideal_camera.NOISE_RATE_HZ * ideal_camera.SENSOR_SIZE**2
     assert abs(len(events) - expected) < 6 * math.sqrt(expected)
     assert (np.diff(events.t) >= 0).all()
-    assert events.x.max() >= scenes.SENSOR_SIZE - 3
-    assert events.y.max() >= scenes.SENSOR_SIZE - 3
+    assert events.x.max() >= ideal_camera.SENSOR_SIZE - 3
+    assert events.y.max() >= ideal_camera.SENSOR_SIZE - 3
 
 
 def test_objects_bounce_and_stay_inside() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from evspec_ros.choices import PLAIN
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.bag_writer import BagWriter
-from evspec_ros.training.conditions import draw_scene
-from evspec_ros.training.dataset import CAMERA_HZ
-from evspec_ros.training.sensors import open_camera
+from evspec_ros.simulation.conditions import draw_scene
+from evspec_ros.simulation.samples import CAMERA_HZ
+from evspec_ros.simulation.sensors import open_camera
 
 PACKET_S = 0.01
 

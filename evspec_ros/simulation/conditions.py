@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evspec_ros.choices import MIXED, PLAIN
-from evspec_ros.training.scenes import (
+from evspec_ros.simulation.scenes import (
     BACKGROUNDS,
     CALM_S,
     STILL,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from evspec_ros.training.captions import Claim, caption, claims, parse
-from evspec_ros.training.scenes import DIRECTIONS, STILL, Scene, SceneObject, random_scene
+from evspec_ros.simulation.captions import Claim, caption, claims, parse
+from evspec_ros.simulation.scenes import DIRECTIONS, STILL, Scene, SceneObject, random_scene
 from evspec_ros.training.tokenizer import train_tokenizer
 
 

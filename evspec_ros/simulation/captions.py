@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from evspec_ros.choices import PLAIN
-from evspec_ros.training.scenes import (
+from evspec_ros.simulation.scenes import (
     COLOURS,
     DIRECTIONS,
-    SHAPES,
     SIZES,
     STILL,
     Bar,
@@ -30,6 +29,7 @@ from evspec_ros.training.scenes import (
     hidden_share,
     nearest_direction,
 )
+from evspec_ros.simulation.shapes import SHAPES
 
 _COUNTS = ("No objects", "One object", "Two objects", "Three objects")
 _PLACES = (
