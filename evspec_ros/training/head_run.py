@@ -31,9 +31,9 @@ from evspec_ros.training.features import (
     extract,
 )
 from evspec_ros.training.loop import Report
+from evspec_ros.training.patches import normalise
 from evspec_ros.training.processes import end_with_parent, naming_lost_workers, own_device, process
 from evspec_ros.training.progress import training_progress
-from evspec_ros.training.tiny import normalise
 
 FEW = 4  # scenes are not worth another process
 # The tiny models learn from the scenes of "train" before this one, and reports are about those of "held_out"

@@ -28,24 +28,18 @@ from evspec_ros.simulation.samples import NO_OBJECT, make_sample, make_samples
 from evspec_ros.simulation.scenes import DIRECTIONS
 from evspec_ros.training import dataset
 from evspec_ros.training.loop import Schedule, fit
-from evspec_ros.training.rollout import greedy_answers
-from evspec_ros.training.tiny import (
-    TARGET_TOKENS,
+from evspec_ros.training.patches import (
     WAY_UNIT,
     WAYS,
-    EventTask,
-    TinyPlan,
-    answer_ids,
     columns,
-    deepen,
-    drawn,
     event_patches,
     motion_labels,
     normalise,
     patch_labels,
     ranks,
-    train_tiny,
 )
+from evspec_ros.training.rollout import greedy_answers
+from evspec_ros.training.tiny import TARGET_TOKENS, EventTask, TinyPlan, answer_ids, deepen, drawn, train_tiny
 from evspec_ros.training.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(TARGET_TOKENS)
