@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 from evspec_ros.choices import KV_PRECISIONS, PRECISIONS
@@ -22,6 +21,7 @@ from evspec_ros.cli.options import (
 )
 from evspec_ros.cli.training import add_features, add_trainings
 from evspec_ros.errors import EvspecError
+from evspec_ros.files import version
 
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 _RECORDINGS = (
@@ -33,8 +33,8 @@ _MACHINES = ("desktop", "orin_agx_64gb", "orin_nx_16gb", "this")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return 0, 1 (failed, one sentence on stderr), 2 (misused) or 130 (interrupted)."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         options.verb(options)
     except EvspecError as error:
         messages.print(f"evspec: {error}", markup=False, soft_wrap=True)
@@ -98,10 +98,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _PrintVersion(argparse.Action):
-    """Looks the version up when it is asked for, so that all else works from a source tree, too."""
+    """Looks the version up when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        sys.stdout.write(f"evspec {metadata.version('evspec_ros')}\n")
+        sys.stdout.write(f"evspec {version()}\n")
         parser.exit()
 
 

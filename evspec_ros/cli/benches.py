@@ -19,6 +19,7 @@ from evspec_ros.cli.options import (
     given,
     messages,
     models,
+    own_checkpoint,
     positive,
     print_json,
     probability,
@@ -177,11 +178,9 @@ def _bench_decode(options: argparse.Namespace) -> None:
 
 def _heads(options: argparse.Namespace) -> list[Path]:
     """The draft head that was named, or all of the package's own."""
-    from evspec_ros.ros.files import share_directory
-
     if options.draft_head:
         return [options.draft_head]
-    return [share_directory() / "models" / f"tiny_{kind}" for kind in HEADS]
+    return [own_checkpoint(f"tiny_{kind}") for kind in HEADS]
 
 
 def _bench_lossless(options: argparse.Namespace) -> None:
@@ -199,16 +198,15 @@ def _bench_lossless(options: argparse.Namespace) -> None:
 
 def _bench_decoder(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.decoder_speed import DecoderBench, bench_visibly, print_speed
-    from evspec_ros.ros.files import share_directory
 
     if options.shape != "tiny" and options.target is None and not options.random_weights:
         raise EvspecError("The package ships the tiny shape alone; add --target DIR or --random-weights.")
-    own = share_directory() / "models" / "tiny_video_llava"
+    own = None if options.random_weights else options.target or own_checkpoint("tiny_video_llava")
     gpu = options.device != "cpu"
     speed = bench_visibly(
         DecoderBench(
             shape=options.shape,
-            target=None if options.random_weights else options.target or own,
+            target=own,
             device=options.device,
             dtype=options.dtype or ("float16" if gpu else "float32"),
             backend=options.backend or ("cuda_graphs" if gpu else "auto"),

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from evspec_ros.choices import CONDITIONS, MIXED, PLAIN
+from evspec_ros.files import share_directory
 
 RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
@@ -54,14 +55,17 @@ def add_pair(parser: argparse.ArgumentParser, default: str = OWN_MODELS) -> None
 
 def models(options: argparse.Namespace, head: str = "eagle") -> tuple[Path, Path, Path]:
     """The three checkpoint directories, the package's own where none was named."""
-    from evspec_ros.ros.files import share_directory
-
     named = options.target, options.event_model, options.draft_head
     own = ("tiny_video_llava", "tiny_eventgpt", f"tiny_{head}")
     target, event_model, draft_head = (
-        path or share_directory() / "models" / name for path, name in zip(named, own, strict=True)
+        path or own_checkpoint(name) for path, name in zip(named, own, strict=True)
     )
     return target, event_model, draft_head
+
+
+def own_checkpoint(name: str) -> Path:
+    """One of the checkpoint directories that the package ships."""
+    return share_directory() / "models" / name
 
 
 def add_condition(parser: argparse.ArgumentParser) -> None:

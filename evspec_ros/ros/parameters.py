@@ -16,8 +16,8 @@ from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, OVERLAPS, P
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
 from evspec_ros.errors import RosError
 from evspec_ros.events.window import WindowSize
+from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT
-from evspec_ros.ros.files import share_directory
 from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 

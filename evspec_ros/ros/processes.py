@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros.files import share_directory
+from evspec_ros.files import share_directory
 
 DOMAINS = range(1, 102)  # above 101, DDS ports fall among those that Linux hands out to anybody
 STOP_TIMEOUT_S = 30.0  # a description may be under way

@@ -10,7 +10,7 @@ import pytest
 from spinner import Spinner
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros.files import share_directory
+from evspec_ros.files import share_directory
 from evspec_ros.ros.requirements import require_ros
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from evspec_ros.ros.files import share_directory
+from evspec_ros.files import share_directory
 
 
 @pytest.fixture

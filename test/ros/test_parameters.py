@@ -13,7 +13,7 @@ pytest.importorskip("rclpy", reason="needs rclpy")
 from evspec_ros.describer import Limits
 from evspec_ros.errors import RosError
 from evspec_ros.events.window import WindowSize
-from evspec_ros.ros.files import share_directory
+from evspec_ros.files import share_directory
 from evspec_ros.ros.parameters import ROWS, Settings, changed
 
 
