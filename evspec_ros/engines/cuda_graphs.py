@@ -127,6 +127,8 @@ class GraphedDecoder:
     decoder that is not on a GPU.
     """
 
+    backend = "cuda_graphs"
+
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
         self._device = decoder.embed_tokens.weight.device
         if self._device.type != "cuda":

@@ -39,7 +39,12 @@ class DecoderPass(NamedTuple):
 
 
 class DecoderEngine(Protocol):
-    """Computes steps (one row) and verifications (a tree's rows) of one decoder with its output head."""
+    """Computes steps (one row) and verifications (a tree's rows) of one decoder with its output head.
+
+    backend: its name among `choices.BACKENDS`.
+    """
+
+    backend: str
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """One pass over `rows`, which are appended to the cache; `layers` as in `LlamaDecoder.forward`.
@@ -53,6 +58,8 @@ class DecoderEngine(Protocol):
 
 class TorchDecoder:
     """The modules themselves: any device, any precision. The other engines have to agree with it."""
+
+    backend = "torch"
 
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
         self._decoder = decoder

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, TypeVar
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from evspec_ros.networks.llama import KVCache
+
+Shape = TypeVar("Shape", bound=Hashable)
+Pass = TypeVar("Pass")
 
 _TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32}
 
@@ -62,3 +71,101 @@ class BoundTensors:
     def run(self) -> None:
         """Fill the outputs."""
         self._session.run_with_iobinding(self._binding)
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """The inputs that say where the rows of one step lie in the cache, as views that are quick to fill."""
+
+    positions: NDArray[np.int64]  # [T]
+    last: NDArray[np.int32]  # [1]
+    total: NDArray[np.int32]  # []
+
+    def fill(self, first: int, rows: int, depths: NDArray[np.int64] | None = None) -> None:
+        """Rows one after another, or in a tree at `depths` [T], behind a prefix of `first` rows."""
+        self.positions[:] = _consecutive(first, rows) if depths is None else depths + first
+        self.total[()] = first + rows
+        self.last[0] = first + rows - 1
+
+
+class CachePass:
+    """A graph's tensors for passes over one number of rows, bound together with one cache's memory.
+
+    Names as in `decoder_graph`: those of places, bias and cache are added to the inputs and outputs given.
+    A graph of several steps appends one row to the cache in each of them.
+    """
+
+    def __init__(
+        self,
+        engine: OnnxEngine,
+        cache: KVCache,
+        rows: int,
+        inputs: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        *,
+        masked: bool,
+        steps: int = 1,
+    ) -> None:
+        assert cache.k.dtype == torch.float32, "ONNX Runtime's attention reads a float32 cache"
+        self.inputs, self.outputs = dict(inputs), dict(outputs)
+        self._rows = rows
+        self._places = [self._add_places(suffix) for suffix in step_suffixes(steps)]
+        self._bias = torch.zeros(rows * cache.capacity) if masked else None  # a pass takes the first T * S
+        if self._bias is not None:
+            self.inputs["bias"] = self._bias
+        for name, memory in (("k", cache.k), ("v", cache.v)):
+            for layer, rows_of_layer in enumerate(memory):
+                self.inputs[f"past_{name}.{layer}"] = rows_of_layer
+                for suffix in step_suffixes(steps):
+                    self.outputs[f"present_{name}.{layer}{suffix}"] = rows_of_layer
+        self._bound = engine.bind(self.inputs, self.outputs)
+
+    def _add_places(self, suffix: str) -> _Places:
+        tensors = {
+            "positions": torch.empty(1, self._rows, dtype=torch.int64),
+            "last": torch.empty(1, dtype=torch.int32),
+            "total": torch.empty((), dtype=torch.int32),
+        }
+        self.inputs |= {f"{name}{suffix}": tensor for name, tensor in tensors.items()}
+        return _Places(tensors["positions"][0].numpy(), tensors["last"].numpy(), tensors["total"].numpy())
+
+    def run(self, prefix: int, depths: Tensor | None = None, visible: Tensor | None = None) -> None:
+        """Compute the rows behind `prefix` cached ones; depths [T] and visible [T, W] as in `Rows`."""
+        for step, places in enumerate(self._places):
+            places.fill(prefix + step, self._rows, None if depths is None else depths.numpy())
+        if self._bias is not None:
+            length = prefix + self._rows
+            bias = self._bias[: self._rows * length].view(1, 1, self._rows, length).zero_()
+            if visible is not None:
+                bias[0, 0, :, length - visible.shape[1] :].masked_fill_(~visible, float("-inf"))
+            self._bound.put("bias", bias)
+        self._bound.run()
+
+
+class BoundPasses(Generic[Shape, Pass]):
+    """One pass for each shape that was asked for, made when it is first needed and made anew for another
+    cache, whose memory it is bound to.
+    """
+
+    def __init__(self, bind: Callable[[Shape, KVCache], Pass]) -> None:
+        self._bind = bind
+        self._cache: KVCache | None = None
+        self._passes: dict[Shape, Pass] = {}
+
+    def get(self, shape: Shape, cache: KVCache) -> Pass:
+        """The pass of a shape on this cache."""
+        if cache is not self._cache:
+            self._cache, self._passes = cache, {}
+        if shape not in self._passes:
+            self._passes[shape] = self._bind(shape, cache)
+        return self._passes[shape]
+
+
+def step_suffixes(steps: int) -> list[str]:
+    """What follows the names of each step's tensors in a graph of several steps."""
+    return [f".{step}" if step else "" for step in range(steps)]
+
+
+@lru_cache(maxsize=1024)
+def _consecutive(first: int, rows: int) -> NDArray[np.int64]:
+    return np.arange(first, first + rows)

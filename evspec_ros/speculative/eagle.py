@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evspec_ros.engines.draft_head import CANDIDATES, HeadEngine, HeadPass, OnnxDraftHead, TorchDraftHead
-from evspec_ros.engines.onnx_decoder import OnnxDecoder
+from evspec_ros.engines.draft_head import CANDIDATES, HeadPass
+from evspec_ros.engines.selection import choose_head_engine
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
@@ -25,14 +25,6 @@ from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import ROOT, DraftTree
 
 BRANCHES = CANDIDATES  # children that a node may have
-
-
-def head_engine(target: DecoderTarget, head: DraftHead) -> HeadEngine:
-    """How a head drafts: by ONNX Runtime where the target's own steps run there, else by the modules."""
-    lm_head = target.lm_head
-    if isinstance(target.engine, OnnxDecoder) and isinstance(lm_head, nn.Linear):
-        return OnnxDraftHead(head, target.decoder, lm_head)
-    return TorchDraftHead(head, target.decoder, lm_head)
 
 
 class _Unread(NamedTuple):
@@ -69,7 +61,7 @@ class EagleDrafter:
         # Where rows cost what they compute, as on a CPU, each is read when its turn comes; a GPU reads a few
         # of them as fast as one.
         self._width = 1 if target.device.type == "cpu" else branches
-        self._engine = head_engine(target, head)
+        self._engine = choose_head_engine(head, target.decoder, target.lm_head, target.engine.backend)
         self._cache: KVCache | None = None
         self._unread: _Unread | None = None
         self._known = 0  # cache rows that stem from the target's own features
@@ -98,7 +90,7 @@ class EagleDrafter:
         cache = self._cache
         assert cache is not None, "Cannot propose before start"
         cache.truncate(self._known)
-        said = self._engine.run(self._ids, self._head.fuse(torch.cat(self._features)), cache)
+        said = self._engine.read(self._ids, torch.cat(self._features), cache)
         self._known = cache.length
         self._ids, self._features = [], []
         if self._branches == 1 and not sampling.greedy:
@@ -131,7 +123,7 @@ class EagleDrafter:
         for _ in range(min(limits.n_max, limits.tree_size)):
             if tokens:
                 said = self._engine.run(tokens[-1:], said.output, cache)
-            confidence *= float(said.chances[0, 0])
+            confidence *= float(said.probabilities[0, 0])
             if confidence < limits.floor(len(tokens), gain):  # before the draw, so that sampling stays exact
                 break
             gain += confidence
@@ -145,13 +137,13 @@ class EagleDrafter:
     def _grow(self, said: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
         """A tree within the limits, from what was said behind the text."""
         growth = Growth(self._branches)
-        growth.told(ROOT, said.tokens[0].tolist(), said.chances[0].tolist(), said.output.clone())
+        growth.told(ROOT, said.tokens[0].tolist(), said.probabilities[0].tolist(), said.output.clone())
         ahead: deque[HeadPass] = deque()  # what the head says further on if it reads its own likeliest tokens
         while read := growth.take(self._width, limits):
             if growth.chain:
                 if not ahead:
                     carried = growth.carried(read)
-                    ahead.extend(self._engine.run_on(growth.tokens[read[0]], carried, cache))
+                    ahead.extend(self._engine.run_chain(growth.tokens[read[0]], carried, cache))
                 said = ahead.popleft()
             else:
                 ahead.clear()
@@ -159,7 +151,7 @@ class EagleDrafter:
                 ids = [growth.tokens[node] for node in read]
                 said = self._engine.run(ids, growth.carried(read), cache, *growth.places(read))
             outputs = said.output.clone()
-            told = zip(read, said.tokens.tolist(), said.chances.tolist(), strict=True)
+            told = zip(read, said.tokens.tolist(), said.probabilities.tolist(), strict=True)
             for row, (node, tokens, shares) in enumerate(told):
                 growth.told(node, tokens, shares, outputs[row : row + 1])
         return growth.tree()
@@ -169,15 +161,13 @@ class EagleDrafter:
         events = self._events.features()
         event_rows = 0 if events is None else len(events)
         cache = self._empty_cache(event_rows + len(unread.features) + 1 + unread.capacity)
-        if len(unread.features) > 0 or event_rows > 0:
-            carried = self._head.fuse(unread.features)[None]
-            self._head.fill(unread.ahead, carried, None if events is None else events[None], cache)
+        self._engine.read_prompt(unread.ahead, unread.features, events, cache)
         self._known = cache.length
 
     def _empty_cache(self, capacity: int) -> KVCache:
         """The cache, emptied; a larger one where it is too small."""
         if self._cache is None or self._cache.capacity < capacity:
-            self._cache = self._head.new_cache(capacity)
+            self._cache = self._engine.new_cache(capacity)
         self._cache.truncate(0)
         return self._cache
 

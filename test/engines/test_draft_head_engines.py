@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from evspec_ros.engines.draft_head import AHEAD, CANDIDATES, HeadPass, OnnxDraftHead, TorchDraftHead
+from evspec_ros.engines.draft_head import CANDIDATES, CHAIN_STEPS, HeadPass, OnnxDraftHead, TorchDraftHead
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
 
@@ -50,7 +50,7 @@ def test_the_graph_computes_what_the_modules_compute(kind: str) -> None:
         for found, expected in zip(ours[:2], theirs[:2], strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
         np.testing.assert_array_equal(ours.tokens, theirs.tokens)
-        np.testing.assert_allclose(ours.chances, theirs.chances, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(caches[0].k, caches[1].k, rtol=0, atol=TOLERANCE)
 
 
@@ -63,7 +63,7 @@ def test_the_candidates_are_the_most_probable_tokens(kind: str) -> None:
     expected = torch.softmax(said.logits, -1).sort(-1, descending=True)
     assert said.tokens.shape == (1, CANDIDATES)
     np.testing.assert_array_equal(said.tokens, expected.indices[:, :CANDIDATES])
-    np.testing.assert_allclose(said.chances, expected.values[:, :CANDIDATES], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(said.probabilities, expected.values[:, :CANDIDATES], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3", "reduced"])
@@ -76,8 +76,8 @@ def test_reading_on_is_reading_the_likeliest_tokens_one_by_one(kind: str) -> Non
     head.fill(torch.randn(1, 6, 32), torch.randn(1, 6, size), torch.randn(1, 5, 12), cache)
     start, known = cache.length, torch.randn(1, size)
     steps = [HeadPass(*(value.copy() if isinstance(value, np.ndarray) else value.clone() for value in said))
-             for said in graph.run_on(7, known, cache)]  # fmt: skip
-    assert len(steps) == AHEAD == cache.length - start
+             for said in graph.run_chain(7, known, cache)]  # fmt: skip
+    assert len(steps) == CHAIN_STEPS == cache.length - start
     keys = cache.k.clone()
     cache.truncate(start)
     token = 7
@@ -95,4 +95,4 @@ def test_reading_on_ends_where_the_cache_does() -> None:
     head, _, graph = _engines("eagle3")
     cache = head.new_cache(5)
     graph.run([1, 2, 3], torch.randn(3, head.config.hidden_size), cache)
-    assert len(graph.run_on(7, torch.randn(1, head.config.hidden_size), cache)) == 2
+    assert len(graph.run_chain(7, torch.randn(1, head.config.hidden_size), cache)) == 2
