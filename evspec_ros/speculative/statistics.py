@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import Any
+
+from evspec_ros.speculative.tree import DraftTree
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,9 @@ class DecodingStatistics:
     which reused_rows were still in the key/value cache; target_passes: verifications and one-token
     steps after the prefill; drafted, accepted: draft tokens proposed and emitted; drafted_by_position: passes
     whose draft reached depth 1, 2, ...; accepted_by_position: passes that emitted a draft token at that
-    depth. Times in milliseconds of wall clock; decode_ms is everything after the prefill (draft_ms +
-    verify_ms + the rest).
+    depth. Times in milliseconds of wall clock: prefill_ms of the prefill and what was prepared for it;
+    draft_ms and verify_ms as `timing` takes them; decode_ms from the first token to the last one, which is
+    more than these two together.
     """
 
     generations: int = 0
@@ -68,6 +71,42 @@ class DecodingStatistics:
             "acceptance_rate": self.acceptance_rate,
             "acceptance_by_position": self.acceptance_by_position,
         }
+
+
+@dataclass
+class PassCounts:
+    """The running counts of one text."""
+
+    target_passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    drafted_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    def add(self, tree: DraftTree, emitted: int, agreed: int) -> None:
+        """One pass more: its tree, how many tokens it emitted, how many nodes the target agreed with."""
+        accepted = min(agreed, emitted)  # an end token inside the block discards what follows it
+        missing = tree.depth - len(self.drafted_by_position)
+        self.drafted_by_position += [0] * missing
+        self.accepted_by_position += [0] * missing
+        for position in range(tree.depth):
+            self.drafted_by_position[position] += 1
+            self.accepted_by_position[position] += position < accepted
+        self.target_passes += 1
+        self.drafted += len(tree)
+        self.accepted += accepted
+
+    def statistics(self, **rest: Any) -> DecodingStatistics:
+        """The counts as they are published, with all other fields of one generation."""
+        return DecodingStatistics(
+            generations=1,
+            target_passes=self.target_passes,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            drafted_by_position=tuple(self.drafted_by_position),
+            accepted_by_position=tuple(self.accepted_by_position),
+            **rest,
+        )
 
 
 def _add(left: Any, right: Any) -> Any:

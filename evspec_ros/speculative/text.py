@@ -1,0 +1,138 @@
+"""One text while it is written: what it asks of its drafter and keeps of the target's passes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.sampling import Sampling
+from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts
+from evspec_ros.speculative.target import Block, TargetPass
+from evspec_ros.speculative.timing import TimedDrafter
+from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
+from evspec_ros.speculative.verification import Acceptance, Verdict, verify
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How every text of a generation is written; layers: those whose features the target's passes give."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+    limits: DraftLimits
+    acceptance: Acceptance
+    end_tokens: frozenset[int]
+    layers: tuple[int, ...]
+
+    @property
+    def capacity(self) -> int:
+        """Rows that may follow a prompt, drafted ones included."""
+        return self.max_new_tokens + self.limits.tree_size
+
+
+class Text:
+    """One of the texts of a generation, numbered from 0."""
+
+    def __init__(self, number: int, drafter: TimedDrafter, prompt: Prompt, settings: TextSettings) -> None:
+        self.number = number
+        self.drafter = drafter
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self._settings = settings
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._counts = PassCounts()
+        self._reused_rows = 0
+        self._verify_ms = self._decode_ms = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow."""
+        settings = self._settings
+        return len(self.tokens) >= settings.max_new_tokens or self.tokens[-1] in settings.end_tokens
+
+    def begin(self, output: TargetPass) -> list[int]:
+        """The first token, from the pass over the prompt."""
+        self.tokens = self.judge(NO_DRAFT, output).tokens
+        self._reused_rows = output.reused
+        return list(self.tokens)
+
+    def start(self, output: TargetPass) -> None:
+        """Let the drafter begin, where there is more to write."""
+        if not self.complete:
+            settings = self._settings
+            self.drafter.start(self.prompt, self._features(output), self.tokens[-1], settings.capacity)
+
+    def draft(self) -> DraftTree:
+        """What the drafter proposes, but never more than can still be emitted beside the bonus token."""
+        settings, limits = self._settings, self._settings.limits
+        depth = min(limits.n_max, settings.max_new_tokens - len(self.tokens) - 1)
+        if depth <= 0 or limits.tree_size <= 0:
+            return NO_DRAFT
+        limits = replace(limits, n_max=depth, end_tokens=settings.end_tokens)
+        return self.drafter.propose(limits, settings.sampling, self._generator)
+
+    def block(self, tree: DraftTree) -> Block:
+        """What the target reads of it: the last token and the tree behind that."""
+        return Block(self.number, self.tokens[-1], tree)
+
+    def judge(self, tree: DraftTree, output: TargetPass) -> Verdict:
+        """What the target accepts of a tree."""
+        return verify(
+            tree, output.logits, self._settings.sampling, self._generator, self._settings.acceptance
+        )
+
+    def emit(self, tree: DraftTree, verdict: Verdict) -> list[int]:
+        """The text's next tokens, up to an end token."""
+        emitted = _up_to_end(verdict.tokens, self._settings.end_tokens)
+        self.tokens += emitted
+        self._counts.add(tree, len(emitted), len(verdict.rows) - 1)
+        return emitted
+
+    def accept(self, verdict: Verdict, output: TargetPass) -> None:
+        """Give the drafter the target's own features where it had only predicted them."""
+        if not self.complete:
+            self.drafter.accept(verdict.tokens, _at_rows(self._features(output), verdict.rows))
+
+    def count_pass(self, pass_ms: float, decode_ms: float) -> None:
+        """Note what the last pass took, and all since the first token."""
+        self._verify_ms += pass_ms
+        self._decode_ms = decode_ms
+
+    def statistics(self, prefill_ms: float) -> DecodingStatistics:
+        """What it cost."""
+        return self._counts.statistics(
+            tokens=len(self.tokens),
+            prompt_rows=self.prompt.embeddings.shape[1],
+            reused_rows=self._reused_rows,
+            prefill_ms=prefill_ms,
+            draft_ms=self.drafter.draft_ms,
+            verify_ms=self._verify_ms,
+            decode_ms=self._decode_ms,
+        )
+
+    def _features(self, output: TargetPass) -> tuple[Tensor, ...]:
+        """Of the features that a pass gives, those that the drafter asked for."""
+        layers = self._settings.layers
+        if layers == self.drafter.layers:
+            return output.features
+        return tuple(output.features[layers.index(layer)] for layer in self.drafter.layers)
+
+
+def _up_to_end(tokens: list[int], end_tokens: Collection[int]) -> list[int]:
+    """The tokens up to and including the first end token."""
+    for index, token in enumerate(tokens):
+        if token in end_tokens:
+            return tokens[: index + 1]
+    return tokens
+
+
+def _at_rows(features: tuple[Tensor, ...], rows: list[int]) -> tuple[Tensor, ...]:
+    """The features at some rows of a pass; a view where the rows are the first ones, as in every chain."""
+    if rows[-1] == len(rows) - 1:
+        return tuple(feature[: len(rows)] for feature in features)
+    return tuple(feature[rows] for feature in features)
