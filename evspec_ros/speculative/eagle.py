@@ -27,20 +27,20 @@ from evspec_ros.speculative.tree import ROOT, DraftTree
 BRANCHES = CANDIDATES  # children that a node may have
 
 
-class _Unread(NamedTuple):
-    """A prompt's last rows: the embeddings [1, n, D] at t + 1, the features [n, layers * D] at t, and how
-    many rows may follow.
+class _PromptRows(NamedTuple):
+    """A prompt's last rows, which the head has not read yet: embeddings [1, n, D] at t + 1, the target's
+    features [n, layers * D] at t, and how many rows may follow.
     """
 
-    ahead: Tensor
+    embeddings: Tensor
     features: Tensor
     capacity: int
 
 
 class EagleDrafter:
-    """Drafts with a DraftHead, whose cache holds the event rows, then one row per row that the target read.
+    """Drafts with a DraftHead, whose cache holds the event rows, then one row per row of the target's.
 
-    Rows computed from the head's own outputs are forgotten before the target's own take their place.
+    Rows computed from the head's own outputs are dropped before the target's features take their place.
     branches: 1 drafts chains, which at a temperature are drawn; more grow trees, without chance.
     """
 
@@ -54,53 +54,51 @@ class EagleDrafter:
     ) -> None:
         self.name = name
         self.layers = head.feature_layers(target.decoder.config.num_layers)
-        self._target = target
         self._head = head
         self._events = events
         self._branches = branches
-        # Where rows cost what they compute, as on a CPU, each is read when its turn comes; a GPU reads a few
-        # of them as fast as one.
+        # Where rows cost what they compute, as on a CPU, each node is expanded when its turn comes; a GPU
+        # expands a few of them as fast as one.
         self._width = 1 if target.device.type == "cpu" else branches
         self._engine = choose_head_engine(head, target.decoder, target.lm_head, target.engine.backend)
         self._cache: KVCache | None = None
-        self._unread: _Unread | None = None
-        self._known = 0  # cache rows that stem from the target's own features
-        self._ids: list[int] = []  # rows not yet in the cache
-        self._features: list[Tensor] = []  # [n, layers * D] each, theirs
+        self._prompt: _PromptRows | None = None
+        self._accepted_rows = 0  # of the cache, those of the target's own features
+        self._ids: list[int] = []  # accepted tokens whose rows are not in the cache yet
+        self._features: list[Tensor] = []  # theirs, [n, layers * D] each
 
     def prepare(self, prompt: Prompt) -> None:
         """Have the events read."""
         self._events.begin(prompt)
 
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
-        """Keep what `propose` has to read, if it is ever asked: of a text that is known already it is not."""
+        """Keep what the first `propose` reads; where another drafter is trusted there is none."""
         rows = self._head.context(prompt.embeddings.shape[1] - 1)
-        beside = _beside(feature[-rows - 1 :] for feature in features)
-        self._unread = _Unread(
-            prompt.embeddings[:, prompt.embeddings.shape[1] - rows :], beside[:-1], capacity
-        )
-        self._ids, self._features = [token], [beside[-1:]]
+        joined = _joined(feature[-rows - 1 :] for feature in features)
+        embeddings = prompt.embeddings[:, prompt.embeddings.shape[1] - rows :]
+        self._prompt = _PromptRows(embeddings, joined[:-1], capacity)
+        self._ids, self._features = [token], [joined[-1:]]
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
-        """Nodes whose path's confidence is at least the limits' floor, the most confident ones."""
+        """Nodes whose path's probability is at least the limits' floor, the likeliest ones."""
         assert self._ids, "Cannot propose twice without accept"
-        if self._unread is not None:
-            self._read_prompt(self._unread)
-            self._unread = None
+        if self._prompt is not None:
+            self._read_prompt(self._prompt)
+            self._prompt = None
         cache = self._cache
         assert cache is not None, "Cannot propose before start"
-        cache.truncate(self._known)
-        said = self._engine.read(self._ids, torch.cat(self._features), cache)
-        self._known = cache.length
+        cache.truncate(self._accepted_rows)
+        root = self._engine.read(self._ids, torch.cat(self._features), cache)
+        self._accepted_rows = cache.length
         self._ids, self._features = [], []
         if self._branches == 1 and not sampling.greedy:
-            return self._chain(said, cache, limits, sampling, generator)
-        return self._grow(said, cache, limits)
+            return self._drawn_chain(root, cache, limits, sampling, generator)
+        return self._grown_tree(root, cache, limits)
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
-        """Queue the target's own features for the next `propose`, each beside the token emitted after it."""
+        """Queue the target's own features for the next `propose`, each with the token emitted after it."""
         self._ids += tokens
-        self._features.append(_beside(features))
+        self._features.append(_joined(features))
 
     def finish(self, tokens: Sequence[int]) -> None:
         """Nothing is learnt from a whole text."""
@@ -108,9 +106,9 @@ class EagleDrafter:
     def forget(self) -> None:
         """Every text begins anew."""
 
-    def _chain(
+    def _drawn_chain(
         self,
-        said: HeadPass,
+        root: HeadPass,
         cache: KVCache,
         limits: DraftLimits,
         sampling: Sampling,
@@ -119,50 +117,52 @@ class EagleDrafter:
         """Drawn token after token, while the product of the steps' largest probabilities is high enough."""
         tokens: list[int] = []
         distributions: list[Tensor] = []
-        confidence = gain = 1.0
+        confidence = expected_length = 1.0
+        step = root
         for _ in range(min(limits.n_max, limits.tree_size)):
             if tokens:
-                said = self._engine.run(tokens[-1:], said.output, cache)
-            confidence *= float(said.probabilities[0, 0])
-            if confidence < limits.floor(len(tokens), gain):  # before the draw, so that sampling stays exact
+                step = self._engine.run(tokens[-1:], step.output, cache)
+            confidence *= float(step.probabilities[0, 0])
+            # before the draw, so that sampling stays exact
+            if confidence < limits.floor(len(tokens), expected_length):
                 break
-            gain += confidence
-            distributions.append(sampling.probabilities(said.logits[0]).cpu())
+            expected_length += confidence
+            distributions.append(sampling.probabilities(step.logits[0]).cpu())
             tokens.append(draw(distributions[-1], generator))
             if tokens[-1] in limits.end_tokens:
                 break
-        chances = [float(q[token]) for q, token in zip(distributions, tokens, strict=True)]
-        return DraftTree.chain(tokens, chances, torch.stack(distributions) if distributions else None)
+        probabilities = [float(q[token]) for q, token in zip(distributions, tokens, strict=True)]
+        return DraftTree.chain(tokens, probabilities, torch.stack(distributions) if distributions else None)
 
-    def _grow(self, said: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
-        """A tree within the limits, from what was said behind the text."""
+    def _grown_tree(self, root: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
+        """A tree within the limits, from the head's output at its root."""
         growth = Growth(self._branches)
-        growth.told(ROOT, said.tokens[0].tolist(), said.probabilities[0].tolist(), said.output.clone())
-        ahead: deque[HeadPass] = deque()  # what the head says further on if it reads its own likeliest tokens
-        while read := growth.take(self._width, limits):
+        growth.expand(ROOT, root.tokens[0].tolist(), root.probabilities[0].tolist(), root.output.clone())
+        chain: deque[HeadPass] = deque()  # of the tip's likeliest continuation, computed in one run
+        while nodes := growth.select(self._width, limits):
             if growth.chain:
-                if not ahead:
-                    carried = growth.carried(read)
-                    ahead.extend(self._engine.run_chain(growth.tokens[read[0]], carried, cache))
-                said = ahead.popleft()
+                if not chain:
+                    hidden = growth.hidden(nodes)
+                    chain.extend(self._engine.run_chain(growth.tokens[nodes[0]], hidden, cache))
+                level = chain.popleft()
             else:
-                ahead.clear()
-                cache.truncate(self._known + growth.rows - len(read))
-                ids = [growth.tokens[node] for node in read]
-                said = self._engine.run(ids, growth.carried(read), cache, *growth.places(read))
-            outputs = said.output.clone()
-            told = zip(read, said.tokens.tolist(), said.probabilities.tolist(), strict=True)
-            for row, (node, tokens, shares) in enumerate(told):
-                growth.told(node, tokens, shares, outputs[row : row + 1])
+                chain.clear()
+                cache.truncate(self._accepted_rows + growth.rows - len(nodes))
+                ids = [growth.tokens[node] for node in nodes]
+                level = self._engine.run(ids, growth.hidden(nodes), cache, *growth.positions(nodes))
+            hidden = level.output.clone()
+            candidates = zip(nodes, level.tokens.tolist(), level.probabilities.tolist(), strict=True)
+            for row, (node, tokens, probabilities) in enumerate(candidates):
+                growth.expand(node, tokens, probabilities, hidden[row : row + 1])
         return growth.tree()
 
-    def _read_prompt(self, unread: _Unread) -> None:
-        """Keys and values of the event rows and of the prompt's; its last one goes with the token."""
+    def _read_prompt(self, prompt: _PromptRows) -> None:
+        """Keys and values of the event rows and of the prompt's; its last one goes with the first token."""
         events = self._events.features()
         event_rows = 0 if events is None else len(events)
-        cache = self._empty_cache(event_rows + len(unread.features) + 1 + unread.capacity)
-        self._engine.read_prompt(unread.ahead, unread.features, events, cache)
-        self._known = cache.length
+        cache = self._empty_cache(event_rows + len(prompt.features) + 1 + prompt.capacity)
+        self._engine.read_prompt(prompt.embeddings, prompt.features, events, cache)
+        self._accepted_rows = cache.length
 
     def _empty_cache(self, capacity: int) -> KVCache:
         """The cache, emptied; a larger one where it is too small."""
@@ -172,6 +172,6 @@ class EagleDrafter:
         return self._cache
 
 
-def _beside(features: Iterable[Tensor]) -> Tensor:
+def _joined(features: Iterable[Tensor]) -> Tensor:
     """The layers' features [n, D] each as a copy [n, layers * D]."""
     return torch.cat(tuple(features), -1)

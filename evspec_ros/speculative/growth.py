@@ -1,5 +1,5 @@
-"""Draft trees grown best first: EAGLE-2's confidence (arXiv 2406.16858) decides what becomes a node and what
-the head reads next, and what a node costs on this machine decides where to end. Chains grow token by token.
+"""Draft trees grown best first, as in EAGLE-2 (arXiv 2406.16858): the path's probability decides which
+candidate becomes a node and which node is expanded next; what a node costs here decides where to end.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from torch import Tensor
 from evspec_ros.speculative.drafter import DraftLimits
 from evspec_ros.speculative.tree import ROOT, DraftTree
 
+# -(probability of the whole path), order, token, parent, probability given its parent: the likeliest path
+# sorts first, of equals the older. A plain tuple, as a heap makes and compares many of them.
+_Candidate = tuple[float, int, int, int, float]
+
 
 class Growth:
-    """A tree while it grows: nodes, of which some were read, and the children that these may have.
+    """A tree while it grows: nodes, of which some were expanded, and the candidates for further ones.
 
-    tokens, parents: of the nodes. rows: how many nodes were read, each in the next row behind the root's.
-    chain: whether each of them is the likeliest child of the one before.
+    tokens, parents: of the nodes. rows: how many nodes were expanded, each in the next row of the head's
+    cache behind the root's. chain: whether each of them is the likeliest child of the one before.
     """
 
     def __init__(self, branches: int) -> None:
@@ -28,91 +32,90 @@ class Growth:
         self.rows = 0
         self.chain = True
         self._branches = branches
-        self._shares: list[float] = []  # the probability of each node given its parent
-        self._chances: dict[int, float] = {ROOT: 1.0}  # of its whole path
-        self._gain = 1.0  # tokens that the nodes are expected to bring, with the bonus token
-        self._paths: dict[int, tuple[int, ...]] = {
-            ROOT: ()
-        }  # rows of the nodes that were read, their own last
-        self._outputs: dict[int, Tensor] = {}  # [1, d], what the children of a node that was read carry
-        self._waiting: list[tuple[float, int, int, int, float]] = []  # -chance, order, parent, token, share
-        self._tip = ROOT  # the node that was read last
-        self._first = 0  # the order of its likeliest child
+        self._probabilities: list[float] = []  # of each node given its parent
+        self._path_probabilities: dict[int, float] = {ROOT: 1.0}
+        self._expected_length = 1.0  # accepted tokens, the bonus token counted
+        self._path_rows: dict[int, tuple[int, ...]] = {ROOT: ()}  # of the expanded nodes, their own row last
+        self._hidden: dict[int, Tensor] = {}  # [1, d], the head's output at an expanded node
+        self._candidates: list[_Candidate] = []  # a heap
+        self._newest = ROOT  # the node that was expanded last
+        self._newest_order = 0  # of its likeliest candidate
         self._order = 0
 
-    def told(self, node: int, tokens: list[int], shares: list[float], output: Tensor) -> None:
-        """The head read a node: its likeliest next tokens with their probabilities, and its output [1, d]."""
-        self._outputs[node] = output
-        self._tip, self._first = node, self._order
-        chance = self._chances[node]
-        for token, share in zip(tokens[: self._branches], shares, strict=False):
-            heappush(self._waiting, (-chance * share, self._order, node, token, share))
+    def expand(self, node: int, tokens: list[int], probabilities: list[float], hidden: Tensor) -> None:
+        """Add a node's candidates, its likeliest next tokens, and the head's output at it, hidden [1, d]."""
+        self._hidden[node] = hidden
+        self._newest, self._newest_order = node, self._order
+        path = self._path_probabilities[node]
+        for token, probability in zip(tokens[: self._branches], probabilities, strict=False):
+            heappush(self._candidates, (-path * probability, self._order, token, node, probability))
             self._order += 1
 
-    def take(self, width: int, limits: DraftLimits) -> list[int]:
-        """Let the likeliest candidates become nodes, until `width` of them are to be read; none where the
-        next one is not worth it.
+    def select(self, width: int, limits: DraftLimits) -> list[int]:
+        """Let the likeliest candidates become nodes; those of them to expand next, at most `width`. None
+        where no further node is worth its cost.
         """
-        read: list[int] = []
-        waiting = self._waiting
-        while waiting and len(read) < width and len(self.tokens) < limits.tree_size:
-            if -waiting[0][0] < limits.floor(len(self.tokens), self._gain):
+        selected: list[int] = []
+        candidates = self._candidates
+        while candidates and len(selected) < width and len(self.tokens) < limits.tree_size:
+            if -candidates[0][0] < limits.floor(len(self.tokens), self._expected_length):
                 break
-            chance, order, parent, token, share = heappop(waiting)
+            minus_path_probability, order, token, parent, probability = heappop(candidates)
             node = len(self.tokens)
             self.tokens.append(token)
             self.parents.append(parent)
-            self._shares.append(share)
-            self._chances[node] = -chance
-            self._gain -= chance
-            path = self._paths[parent]
+            self._probabilities.append(probability)
+            self._path_probabilities[node] = -minus_path_probability
+            self._expected_length -= minus_path_probability
+            path = self._path_rows[parent]
             if len(path) + 1 < limits.n_max and token not in limits.end_tokens:
-                self.chain = self.chain and parent == self._tip and order == self._first and not read
-                self._paths[node] = (*path, self.rows)
+                likeliest = parent == self._newest and order == self._newest_order
+                self.chain = self.chain and likeliest and not selected
+                self._path_rows[node] = (*path, self.rows)
                 self.rows += 1
-                read.append(node)
-        return read
+                selected.append(node)
+        return selected
 
-    def carried(self, read: list[int]) -> Tensor:
-        """What these nodes carry [n, d]."""
-        outputs = [self._outputs[self.parents[node]] for node in read]
+    def hidden(self, nodes: list[int]) -> Tensor:
+        """The head's outputs at the parents of these nodes, [n, d]."""
+        outputs = [self._hidden[self.parents[node]] for node in nodes]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def places(self, read: list[int]) -> tuple[Tensor, Tensor]:
-        """Of the nodes that are to be read: depths int64 [n], the position relative to the first of their
-        rows, and bool [n, rows], which rows they see.
+    def positions(self, nodes: list[int]) -> tuple[Tensor, Tensor]:
+        """Of the nodes to expand: depths int64 [n], the position relative to the first of their rows, and
+        bool [n, rows], which rows they attend to.
         """
-        first = self.rows - len(read)
-        visible = torch.zeros(len(read), self.rows, dtype=torch.bool)
-        for line, node in enumerate(read):
-            visible[line, list(self._paths[node])] = True
-        return torch.tensor([len(self._paths[node]) - 1 - first for node in read]), visible
+        first = self.rows - len(nodes)
+        visible = torch.zeros(len(nodes), self.rows, dtype=torch.bool)
+        for row, node in enumerate(nodes):
+            visible[row, list(self._path_rows[node])] = True
+        return torch.tensor([len(self._path_rows[node]) - 1 - first for node in nodes]), visible
 
     def tree(self) -> DraftTree:
         """What has grown."""
         if self.parents == list(range(ROOT, len(self.parents) - 1)):
-            return DraftTree.chain(self.tokens, self._shares)
-        return DraftTree.from_parents(self.tokens, self.parents, self._shares)
+            return DraftTree.chain(self.tokens, self._probabilities)
+        return DraftTree.from_parents(self.tokens, self.parents, self._probabilities)
 
 
 def grow_chain(
-    limits: DraftLimits, most: int, following: Callable[[list[int]], tuple[int, float] | None]
+    limits: DraftLimits, longest: int, next_token: Callable[[list[int]], tuple[int, float] | None]
 ) -> DraftTree:
-    """Token after token, at most `most`, while the confidence of all of them is at least the limits' floor.
+    """Token after token, at most `longest`, while the path's probability is at least the limits' floor.
 
-    following: the token behind those drafted so far with its probability; None where there is none.
+    next_token: the token behind those drafted so far with its probability; None where there is none.
     """
     tokens: list[int] = []
-    chances: list[float] = []
-    confidence = gain = 1.0
-    while len(tokens) < most and (said := following(tokens)) is not None:
-        token, chance = said
-        confidence *= chance
-        if confidence < limits.floor(len(tokens), gain):
+    probabilities: list[float] = []
+    path_probability = expected_length = 1.0
+    while len(tokens) < longest and (proposed := next_token(tokens)) is not None:
+        token, probability = proposed
+        path_probability *= probability
+        if path_probability < limits.floor(len(tokens), expected_length):
             break
-        gain += confidence
+        expected_length += path_probability
         tokens.append(token)
-        chances.append(chance)
+        probabilities.append(probability)
         if token in limits.end_tokens:
             break
-    return DraftTree.chain(tokens, chances)
+    return DraftTree.chain(tokens, probabilities)
