@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -541,13 +542,19 @@ def _require_same_tokens(target: Tokenizer, event: Tokenizer, drafter: str) -> N
 
 
 def compute_device(name: str) -> torch.device:
-    """cpu, cuda or cuda:N as torch knows it; CheckpointError where there is no such thing."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CheckpointError(f"There is no device {name!r}; choose cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    """cpu, cuda or cuda:N, where there is such a thing; raises CheckpointError for all else."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise CheckpointError(f"There is no device {name!r} for the networks; choose cpu, cuda or cuda:N.")
+    if name == "cpu":
+        return torch.device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
         raise CheckpointError(
-            "The device cuda was asked for and torch sees no GPU; choose cpu or install torch for CUDA."
+            f"The device {name} was asked for and torch sees no GPU; choose cpu or install torch for CUDA."
         )
-    return device
+    number = int(name.partition(":")[2] or 0)
+    if number >= count:
+        raise CheckpointError(
+            f"The device {name} was asked for and torch sees GPUs up to cuda:{count - 1}; choose one of them."
+        )
+    return torch.device(name)

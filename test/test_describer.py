@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from evspec_ros.describer import FRAMES, Limits, SceneDescriber
+from evspec_ros.describer import FRAMES, Limits, SceneDescriber, compute_device
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
@@ -198,6 +198,22 @@ def test_a_cuda_device_without_a_gpu_is_refused() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(CheckpointError, match="sees no GPU"):
         SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, device="cuda")
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu", "cpu:1", "cuda:x", "cuda:-1", "", "CPU", "hpu:0"])
+def test_what_is_no_device_of_the_networks_is_refused(name: str) -> None:
+    """Also what torch knows, but nothing here runs on."""
+    with pytest.raises(CheckpointError, match=f"no device {name!r} .* choose cpu, cuda or cuda:N"):
+        compute_device(name)
+
+
+def test_a_gpu_beyond_those_that_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the last one that there is; the ones before are taken."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [compute_device(name).index for name in ("cpu", "cuda", "cuda:1")] == [None, None, 1]
+    with pytest.raises(CheckpointError, match="cuda:99 was asked for and torch sees GPUs up to cuda:1"):
+        compute_device("cuda:99")
 
 
 def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
