@@ -189,7 +189,12 @@ class SceneDescriber:
         self._frame_preprocessor = frame_preprocessor
         self._event_reader = event_reader if drafter_kind(drafter).reads_events else None
         self._decoder = DecoderTarget(
-            target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, cache_dtype, chosen.engine
+            target.decoder,
+            target.lm_head,
+            target.config.text.end_tokens,
+            tokenizer.decode,
+            cache_dtype,
+            chosen.engine,
         )
         self._drafting = drafter, draft_head, overlap, event_pooling
         self._warm = False

@@ -202,7 +202,7 @@ class Bench:
         self.decoder = DecoderTarget(
             target.decoder,
             target.lm_head,
-            {target.config.text.eos_token_id},
+            target.config.text.end_tokens,
             lambda tokens: str(list(tokens)),
             engine=choose_engine(target.decoder, target.lm_head).engine,
         )

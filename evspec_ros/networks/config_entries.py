@@ -27,6 +27,23 @@ def number(config: Mapping[str, Any], name: str, default: Number) -> Number:
     return type(default)(value)
 
 
+def whole_numbers(config: Mapping[str, Any], name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Entry `name`, which is one whole number or a list of them; `default` where it is absent or null.
+
+    Raises CheckpointError where it is something else.
+    """
+    value = config.get(name)
+    if value is None:
+        return default
+    found = value if isinstance(value, list) else [value]
+    if not all(type(one) is int for one in found):
+        raise CheckpointError(
+            f"The entry {name} of a checkpoint's config is {value!r} instead of a whole number or a list of "
+            "them; restore the file from the model's publisher."
+        )
+    return tuple(found)
+
+
 def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The nested object `name`; raises CheckpointError where it is absent or no object."""
     value = config.get(name)

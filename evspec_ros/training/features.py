@@ -175,7 +175,8 @@ def answer(pair: ModelPair, scenes: SceneBatch, plan: FeaturePlan) -> Answers:
             target.decoder, target.lm_head, prompt, plan.max_new_tokens, layers=plan.layers
         )
     read = read_answers(pair, events, tokens, plan.event_layers)
-    ended = (tokens == target.config.text.eos_token_id).cumsum(1) > 0
+    ends = torch.tensor(target.config.text.end_tokens, dtype=torch.int64, device=tokens.device)
+    ended = torch.isin(tokens, ends).cumsum(1) > 0
     lengths = (~ended).sum(1).add(1).clamp(max=tokens.shape[1])
     first = prompt.shape[1] - plan.context - 1
     return Answers(

@@ -153,6 +153,23 @@ def test_kept_rows_are_the_prefix_of_what_follows(pair: Pair) -> None:
     _assert_equal(found, pair.expected(torch.cat((pair.prefix, ids[[0, 2, 5]], following)))[-3:])
 
 
+@pytest.mark.parametrize("forgotten_by", ["truncate", "keep"])
+def test_forgotten_rows_may_have_held_nan(pair: Pair, forgotten_by: str) -> None:
+    """A drafted row whose values were too large leaves nothing behind, in shorter passes that follow either:
+    for an engine that reads the whole capacity, nothing times NaN would be NaN.
+    """
+    ids = torch.tensor([3, 14, 15, 9, 26, 5, 35])
+    pair.run(Rows(ids))
+    for memory in (pair.cache.k, pair.cache.v):
+        memory[:, :, :, PREFIX + 1 : pair.cache.length] = float("nan")  # as such a pass leaves them
+    if forgotten_by == "truncate":
+        pair.cache.truncate(PREFIX + 1)
+    else:
+        pair.cache.keep(torch.tensor([0]))
+    found = [pair.run(Rows(part)).logits for part in (ids[1:2], ids[2:5])]
+    _assert_equal(torch.cat(found), pair.expected(torch.cat((pair.prefix, ids[:5])))[PREFIX + 1 :])
+
+
 def test_features_are_what_enters_the_layers(pair: Pair) -> None:
     """Of any layers in any order, as the modules give them, the last layer's output before the norm too."""
     rows, layers = Rows(torch.tensor([4, 8, 2])), (3, 0, 2)
