@@ -34,10 +34,12 @@ from evspec_ros.networks.checkpoints import (
 )
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.fit import HeadConfig, require_head_fits
 from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
 from evspec_ros.networks.quantisation import compute_dtype, kv_dtype, load_in
 from evspec_ros.networks.tokenizer import (
+    Compatibility,
     Tokenizer,
     compatibility,
     load_fitting_tokenizer,
@@ -179,8 +181,18 @@ class SceneDescriber:
         online: OnlineSettings | None = None,
     ) -> None:
         """online: how the draft head goes on learning while it drafts; None: it does not. Raises
-        GenerationError where the drafter has no head that could.
+        GenerationError where the drafter has no head that could, CheckpointError where it is nothing without
+        the event model's tokens and these are not the target's.
         """
+        tokens = None if event_reader is None else compatibility(tokenizer, event_reader.tokenizer)
+        if tokens is not None and drafter_kind(drafter).shares_tokens:
+            _require_same_tokens(tokens, drafter)
+        self._same_tokens = tokens is None or tokens.same
+        self.drafter = drafter  # its name, and what of it is left out
+        self.left_out = ""  # why, in a sentence
+        if tokens is not None and not tokens.same and drafter == DEFAULT_DRAFTER and overlap:
+            self.drafter += " without eventgpt"
+            self.left_out = f"The event model writes no drafts of its own. {tokens.report}"
         cache_dtype = kv_dtype(kv_precision)
         chosen = choose_engine(target.decoder, target.lm_head, backend, cache_dtype)
         self.execution = str(chosen)  # what computes the target's passes, and why
@@ -243,16 +255,16 @@ class SceneDescriber:
             None if event_model is None else read_eventgpt_config(event_model),
             None if draft_head is None else read_draft_head_config(draft_head),
         )
+        if sizes.draft_head is not None and draft_head is not None:
+            _require_kind(sizes.draft_head, draft_head, drafter, kind.head_kind)
+            event_size = None if sizes.event_model is None else sizes.event_model.text.hidden_size
+            require_head_fits(sizes.draft_head, sizes.target.text, event_size, f"The draft head {draft_head}")
         require_memory(memory_map(sizes, dtype, kv_dtype, place), place)
         model = load_in(dtype, load_video_llava, target, place)
         tokenizer = load_target_tokenizer(target, model.config)
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         reader = None if event_model is None else EventReader.load(event_model, dtype, place)
         head = None if draft_head is None else load_draft_head(draft_head, number, place)
-        if reader is not None:
-            _require_fit(reader, event_model, head, draft_head)
-            if kind.shares_tokens:
-                _require_same_tokens(tokenizer, reader.tokenizer, drafter)
         beside = place.type == "cuda" if overlap == "auto" else overlap == "on"
         return cls(
             model, tokenizer, frames, reader, head, drafter=drafter, kv_precision=kv_dtype, backend=backend,
@@ -284,6 +296,22 @@ class SceneDescriber:
         self._decoder.forget()
         if self._online is not None and self._online.start():  # blank windows teach nothing
             self._drafters = [self._online.observed(drafter) for drafter in self._drafters]
+
+    def require_room(self, prompts: Sequence[str], limits: Limits) -> None:
+        """Raise GenerationError where an answer within the limits to one of the prompts needs more positions
+        than the target has.
+        """
+        text, tokens = self._target.config.text, self._target.config.vision.tokens
+        for prompt in prompts:
+            ids = self._tokenizer.encode(target_prompt(prompt), bos=True)
+            rows = len(ids) - 1 + FRAMES * tokens
+            left = text.max_positions - rows - limits.tree_size
+            if limits.max_new_tokens > left:
+                raise GenerationError(
+                    f"max_new_tokens is {limits.max_new_tokens} and {max(0, left)} is the most that fits: of "
+                    f"the target's {text.max_positions} positions the prompt takes {rows} and a draft up to "
+                    f"{limits.tree_size} (tree_size); lower max_new_tokens or shorten the prompt."
+                )
 
     def forget_stream(self) -> None:
         """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
@@ -379,7 +407,7 @@ class SceneDescriber:
                 prefill_slowdown=self._slowdown(generation.statistics),
                 reused_frames=len(set(frames)) - known,
                 statistics=generation.statistics,
-                drafter=self._drafting[0],
+                drafter=self.drafter,
                 lossless=generation.lossless,
                 head_version=0 if self._online is None else self._online.version,
             )
@@ -391,7 +419,7 @@ class SceneDescriber:
         name, head, overlap, pooling = self._drafting
         side = EventSide(overlap=overlap, pooling=pooling)
         model = None if self._event_reader is None else self._event_reader.model
-        drafter = make_drafter(name, self._decoder, DraftModels(head, model, side))
+        drafter = make_drafter(name, self._decoder, DraftModels(head, model, side, self._same_tokens))
         if self._online is not None and self._warm:
             drafter = self._online.observed(drafter)
         self._drafters.append(drafter)
@@ -524,25 +552,21 @@ def _once(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return first
 
 
-def _require_fit(
-    reader: EventReader, event_model: Path | None, head: Head | None, draft_head: Path | None
-) -> None:
-    """Raise CheckpointError where a head was made for another event model."""
-    size = reader.model.config.text.hidden_size
-    if head is not None and head.config.event_size != size:
-        raise CheckpointError(
-            f"The draft head {draft_head} was made for event features of {head.config.event_size} "
-            f"values and {event_model} gives {size}; use the head that was trained for this event model."
-        )
-
-
-def _require_same_tokens(target: Tokenizer, event: Tokenizer, drafter: str) -> None:
+def _require_same_tokens(found: Compatibility, drafter: str) -> None:
     """Raise CheckpointError where the event model's tokens cannot be drafts for the target."""
-    found = compatibility(target, event)
     if not found.same:
         raise CheckpointError(
             f"The drafter {drafter!r} cannot be used, choose one that hands no tokens over, such as eagle3. "
             f"{found.report}"
+        )
+
+
+def _require_kind(head: HeadConfig, path: Path, drafter: str, wanted: str | None) -> None:
+    """Raise CheckpointError for a head of another kind than the drafter's."""
+    if head.kind != wanted:
+        raise CheckpointError(
+            f"{path} holds a draft head of kind {head.kind!r} and the drafter {drafter!r} needs one of kind "
+            f"{wanted!r}; give such a one or choose another drafter."
         )
 
 

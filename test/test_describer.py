@@ -216,6 +216,76 @@ def test_a_gpu_beyond_those_that_there_are_is_refused(monkeypatch: pytest.Monkey
         compute_device("cuda:99")
 
 
+HEADS = ("eagle", "eagle3", "eventgpt_adapter", "feature")
+MISFITS = [
+    *(
+        (kind, {"event_size": 7}, "made for event features of 7 values and the event model gives")
+        for kind in HEADS
+    ),
+    *((kind, {"hidden_size": 40}, "made for features of 40 values") for kind in HEADS if kind != "eagle3"),
+    ("eagle3", {"target_size": 40}, "made for features of 40 values"),
+    ("eagle3", {"layers": [2, 99]}, r"reads layer 99 of the target, which has 0 \(its embeddings\) to 10"),
+    ("eagle3", {"layers": [-1]}, "reads layer -1"),
+    ("eagle3", {"layers": []}, "reads no layer"),
+    ("eagle3", {"vocab_size": 5000, "tokens": []}, "says 5000 tokens and the target"),
+    ("eagle3", {"tokens": [3, 100_000]}, "lists tokens twice or beyond"),
+    ("eagle3", {"layers": ["2"]}, "entry layers .* instead of a list of whole numbers"),
+    ("eagle", {"num_heads": "4"}, "entry num_heads .* instead of a whole number"),
+    ("eagle", {"num_kv_heads": 3}, "cannot share 3 keys"),
+    ("eagle3", {"head_dim": 5}, "heads of 5 values"),
+    ("eagle", {"kind": "eagle3"}, "has no entry"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "sentence"), MISFITS)
+def test_a_head_that_does_not_fit_is_refused_before_weights_are_read(
+    kind: str, changes: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    """Every kind of head, in a sentence that says in what it differs; the directory here has no weights."""
+    config = json.loads((MODELS / f"tiny_{kind}" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        SceneDescriber.load(TARGET, EVENT_MODEL, tmp_path, drafter=kind)
+    assert str(caught.value).endswith(".")
+
+
+def test_a_head_of_another_kind_is_refused() -> None:
+    """With the kind that the drafter needs."""
+    with pytest.raises(
+        CheckpointError, match="of kind 'eagle3' and the drafter 'eagle' needs one of kind 'eagle'"
+    ):
+        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter="eagle")
+
+
+def test_a_text_ends_where_generation_config_ends_it(tmp_path: Path, plain: SceneDescriber) -> None:
+    """Any of a list of tokens; here the fifth of what the target would write besides."""
+    events, frames = _window(0)
+    tokens = plain.describe(events, frames, stamp_ns=0).tokens
+    end = next(place for place in range(4, len(tokens)) if tokens[place] not in tokens[:place])
+    shutil.copytree(TARGET, tmp_path / "target")
+    ends = {"eos_token_id": [2, tokens[end]]}
+    (tmp_path / "target" / "generation_config.json").write_text(json.dumps(ends))
+    found = SceneDescriber.load(tmp_path / "target", EVENT_MODEL, HEAD).describe(events, frames, stamp_ns=0)
+    assert found.tokens == tokens[: end + 1]
+
+
+def test_more_tokens_than_there_are_positions_are_refused_when_they_are_asked_for(
+    plain: SceneDescriber,
+) -> None:
+    """To the token: as many as `require_room` lets through can be described, one more cannot."""
+    events, frames = _window(0)
+    question = "What moves?"
+    with pytest.raises(GenerationError, match=r"max_new_tokens is 2048 and \d+ is the most that fits"):
+        plain.require_room(("Short.", question), Limits(max_new_tokens=2048))
+    rows = plain.describe(events, frames, prompt=question, stamp_ns=0).statistics.prompt_rows
+    most = 1024 - rows - 40
+    plain.require_room((question,), Limits(max_new_tokens=most))
+    with pytest.raises(GenerationError, match=f"and {most} is the most"):
+        plain.require_room((question,), Limits(max_new_tokens=most + 1))
+    with pytest.raises(GenerationError, match=r"and 0 is the most .* shorten the prompt"):
+        plain.require_room(("word " * 2000,), Limits(max_new_tokens=1))
+
+
 def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
     """Its event features have another width."""
     config = replace(load_draft_head(HEAD).config, event_size=7)
@@ -334,3 +404,10 @@ def test_tokens_of_another_vocabulary_are_no_drafts(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"hands no tokens over.*differ in their vocabulary"):
         SceneDescriber.load(TARGET, tmp_path / "events", None, drafter="eventgpt")
     SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="eagle3")
+    combined = SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="combined", overlap="on")
+    assert "differ in their vocabulary" in combined.left_out
+    events, frames = _window(0)
+    found = combined.describe(events, frames, stamp_ns=0, limits=Limits(max_new_tokens=8))
+    assert found.drafter == "combined without eventgpt"
+    alone = SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="combined", overlap="off")
+    assert (alone.drafter, alone.left_out) == ("combined", "")

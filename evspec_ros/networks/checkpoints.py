@@ -23,6 +23,7 @@ from evspec_ros.networks.clip import CLIP_L_14_336, ClipConfig
 from evspec_ros.networks.config_entries import whole_numbers
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
+from evspec_ros.networks.fit import HeadConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.networks.weights import (
@@ -54,7 +55,6 @@ DRAFT_HEADS = {  # by the kind that a head's config.json names
     "eventgpt_adapter": _HeadKind(AdapterConfig, Adapter),
     "feature": _HeadKind(FeatureConfig, FeatureHead),
 }
-HeadConfig = EagleConfig | Eagle3Config | AdapterConfig | FeatureConfig
 Head = DraftHead | Adapter | FeatureHead
 _TOWER_KEYS = "model.visual_tower.visual_tower."  # of EventGPT's tower in its own files
 # What CLIP has beside its image tower.

@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from evspec_ros.errors import CheckpointError
-from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
+from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head
 from evspec_ros.networks.clip import CLIP_L_14_336
 from evspec_ros.networks.draft_head import Eagle3Config, EagleConfig
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
+from evspec_ros.networks.fit import HeadConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.quantisation import bits, compute_dtype, kv_dtype, weight_bytes
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig

@@ -57,8 +57,10 @@ class EvspecNode(LifecycleNode):
     def __init__(self, **node_options: Any) -> None:
         """Raises RosError for a parameter that cannot be what it was started with."""
         super().__init__("evspec", **node_options)
-        self._settings = LiveSettings(self, lambda: self._describer is not None, self._restart_period)
         self._describer: SceneDescriber | None = None
+        self._settings = LiveSettings(
+            self, lambda: self._describer is not None, self._restart_period, self._require_room
+        )
         self._worker: threading.Thread | None = None
         self._mailbox: Mailbox[Future] = Mailbox()
         self._counts = DescriptionCounts()
@@ -161,9 +163,16 @@ class EvspecNode(LifecycleNode):
             online=OnlineSettings() if settings.online_distillation else None,
         )  # fmt: skip
         self.get_logger().info(f"The target runs on {describer.execution}.")
+        if describer.left_out:
+            self.get_logger().warning(describer.left_out)
+        describer.require_room(settings.prompts, settings.limits)
         describer.warm_up()
         warm_up()
         return describer
+
+    def _require_room(self, settings: Settings) -> None:
+        if self._describer is not None:
+            self._describer.require_room(settings.prompts, settings.limits)
 
     def _new_streams(self) -> None:
         settings = self._settings.current

@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter
 
 from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, OVERLAPS, PRECISIONS
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
-from evspec_ros.errors import RosError
+from evspec_ros.errors import EvspecError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.ros.files import share_directory
@@ -245,22 +245,32 @@ def _checked(name: str, value: Any, current: Any) -> Any:
 class LiveSettings:
     """The settings of a running node, replaced as a whole at every accepted change.
 
-    `configured()` says whether the node is past configuring, when only the rows marked live may change.
+    `configured()` says whether the node is past configuring, when only the rows marked live may change;
+    `require(settings)` raises EvspecError for what the networks that are loaded cannot do.
     """
 
-    def __init__(self, node: Node, configured: Callable[[], bool], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        configured: Callable[[], bool],
+        on_change: Callable[[], None],
+        require: Callable[[Settings], None],
+    ) -> None:
         self.current = declare(node)
         self._configured = configured
         self._on_change = on_change
+        self._require = require
         node.add_on_set_parameters_callback(self._set)
 
     def _set(self, parameters: list[Parameter]) -> SetParametersResult:
         values = {parameter.name: parameter.value for parameter in parameters if parameter.name in ROWS}
         try:
             self._refuse_fixed(values)
-            self.current = changed(self.current, values)
-        except RosError as error:
+            wanted = changed(self.current, values)
+            self._require(wanted)
+        except EvspecError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self.current = wanted
         self._on_change()
         return SetParametersResult(successful=True)
 

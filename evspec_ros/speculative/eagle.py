@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import Growth
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.target import DecoderTarget
-from evspec_ros.speculative.tree import ROOT, DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
 BRANCHES = CANDIDATES  # children that a node may have
 
@@ -49,6 +50,7 @@ class EagleDrafter:
     """Drafts with a DraftHead, whose cache holds the event rows, then one row per row that the target read.
 
     Rows computed from the head's own outputs are forgotten before the target's own take their place.
+    Where the head has no positions left for a text, it drafts no more of it.
     branches: 1 drafts chains, which at a temperature are drawn; more grow trees, without chance.
     """
 
@@ -72,6 +74,7 @@ class EagleDrafter:
         self._engine = head_engine(target, head)
         self._cache: KVCache | None = None
         self._unread: _Unread | None = None
+        self._positions = head.config.max_positions
         self._known = 0  # cache rows that stem from the target's own features
         self._ids: list[int] = []  # rows not yet in the cache
         self._features: list[Tensor] = []  # [n, layers * D] each, theirs
@@ -95,12 +98,17 @@ class EagleDrafter:
         if self._unread is not None:
             self._read_prompt(self._unread)
             self._unread = None
+        if self._known + len(self._ids) > self._positions:
+            self._known, self._ids, self._features = self._positions, [], []
+            return NO_DRAFT
         cache = self._cache
         assert cache is not None, "Cannot propose before start"
         cache.truncate(self._known)
         said = self._engine.run(self._ids, self._head.fuse(torch.cat(self._features)), cache)
         self._known = cache.length
         self._ids, self._features = [], []
+        left = max(1, self._positions - self._known)  # one node needs no row
+        limits = replace(limits, n_max=min(limits.n_max, left), tree_size=min(limits.tree_size, left))
         if self._branches == 1 and not sampling.greedy:
             return self._chain(said, cache, limits, sampling, generator)
         return self._grow(said, cache, limits)
@@ -168,7 +176,11 @@ class EagleDrafter:
         """Keys and values of the event rows and of the prompt's; its last one goes with the token."""
         events = self._events.features()
         event_rows = 0 if events is None else len(events)
-        cache = self._empty_cache(event_rows + len(unread.features) + 1 + unread.capacity)
+        rows = event_rows + len(unread.features)
+        if rows >= self._positions:
+            self._known = self._positions
+            return
+        cache = self._empty_cache(min(rows + 1 + unread.capacity, self._positions))
         if len(unread.features) > 0 or event_rows > 0:
             carried = self._head.fuse(unread.features)[None]
             self._head.fill(unread.ahead, carried, None if events is None else events[None], cache)
