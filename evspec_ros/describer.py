@@ -47,6 +47,7 @@ from evspec_ros.networks.tokenizer import (
 )
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
+from evspec_ros.sizes import FRAMES, KEPT_FRAMES, MAX_NEW_TOKENS, TREE_SIZE
 from evspec_ros.speculative.costs import measure_costs, measure_passes
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, PassCosts, Prompt
 from evspec_ros.speculative.event_side import EventSide
@@ -60,8 +61,6 @@ from evspec_ros.speculative.verification import Acceptance
 if TYPE_CHECKING:
     from evspec_ros.training.online import OnlineDistiller, OnlineSettings
 
-FRAMES = 8  # Video-LLaVA reads this many
-KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
 FRAMES_SECONDS = 1.0  # spread over this long, as the tiny checkpoints were taught
 WINDOW_MS = 50.0  # EventGPT's task; it was made for at most 100
 
@@ -75,13 +74,13 @@ class Limits:
     drafting stops where its confidence falls below this. acceptance: one of choices.ACCEPTANCES.
     """
 
-    max_new_tokens: int = 80
+    max_new_tokens: int = MAX_NEW_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
-    n_max: int = 40
-    tree_size: int = 40
+    n_max: int = TREE_SIZE
+    tree_size: int = TREE_SIZE
     p_min: float = 0.0
     acceptance: str = "exact"
 
@@ -250,10 +249,12 @@ class SceneDescriber:
         number = compute_dtype(dtype, place)
         event_model = event_model if kind.reads_events else None
         draft_head = draft_head if kind.head_kind else None
+        beside = place.type == "cuda" if overlap == "auto" else overlap == "on"
         sizes = Checkpoints(
             read_video_llava_config(target),
             None if event_model is None else read_eventgpt_config(event_model),
             None if draft_head is None else read_draft_head_config(draft_head),
+            event_text=kind.has_event_text(beside),
         )
         if sizes.draft_head is not None and draft_head is not None:
             _require_kind(sizes.draft_head, draft_head, drafter, kind.head_kind)
@@ -265,7 +266,6 @@ class SceneDescriber:
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         reader = None if event_model is None else EventReader.load(event_model, dtype, place)
         head = None if draft_head is None else load_draft_head(draft_head, number, place)
-        beside = place.type == "cuda" if overlap == "auto" else overlap == "on"
         return cls(
             model, tokenizer, frames, reader, head, drafter=drafter, kv_precision=kv_dtype, backend=backend,
             overlap=beside, event_pooling=event_pooling, online=online,

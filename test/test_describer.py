@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from evspec_ros.describer import FRAMES, Limits, SceneDescriber, compute_device
+from evspec_ros.describer import Limits, SceneDescriber, compute_device
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
@@ -20,6 +20,7 @@ from evspec_ros.networks import memory
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
 from evspec_ros.networks.draft_head import Eagle3Head
 from evspec_ros.networks.tiny import TINY_CLIP
+from evspec_ros.sizes import FRAMES
 from evspec_ros.speculative import DRAFTERS
 from evspec_ros.training.dataset import sample_scene
 

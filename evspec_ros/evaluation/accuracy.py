@@ -20,12 +20,12 @@ from evspec_ros.networks.quantisation import load_in
 from evspec_ros.networks.tokenizer import Tokenizer, load_fitting_tokenizer, load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
+from evspec_ros.sizes import MAX_NEW_TOKENS
 from evspec_ros.training.captions import Claim, claims, parse
 from evspec_ros.training.dataset import Samples, make_samples, sample_scene
 from evspec_ros.training.rollout import greedy_answers
 from evspec_ros.training.tiny import normalise
 
-MAX_NEW_TOKENS = 80
 BATCH = 20
 
 

@@ -18,6 +18,7 @@ from evspec_ros.choices import PLAIN
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import Head, load_draft_head
+from evspec_ros.sizes import MAX_NEW_TOKENS
 from evspec_ros.speculative import (
     DEFAULT_DRAFTER,
     DEFAULT_LIMITS,
@@ -44,7 +45,6 @@ from evspec_ros.training.head_run import as_seen, load_pair
 BASELINE, DEFAULT = "none", DEFAULT_DRAFTER
 CURVE_ROWS = (1, 4, 8, 16, 24, 32, 60)
 STREAM_WINDOWS = 12
-MAX_NEW_TOKENS = 80
 
 
 @dataclass(frozen=True)

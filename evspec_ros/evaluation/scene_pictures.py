@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from evspec_ros.choices import CONDITIONS
 from evspec_ros.errors import EvspecError
 from evspec_ros.evaluation.scene_statistics import INTERVAL_EDGES_MS, EventStatistics
-from evspec_ros.events.rendering import EVENT_IMAGES, render_event_images
+from evspec_ros.events.rendering import render_event_images
+from evspec_ros.sizes import EVENT_IMAGES, FRAMES
 from evspec_ros.training.captions import caption
-from evspec_ros.training.dataset import FRAMES, sample_scene
+from evspec_ros.training.dataset import sample_scene
 
 PANELS = (
     ("rate_hz", "events of a pixel a second", True),

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from evspec_ros.sizes import MEASURED_ROWS, TIMED_ROWS, TIMINGS
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, PassCosts, Prompt
 from evspec_ros.speculative.generate import generate
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import Block, Target
 from evspec_ros.speculative.tree import DraftTree
 
-ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 60, 64)
-REPETITIONS = 5
 _NODES, _TOKENS = 32, 64  # of drafts and texts that are timed
 
 
@@ -44,9 +43,9 @@ def measure_costs(
 
 
 @torch.inference_mode()
-def measure_passes(target: Target, prompt: Prompt, rows: Sequence[int] = ROWS) -> tuple[float, ...]:
-    """Milliseconds of a pass over 1, 2, ..., max(rows) rows; the convex minorant of those timed."""
-    (first,) = target.prefill([prompt.embeddings], (REPETITIONS + 1) * len(rows) + max(rows), ())
+def measure_passes(target: Target, prompt: Prompt) -> tuple[float, ...]:
+    """Milliseconds of a pass over 1, 2, ..., max(TIMED_ROWS) rows; the convex minorant of those timed."""
+    (first,) = target.prefill([prompt.embeddings], MEASURED_ROWS, ())
     token = int(first.logits[0].argmax())
 
     def verification(count: int) -> Callable[[], None]:
@@ -58,8 +57,8 @@ def measure_passes(target: Target, prompt: Prompt, rows: Sequence[int] = ROWS) -
 
         return run
 
-    timed = [_least_ms(verification(count)) for count in rows]
-    return tuple(convex_minorant(rows, timed))
+    timed = [_least_ms(verification(count)) for count in TIMED_ROWS]
+    return tuple(convex_minorant(TIMED_ROWS, timed))
 
 
 def convex_minorant(places: Sequence[int], values: Sequence[float]) -> list[float]:
@@ -83,7 +82,7 @@ def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
 def _least_ms(run: Callable[[], None]) -> float:
     run()
     taken = []
-    for _ in range(REPETITIONS):
+    for _ in range(TIMINGS):
         started = time.perf_counter()
         run()
         taken.append((time.perf_counter() - started) * 1e3)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evspec_ros.events.rendering import EVENT_IMAGES
+from evspec_ros.sizes import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
 
 Reading = Callable[[], bool]  # whether the target is still reading its prompt

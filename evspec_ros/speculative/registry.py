@@ -55,6 +55,10 @@ class DrafterKind:
     reads_events: bool = True
     shares_tokens: bool = False
 
+    def has_event_text(self, overlap: bool) -> bool:
+        """Whether the event model reads a prompt, which fills a cache, and not the events alone."""
+        return self.shares_tokens or self.head_kind == "feature" or (overlap and self.make is make_combined)
+
 
 def _eagle(
     name: str, kind: type[DraftHead], branches: int

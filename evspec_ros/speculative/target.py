@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from evspec_ros.engines.decoder import DecoderEngine, Rows, TorchDecoder
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
+from evspec_ros.sizes import cache_rows
 from evspec_ros.speculative.tree import DraftTree
-
-CACHE_STEP = 128  # rows; a question some words longer than the last one still fits into the same cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,11 +264,10 @@ class DecoderTarget:
     def _cache_for(self, capacity: int) -> KVCache:
         """The cache as it is; a larger one, and no prompt read, where it is too small."""
         if self._cache is None or self._cache.capacity < capacity:
-            steps = -(-capacity // CACHE_STEP)
+            self._prompt = self._cache = None  # before there is another
             self._cache = KVCache(
-                self.decoder.config, steps * CACHE_STEP, dtype=self.kv_dtype, device=self.device
+                self.decoder.config, cache_rows(capacity), dtype=self.kv_dtype, device=self.device
             )
-            self._prompt = None
         return self._cache
 
 

@@ -23,6 +23,7 @@ from evspec_ros.errors import TrainingError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.tiny import TINY_CLIP
+from evspec_ros.sizes import FRAMES
 from evspec_ros.training.captions import caption
 from evspec_ros.training.conditions import condition_of, draw_scene
 from evspec_ros.training.files import written_whole
@@ -33,7 +34,6 @@ from evspec_ros.training.sensors import Camera, open_camera
 
 SPLITS = {"train": 0, "held_out": 1}
 SHARD = 512  # scenes
-FRAMES = 8
 FRAMES_S = 1.0  # the frames cover the last second
 CAMERA_HZ = 30.0
 WINDOW_S = 0.05

@@ -26,17 +26,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evspec_ros.errors import TrainingError
-from evspec_ros.events.rendering import EVENT_IMAGES
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.training.dataset import FRAMES
+from evspec_ros.sizes import EVENT_IMAGES, FRAMES, MAX_NEW_TOKENS
 from evspec_ros.training.files import claim, read_claim, written_whole
 from evspec_ros.training.loop import Report, fast_bfloat16
 from evspec_ros.training.processes import process
 from evspec_ros.training.rollout import greedy_answers
 
 MANIFEST = "features.json"
-MAX_NEW_TOKENS = 80
 SHARD = 32  # scenes
 
 

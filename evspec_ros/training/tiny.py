@@ -32,8 +32,9 @@ from evspec_ros.networks.tiny import TINY_CLIP, tiny_eventgpt, tiny_video_llava
 from evspec_ros.networks.tokenizer import save_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_TOKENS, VIDEO_TOKEN, event_prompt, target_prompt
+from evspec_ros.sizes import FRAMES
 from evspec_ros.training import dataset
-from evspec_ros.training.dataset import FRAMES, FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
+from evspec_ros.training.dataset import FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
 from evspec_ros.training.files import claim
 from evspec_ros.training.loop import Report, Schedule, fit
 from evspec_ros.training.processes import own_device, process

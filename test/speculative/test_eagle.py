@@ -483,7 +483,7 @@ def test_the_last_row_of_a_prompt_is_always_read() -> None:
 
 def test_a_larger_cache_or_other_layers_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the rows of a smaller cache nor features that were not asked for are there to be reused."""
-    monkeypatch.setattr("evspec_ros.speculative.target.CACHE_STEP", 8)
+    monkeypatch.setattr("evspec_ros.sizes.CACHE_STEP", 8)
     target, prompt = _target(), torch.randn(1, 12, CONFIG.hidden_size)
     with torch.inference_mode():
         reused = [
