@@ -196,7 +196,8 @@ class EventGptDrafter:
             return
         writer = self._writer
         writer.read_prompt(prompt.event_ids, features)
-        while reading() and len(writer.tokens) < min(AHEAD, writer.room):
+        most = min(AHEAD, writer.room)
+        while reading() and len(writer.tokens) < most:
             writer.read([writer.said[-1][0]])
 
 
