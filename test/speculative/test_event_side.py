@@ -12,7 +12,7 @@ from torch import Tensor
 from evspec_ros.speculative import EventSide, Prompt
 from evspec_ros.speculative.event_side import EventTimes, Reading
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 20.0
 
 
 def _prompt(value: float) -> Prompt:
