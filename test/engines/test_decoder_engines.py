@@ -305,10 +305,11 @@ def test_texts_are_those_of_plain_decoding_with_the_modules(engine: str, tempera
             assert drafted.statistics.mean_accepted_length > (0.9 if right == 0 else 2.0)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3", "previous"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "previous", "combined"])
 def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
     """Drafters that keep features from pass to pass draft through captured passes what they draft through the
-    modules: as many nodes, as many of them accepted; two texts in a row.
+    modules: as many nodes, as many of them accepted. The last text begins as the one before it, which alone
+    is followed for a while, and the head reads later what the passes gave.
     """
     decoder, lm_head = _networks()
     size = decoder.config.hidden_size
@@ -317,17 +318,21 @@ def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
         "eagle": lambda: EagleHead(EagleConfig(size, 96, 4, 4, 16, 24, 128)),
         "eagle3": lambda: Eagle3Head(Eagle3Config(size, (0, 2, 3), VOCABULARY, size, 96, 4, 16, 24, 128)),
         "previous": lambda: None,
+        "combined": lambda: Eagle3Head(Eagle3Config(size, (3,), VOCABULARY, size, 96, 4, 16, 24, 128)),
     }[kind]()
     found = []
     for engine in ("torch", "graphed"):
         target = DecoderTarget(decoder, lm_head, (), str, engine=ENGINES[engine](decoder, lm_head))
         drafter = make_drafter(kind, target, DraftModels(head))
         random = torch.Generator().manual_seed(1)
-        for rows in (9, 12):
-            prompt = Prompt(torch.randn(1, rows, size, generator=random))
-            made = generate(target, drafter, prompt, max_new_tokens=30, limits=DraftLimits(4, 8))
+        prompts = [torch.randn(1, rows, size, generator=random) for rows in (9, 12)]
+        prompts.append(prompts[-1] + 0.05 * torch.randn(1, 12, size, generator=random))
+        for prompt in prompts:
+            made = generate(target, drafter, Prompt(prompt), max_new_tokens=30, limits=DraftLimits(4, 8))
             found.append((made.tokens, made.statistics.drafted_by_position, made.statistics.accepted))
-    assert found[:2] == found[2:]
+    assert found[:3] == found[3:]
+    same = [one == other for one, other in zip(found[1][0], found[2][0], strict=True)]
+    assert same.index(False) > 6
 
 
 def test_sampling_through_an_engine_keeps_the_target_s_distribution() -> None:
