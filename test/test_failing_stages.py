@@ -111,7 +111,7 @@ def texts(windows: list[Window]) -> list[list[tuple[int, ...]]]:
 
 
 @pytest.fixture(scope="module", params=list(SETTINGS))
-def describer(request: pytest.FixtureRequest) -> SceneDescriber:
+def describer(request: pytest.FixtureRequest) -> Iterator[SceneDescriber]:
     """Events read before the target, beside it, and a head that learns."""
     made = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, **SETTINGS[request.param])
     made._frame_preprocessor = Preprocessing(made._frame_preprocessor)  # type: ignore[assignment]
@@ -119,7 +119,10 @@ def describer(request: pytest.FixtureRequest) -> SceneDescriber:
     reads: Any = Preprocessing(made._event_reader.preprocessor)
     made._event_reader = replace(made._event_reader, preprocessor=reads)
     made.warm_up()
-    return made
+    yield made
+    if made._online is not None:  # a thread in the middle of a step would meet the interpreter's end
+        made._online.close()
+        made._online._thread.join()
 
 
 def _describe(
@@ -158,7 +161,7 @@ def test_the_next_window_is_described_after_an_exception_at_any_stage(
     if name in BESIDE and not describer._sides[0].overlap:
         pytest.skip("the event model writes beside the target alone")
     describer.forget_stream()
-    _describe(describer, windows[0])
+    assert [answer.tokens for answer in _describe(describer, windows[0])] == texts[0]
     stage, error = (STAGES | BESIDE)[name], ERRORS[(len(name) + call) % len(ERRORS)]
     with _failing_once(describer, stage, call, error) as calls:
         if stage.fatal:
@@ -175,11 +178,10 @@ def test_the_next_window_is_described_after_an_exception_at_any_stage(
             problems = [answer.draft_problem for answer in found]
             assert any(type(error).__name__ in problem for problem in problems) == (calls[0] >= call)
             assert found[0].as_dict()["draft_problem"] == found[0].draft_problem
-    for index in (2, 1, 0):
-        answers = _describe(describer, windows[index])
-        assert [answer.tokens for answer in answers] == texts[index]
-        assert [answer.draft_problem for answer in answers] == ["", ""]
-        assert answers[0].statistics.drafted > 0
+    answers = _describe(describer, windows[2])
+    assert [answer.tokens for answer in answers] == texts[2]
+    assert [answer.draft_problem for answer in answers] == ["", ""]
+    assert answers[0].statistics.drafted > 0
 
 
 def test_a_listener_that_raises_stops_its_text_alone(

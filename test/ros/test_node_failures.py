@@ -17,6 +17,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from node_bench import Bench, make_bench
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.srv import SetParameters
+from rclpy.clock import ClockChange
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -49,7 +50,7 @@ class Log:
 def bench(ros: None, checkpoints: Path) -> Iterator[Bench]:
     """An active node that describes on request, with a listener on every topic and a frame to describe."""
     spinner = Spinner()
-    made = make_bench(spinner, autostart=False, max_new_tokens=8, trigger="on_request")
+    made = make_bench(spinner, autostart=False, max_new_tokens=16, trigger="on_request")
     assert made.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     assert made.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     made.listen(String, "/evspec/description/partial")
@@ -252,12 +253,13 @@ def test_a_jump_of_time_that_fails_ends_nothing(
     """And one that does not reaches the drafters: what was said is forgotten."""
     describer, jump = bench.node._describer, bench.node._jump._post_callback
     _fail_once(monkeypatch, describer, "forget_stream", KeyError("jump"))
-    jump(None)
+    back = {"clock_change": ClockChange.ROS_TIME_NO_CHANGE, "delta": -(10**9)}
+    jump(back)
     _told(bench, DiagnosticStatus.ERROR, "KeyError: 'jump'")
     _send(bench)
     assert bench.call(Trigger, "/evspec/describe").success
     assert describer._drafters[0]._previous._memory
-    jump(None)
+    jump(back)
     _send(bench)
     forgotten: list[bool] = []
     forget = describer._drafters[0].forget
