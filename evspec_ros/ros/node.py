@@ -149,6 +149,7 @@ class EvspecNode(LifecycleNode):
         started = time.monotonic()
         self._events_type = message_type(settings.events_type)
         describer = self._load(settings)
+        describer.require_room(settings.prompts, settings.limits)
         self._description = self._output(String, "~/description", 10)
         self._partial = self._output(String, "~/description/partial", 10)
         self._result = self._output(String, "~/result", 10)

@@ -297,6 +297,15 @@ def test_configuring_that_fails_says_why_and_can_be_repeated(
         assert getattr(other.node, f"trigger_{transition}")() == TransitionCallbackReturn.SUCCESS
 
 
+def test_a_prompt_without_room_fails_configuring(spinner: Spinner, checkpoints: Path) -> None:
+    """It could be set before the model was known; with a shorter one configuring succeeds."""
+    other = make_bench(spinner, autostart=False, prompt="why " * 2_500)
+    assert other.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    _told(other, DiagnosticStatus.ERROR, "shorten the prompt")
+    assert other.set_parameter("prompt", "Why?") == ""
+    assert other.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
 def test_activating_that_fails_can_be_repeated(
     spinner: Spinner, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
