@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evspec_ros.engines.selection import choose_engine
-from evspec_ros.errors import CheckpointError, GenerationError
+from evspec_ros.errors import CheckpointError, Failure, GenerationError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
 from evspec_ros.frames.clip import ClipPreprocessor
@@ -46,12 +46,13 @@ from evspec_ros.networks.tokenizer import (
     load_target_tokenizer,
 )
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
+from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_PROMPT, TARGET_PROMPT, asked
 from evspec_ros.sizes import FRAMES, KEPT_FRAMES, MAX_NEW_TOKENS, TREE_SIZE
-from evspec_ros.speculative.costs import measure_costs, measure_passes
+from evspec_ros.speculative.costs import PrefillCost, measure_costs, measure_passes, measure_prefill
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, PassCosts, Prompt
 from evspec_ros.speculative.event_side import EventSide
-from evspec_ros.speculative.generate import generate, generate_together
+from evspec_ros.speculative.generate import generate_together
+from evspec_ros.speculative.guarded import GuardedDrafter
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DraftModels, drafter_kind, make_drafter
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.statistics import DecodingStatistics
@@ -91,10 +92,12 @@ class Description:
 
     stamp_ns: ROS time of the window's end; window_ms: its length as asked for; tokens: emitted ids, the end
     token included. latency_ms: wall-clock milliseconds of each stage (see `_latencies`). prefill_slowdown:
-    how much longer the prefill took with the event model beside it than alone. reused_frames: of the window's
-    frames, those that were not encoded for it, as an earlier window had them. lossless: the text is what the
-    target alone would have written. head_version: which draft head drafted, 0 being the one that was loaded,
-    1 the first that online distillation put into its place, and so on.
+    how much longer the window's prefill took with the event model beside it than alone. reused_frames: of the
+    window's frames, those that were not encoded for it, as an earlier window had them. lossless: the text is
+    what the target alone would have written. head_version: which draft head drafted, 0 being the one that was
+    loaded, 1 the first that online distillation put into its place, and so on. draft_failure: why the drafter
+    was left out of this text, which the target then wrote on alone, or why the head learnt nothing from the
+    last ones; None where all went well.
     """
 
     stamp_ns: int
@@ -109,6 +112,12 @@ class Description:
     drafter: str
     lossless: bool
     head_version: int = 0
+    draft_failure: Failure | None = None
+
+    @property
+    def draft_problem(self) -> str:
+        """`draft_failure` in one line, "" without one."""
+        return self.draft_failure.problem if self.draft_failure else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; `stamp` in seconds."""
@@ -124,6 +133,7 @@ class Description:
             "mean_accepted_length": self.statistics.mean_accepted_length,
             "statistics": self.statistics.as_dict(),
             "drafter": self.drafter,
+            "draft_problem": self.draft_problem,
             "head_version": self.head_version,
             "lossless": self.lossless,
         }
@@ -216,7 +226,7 @@ class SceneDescriber:
         self._weight = target.lm_head.weight  # tells device and dtype
         self._frame_features = FrameFeatures(KEPT_FRAMES)
         self._costs: PassCosts | None = None
-        self._prefill_row_ms = 0.0  # without an event model beside it; 0 where there never is one
+        self._prefill_cost: PrefillCost | None = None  # None where no event model runs beside it
         self._stream_ended = False
 
     @classmethod
@@ -275,36 +285,40 @@ class SceneDescriber:
         """Describe a blank window, so that all is compiled and allocated before the first real one, and
         measure what passes and drafts cost here. The first description does it, if nobody did before.
         """
-        self._warm = True
+        self._warm = True  # or the blank window would ask for it
+        try:
+            self._measure()
+        except BaseException:
+            self._warm = False
+            raise
+
+    def _measure(self) -> None:
         size = self._frame_preprocessor.size
         blank = np.zeros((size, size, 3), np.uint8)
         window = Events.empty(size, size), [Frame(0, blank) for _ in range(FRAMES)]
         self.describe(*window, stamp_ns=0)
         (prompt,) = self._prompts(*window, (DEFAULT_PROMPT,), _Stages(self._weight.device), {})
         if not isinstance(self._drafters[0], NoDrafter):
-            self._costs = measure_costs(
-                self._decoder, self._drafters[0], prompt, measure_passes(self._decoder, prompt)
-            )
+            drafter = GuardedDrafter(self._drafters[0])
+            self._costs = measure_costs(self._decoder, drafter, prompt, measure_passes(self._decoder, prompt))
         if self._sides[0].overlap:
-            alone = []
-            for _ in range(3):
-                self._decoder.forget()
-                found = generate(self._decoder, NoDrafter(), prompt, max_new_tokens=1).statistics
-                alone.append(found.prefill_ms / found.prompt_rows)
-            self._prefill_row_ms = min(alone)
+            self._prefill_cost = measure_prefill(self._decoder, prompt)
         self.forget_stream()
         self._decoder.forget()
         if self._online is not None and self._online.start():  # blank windows teach nothing
             self._drafters = [self._online.observed(drafter) for drafter in self._drafters]
 
+    def forget_stream(self) -> None:
+        """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
+        self._stream_ended = True
+
     def require_room(self, prompts: Sequence[str], limits: Limits) -> None:
         """Raise GenerationError where an answer within the limits to one of the prompts needs more positions
-        than the target has.
+        than the target has, and for a prompt that holds what is no text.
         """
         text, tokens = self._target.config.text, self._target.config.vision.tokens
         for prompt in prompts:
-            ids = self._tokenizer.encode(target_prompt(prompt), bos=True)
-            rows = len(ids) - 1 + FRAMES * tokens
+            rows = len(_target_ids(self._tokenizer, prompt)) - 1 + FRAMES * tokens
             left = text.max_positions - rows - limits.tree_size
             if limits.max_new_tokens > left:
                 raise GenerationError(
@@ -312,10 +326,6 @@ class SceneDescriber:
                     f"the target's {text.max_positions} positions the prompt takes {rows} and a draft up to "
                     f"{limits.tree_size} (tree_size); lower max_new_tokens or shorten the prompt."
                 )
-
-    def forget_stream(self) -> None:
-        """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
-        self._stream_ended = True
 
     def describe(
         self,
@@ -353,13 +363,16 @@ class SceneDescriber:
     ) -> tuple[Description, ...]:
         """Answer prompts about one window: its events (there may be none) and its frames (at least one,
         oldest first). The window is read once, and the answers are written together, each as it would be
-        alone.
+        alone; without a prompt there is no answer.
 
         A frame that an earlier window had too is not encoded again, and a prompt that begins as the last one
-        did is read from where they part. on_text is called with a prompt's number and its text so far
-        whenever that grows. Raises GenerationError without frames, for a prompt that is too long and for
-        impossible limits.
+        did is read from where they part. A drafter that raises anything is left out of its text and asked
+        again in the next window. on_text is called with a prompt's number and its text so far whenever that
+        grows. Raises GenerationError without frames, for a prompt that is too long or holds what is no text,
+        and for impossible limits.
         """
+        if not prompts:
+            return ()
         if not frames:
             raise GenerationError("There is no frame to describe; wait until the RGB camera has sent one.")
         if not self._warm:
@@ -377,6 +390,7 @@ class SceneDescriber:
         known = len(self._frame_features.missing(frames))
         inputs = self._prompts(events, frames, prompts, stages, event_stages)
         written: list[list[int]] = [[] for _ in prompts]
+        drafters = [GuardedDrafter(drafter) for drafter in self._drafters[: len(prompts)]]
 
         def on_tokens(number: int, tokens: list[int]) -> None:
             written[number] += tokens
@@ -385,7 +399,7 @@ class SceneDescriber:
         with nullcontext() if self._online is None else self._online.writing():
             generations = generate_together(
                 self._decoder,
-                self._drafters[: len(prompts)],
+                drafters,
                 inputs,
                 max_new_tokens=limits.max_new_tokens,
                 sampling=Sampling(limits.temperature, limits.top_p, limits.top_k),
@@ -396,6 +410,9 @@ class SceneDescriber:
             )
         stages.lap("generate")
         side = self._sides[0]
+        learning = None if self._online is None else self._online.take_failure()
+        cost = self._prefill_cost
+        slowdown = cost.slowdown([found.statistics for found in generations]) if cost else 1.0
         return tuple(
             Description(
                 stamp_ns=stamp_ns,
@@ -404,14 +421,15 @@ class SceneDescriber:
                 text=generation.text,
                 tokens=generation.tokens,
                 latency_ms=_latencies(stages.laps, event_stages, generation.statistics, side),
-                prefill_slowdown=self._slowdown(generation.statistics),
+                prefill_slowdown=slowdown,
                 reused_frames=len(set(frames)) - known,
                 statistics=generation.statistics,
                 drafter=self.drafter,
                 lossless=generation.lossless,
                 head_version=0 if self._online is None else self._online.version,
+                draft_failure=drafter.failure or learning,
             )
-            for prompt, generation in zip(prompts, generations, strict=True)
+            for prompt, generation, drafter in zip(prompts, generations, drafters, strict=True)
         )
 
     def _add_drafter(self) -> None:
@@ -467,7 +485,7 @@ class SceneDescriber:
         read = None if reader is None else _once(lambda: self._event_features(events, event_stages))
         prompts = []
         for question in questions:
-            ids = self._tokenizer.encode(target_prompt(question), bos=True)
+            ids = _target_ids(self._tokenizer, question)
             places = torch.tensor(ids, device=self._weight.device)
             embeddings = self._target.embed_prompt(places, video)[None]
             event_ids = None if reader is None else _event_ids(reader.tokenizer, question)
@@ -485,11 +503,6 @@ class SceneDescriber:
         features = self._event_reader.model.encode_events(pixels)
         stages.lap("event_features")
         return features
-
-    def _slowdown(self, statistics: DecodingStatistics) -> float:
-        """A prefill's time over what its rows take alone; 1 where nothing runs beside it."""
-        rows = statistics.prompt_rows - statistics.reused_rows
-        return statistics.prefill_ms / (rows * self._prefill_row_ms) if self._prefill_row_ms else 1.0
 
     def _encode(self, frames: Sequence[Frame], stages: _Stages) -> Tensor:
         """Embeddings [F, tokens, D] of frames, of which there may be none."""
@@ -532,10 +545,16 @@ def _latencies(
     }
 
 
+def _target_ids(tokenizer: Tokenizer, question: str) -> list[int]:
+    """The target's prompt; of its special tokens the template's alone, whatever the question holds."""
+    return tokenizer.encode(TARGET_PROMPT, bos=True) + tokenizer.encode_plain(asked(question))
+
+
 def _event_ids(tokenizer: Tokenizer, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The event model's prompt around its event tokens."""
-    before, after = event_prompt(question)
-    return tuple(tokenizer.encode(before, bos=True)), tuple(tokenizer.encode(after))
+    """The event model's prompt around its event tokens, likewise."""
+    before, after = EVENT_PROMPT
+    behind = tokenizer.encode(after) + tokenizer.encode_plain(asked(question))
+    return tuple(tokenizer.encode(before, bos=True)), tuple(behind)
 
 
 def _once(read: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -380,6 +380,23 @@ def test_events_read_beside_the_prefill_change_no_text(drafter: str, plain: Scen
         assert found.prefill_slowdown > 0.2
 
 
+def test_the_slowdown_of_a_prefill_is_one_number_for_all_questions() -> None:
+    """It compares with what the rows that were computed take alone, few or many: about 1, not the 54 of a
+    second question that was taken to have read its own few rows in the whole prefill's time.
+    """
+    beside = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, overlap="on")
+    events, frames = _window(0)
+    told = []
+    for prompts in (QUESTIONS[:2], QUESTIONS[1:], QUESTIONS, QUESTIONS):
+        found = beside.describe_all(events, frames, prompts=prompts, stamp_ns=1)
+        assert len({answer.prefill_slowdown for answer in found}) == 1
+        told.append(found[0].prefill_slowdown)
+    assert sorted(told)[1] < 8
+    alone = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, overlap="off")
+    found = alone.describe_all(events, frames, prompts=QUESTIONS, stamp_ns=1)
+    assert {answer.prefill_slowdown for answer in found} == {1.0}
+
+
 def test_a_repeated_window_costs_one_verification_until_the_stream_ends() -> None:
     """The default drafter remembers what it said, and forgets it where time jumps."""
     eagle = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD)

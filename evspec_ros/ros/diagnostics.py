@@ -17,7 +17,11 @@ SILENT_AFTER_S = 2.0  # a camera that sends nothing for this long is reported
 
 
 class DescriptionCounts:
-    """Counts the worker's descriptions and failures; safe between threads."""
+    """Counts the node's descriptions and what went wrong; safe between threads.
+
+    problem: why the last window was not described, "" where it was; last_problem: the last one of all, in
+    whatever part of the node.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,9 +30,10 @@ class DescriptionCounts:
     def reset(self) -> None:
         """Count from zero."""
         with self._lock:
-            self.described = self.failed = self.tokens = 0
+            self.described = self.failed = self.errors = self.draft_failures = self.tokens = 0
             self.decode_ms = 0.0
-            self.problem = ""
+            self.problem = self.last_problem = ""
+            self._untold = self._untold_draft = ""  # what no report has told of yet
             self.last: Description | None = None
             self.last_age_ms = 0.0
 
@@ -45,7 +50,28 @@ class DescriptionCounts:
         """Count one window that could not be described."""
         with self._lock:
             self.failed += 1
-            self.problem = problem
+            self.problem = self.last_problem = self._untold = problem
+
+    def note(self, problem: str) -> None:
+        """Count one problem beside the descriptions: in a callback, say."""
+        with self._lock:
+            self.errors += 1
+            self.last_problem = self._untold = problem
+
+    def fail_to_draft(self, problem: str) -> None:
+        """Count one text that the target wrote without its drafter."""
+        with self._lock:
+            self.draft_failures += 1
+            self.last_problem = self._untold_draft = problem
+
+    def tell(self) -> tuple[str, str]:
+        """An error and a warning that have come since the last report, "" where none did: a problem is told
+        though the next window was described well.
+        """
+        with self._lock:
+            told = self._untold, self._untold_draft
+            self._untold = self._untold_draft = ""
+            return told
 
     def values(self) -> dict[str, Any]:
         """The figures for /diagnostics."""
@@ -53,6 +79,8 @@ class DescriptionCounts:
             values: dict[str, Any] = {
                 "descriptions": self.described,
                 "failures": self.failed,
+                "errors": self.errors,
+                "draft_failures": self.draft_failures,
                 "tokens_per_second": round(1000 * self.tokens / self.decode_ms, 1) if self.decode_ms else 0.0,
             }
             if self.last is not None:

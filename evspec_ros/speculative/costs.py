@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from evspec_ros.sizes import MEASURED_ROWS, TIMED_ROWS, TIMINGS
-from evspec_ros.speculative.drafter import Drafter, DraftLimits, PassCosts, Prompt
+from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, PassCosts, Prompt
 from evspec_ros.speculative.generate import generate
 from evspec_ros.speculative.statistics import DecodingStatistics
-from evspec_ros.speculative.target import Block, Target
+from evspec_ros.speculative.target import Block, DecoderTarget, Target
 from evspec_ros.speculative.tree import DraftTree
 
 _NODES, _TOKENS = 32, 64  # of drafts and texts that are timed
@@ -40,6 +41,38 @@ def measure_costs(
     return PassCosts(
         tuple(scale * cost for cost in passes_ms), found.draft_ms / found.drafted if found.drafted else 0.0
     )
+
+
+@dataclass(frozen=True)
+class PrefillCost:
+    """What reading prompts takes while nothing runs beside it: milliseconds a prompt and milliseconds a row
+    of it that is computed.
+    """
+
+    prompt_ms: float
+    row_ms: float
+
+    def slowdown(self, together: Sequence[DecodingStatistics]) -> float:
+        """How many times longer than that the prompts of one `generate_together` took, which share the
+        prefill's time.
+        """
+        rows = sum(one.prompt_rows - one.reused_rows for one in together)
+        return together[0].prefill_ms / (len(together) * self.prompt_ms + rows * self.row_ms)
+
+
+def measure_prefill(target: DecoderTarget, prompt: Prompt) -> PrefillCost:
+    """The line through what all rows of a prompt and its last one alone take, each at its fastest."""
+
+    def read() -> float:
+        return generate(target, NoDrafter(), prompt, max_new_tokens=1).statistics.prefill_ms
+
+    whole_ms, last_ms = [], []
+    for _ in range(TIMINGS):
+        target.forget()
+        whole_ms.append(read())
+        last_ms.append(read())  # the others are known
+    row_ms = max(0.0, min(whole_ms) - min(last_ms)) / (prompt.embeddings.shape[1] - 1)
+    return PrefillCost(min(last_ms) - row_ms, row_ms)
 
 
 @torch.inference_mode()

@@ -57,6 +57,8 @@ class EventSide:
         self._wanted = False
         if self._pending is not None:  # a text that was written without asking for its events
             self._pending.exception()
+        self.times = EventTimes()
+        self._found = None  # of the prompt before
         self._wanted = self.overlap
         if self._thread is None:
             self._found = self._read(prompt, then)

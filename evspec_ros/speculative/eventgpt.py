@@ -194,7 +194,8 @@ class EventGptDrafter:
             return
         writer = self._writer
         writer.read_prompt(prompt.event_ids, features)
-        while reading() and len(writer.tokens) < min(EVENT_AHEAD, writer.room):
+        most = min(EVENT_AHEAD, writer.room)
+        while reading() and len(writer.tokens) < most:
             writer.read([writer.said[-1][0]])
 
 

@@ -11,13 +11,24 @@ from torch import Tensor, nn
 from transformers import LlamaConfig as HfLlamaConfig
 from transformers import LlamaForCausalLM
 
-from evspec_ros.engines.cuda_graphs import GraphedDecoder, StaticRows, static_pass
+from evspec_ros.engines import cuda_graphs
+from evspec_ros.engines.cuda_graphs import _WARM_UPS, GraphedDecoder, StaticRows, static_pass
 from evspec_ros.engines.decoder import DecoderEngine, DecoderPass, Rows, TorchDecoder
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError, GenerationError
+from evspec_ros.networks.draft_head import Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder
-from evspec_ros.speculative import DecoderTarget, DraftLimits, DraftTree, NoDrafter, Prompt, generate
+from evspec_ros.speculative import (
+    DecoderTarget,
+    DraftLimits,
+    DraftModels,
+    DraftTree,
+    NoDrafter,
+    Prompt,
+    generate,
+    make_drafter,
+)
 from evspec_ros.speculative.sampling import Sampling
 
 TOLERANCE = 1e-4
@@ -46,7 +57,61 @@ class StaticDecoder:
         return "static"
 
 
-ENGINES = {"torch": TorchDecoder, "onnxruntime": OnnxDecoder, "static": StaticDecoder}
+class EmulatedCapture:
+    """`_Captured` without a GPU: each replay computes `static_pass` into the same tensors."""
+
+    def __init__(
+        self,
+        decoder: LlamaDecoder,
+        lm_head: nn.Module,
+        cache: KVCache,
+        rows: StaticRows,
+        layers: tuple[int, ...],
+    ) -> None:
+        self.rows = rows
+        self._pass = lambda: static_pass(decoder, lm_head, cache, rows, layers)
+        for _ in range(_WARM_UPS):
+            self._output = self._pass()
+
+    def replay(self) -> DecoderPass:
+        """Into the same memory as ever."""
+        new = self._pass()
+        for place, values in zip(self.tensors, (new.logits, *new.features), strict=True):
+            place.copy_(values)
+        return self._output
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a pass has given."""
+        return self._output.logits, *self._output.features
+
+
+class EmulatedGraphs(GraphedDecoder):
+    """GraphedDecoder on the CPU; whatever an earlier pass gave, over however many rows, is overwritten."""
+
+    def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
+        self._device = torch.device("cpu")
+        self._decoder, self._lm_head = decoder, lm_head
+        self._cache, self._graphs = None, {}
+
+    def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """As on a GPU, after what could be left of other passes is spoilt."""
+        for graph in self._graphs.values():
+            for tensor in graph.tensors:  # type: ignore[attr-defined]
+                tensor.fill_(float("nan"))
+        return super().run(rows, cache, layers)
+
+    def describe(self) -> str:
+        """For tests."""
+        return "emulated"
+
+
+ENGINES = {
+    "torch": TorchDecoder,
+    "onnxruntime": OnnxDecoder,
+    "static": StaticDecoder,
+    "graphed": EmulatedGraphs,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +119,8 @@ def _quiet() -> Iterator[None]:
     """Networks this small only wait for each other's threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.inference_mode():
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_graphs, "_Captured", EmulatedCapture)
         yield
     torch.set_num_threads(threads)
 
@@ -254,6 +320,36 @@ def test_texts_are_those_of_plain_decoding_with_the_modules(engine: str, tempera
             )
             assert drafted.tokens == text
             assert drafted.statistics.mean_accepted_length > (0.9 if right == 0 else 2.0)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "previous", "combined"])
+def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
+    """Drafters that keep features from pass to pass draft through captured passes what they draft through the
+    modules: as many nodes, as many of them accepted. The last text begins as the one before it, which alone
+    is followed for a while, and the head reads later what the passes gave.
+    """
+    decoder, lm_head = _networks()
+    size = decoder.config.hidden_size
+    torch.manual_seed(2)
+    head = {
+        "eagle": lambda: EagleHead(EagleConfig(size, 96, 4, 4, 16, 24, 128)),
+        "eagle3": lambda: Eagle3Head(Eagle3Config(size, (0, 2, 3), VOCABULARY, size, 96, 4, 16, 24, 128)),
+        "previous": lambda: None,
+        "combined": lambda: Eagle3Head(Eagle3Config(size, (3,), VOCABULARY, size, 96, 4, 16, 24, 128)),
+    }[kind]()
+    found = []
+    for engine in ("torch", "graphed"):
+        target = DecoderTarget(decoder, lm_head, (), str, engine=ENGINES[engine](decoder, lm_head))
+        drafter = make_drafter(kind, target, DraftModels(head))
+        random = torch.Generator().manual_seed(1)
+        prompts = [torch.randn(1, rows, size, generator=random) for rows in (9, 12)]
+        prompts.append(prompts[-1] + 0.05 * torch.randn(1, 12, size, generator=random))
+        for prompt in prompts:
+            made = generate(target, drafter, Prompt(prompt), max_new_tokens=30, limits=DraftLimits(4, 8))
+            found.append((made.tokens, made.statistics.drafted_by_position, made.statistics.accepted))
+    assert found[:3] == found[3:]
+    same = [one == other for one, other in zip(found[1][0], found[2][0], strict=True)]
+    assert same.index(False) > 6
 
 
 def test_sampling_through_an_engine_keeps_the_target_s_distribution() -> None:
