@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.events.streams import NO_MESSAGES, StreamCounts
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 
@@ -30,21 +31,53 @@ OVERLAP_NS = 1_000_000_000  # how far consecutive pieces of one stream may step 
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A message that was left out.
+
+    number: which message of its topic, from 1 on. log_ns: when it was recorded. reason: a sentence.
+    """
+
+    number: int
+    log_ns: int
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON takes them."""
+        return {"number": self.number, "log_ns": self.log_ns, "reason": self.reason}
+
+
+@dataclass(frozen=True)
 class Topic:
     """One stream of a recording.
 
     count: messages (rosbag2) or samples (other formats). left_out: why it is not read, "" where it is.
+    read: what became of its messages in a pass over the recording. first_refusal: the first message that was
+    left out of those that were read.
     """
 
     name: str
     type: str
     count: int
     left_out: str = ""
+    read: StreamCounts = NO_MESSAGES
+    first_refusal: Refusal | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Name, type, count and, where the topic is not read, the reason."""
+        """Name, type, count and what is not as it should be: why the topic is not read, how many messages
+        were left out and the first of them, losses, restarts.
+        """
         fields: dict[str, Any] = {"name": self.name, "type": self.type, "count": self.count}
-        return fields | {"left_out": self.left_out} if self.left_out else fields
+        wrong = {
+            "left_out": self.left_out,
+            "messages_left_out": self.read.refused,
+            "first_left_out": self.first_refusal.as_dict() if self.first_refusal else None,
+            "lost_messages": self.read.lost,
+            "unplaced_events": self.read.unplaced,
+            "corrupt_words": self.read.corrupt,
+            "restarts": self.read.restarts,
+            "last_restart": self.read.restart,
+        }
+        return fields | {name: value for name, value in wrong.items() if value}
 
 
 @dataclass(frozen=True)
@@ -144,7 +177,8 @@ class Piece:
     """A lazily read bit of one topic: a message of a bag, a packet of a file.
 
     events are on the sensor's clock and offset_ns brings them onto the recording's; a frame's stamp is on the
-    recording's clock already.
+    recording's clock already. read: what became of the message, where messages are counted; one that was left
+    out has neither events nor a frame, and its time in the recording is log_ns.
     """
 
     topic: str
@@ -153,6 +187,8 @@ class Piece:
     frame: Frame | None = None
     offset_ns: int = 0
     triggers: int = 0
+    read: StreamCounts = NO_MESSAGES
+    log_ns: int = 0
 
 
 class Recording(ABC):
@@ -218,7 +254,12 @@ class Recording(ABC):
         """Totals, span and topics; the first use reads the whole recording."""
         survey = self.survey
         return RecordingInfo(
-            survey.totals, survey.triggers, survey.frames, survey.start_ns, survey.stop_ns, self.topics
+            survey.totals,
+            survey.triggers,
+            survey.frames,
+            survey.start_ns,
+            survey.stop_ns,
+            tuple(survey.judged(topic) for topic in self.topics),
         )
 
     @cached_property
@@ -240,10 +281,16 @@ class Survey:
     start_ns: int = 0
     stop_ns: int = 0
     samples: Counter[str] = field(default_factory=Counter)
+    read: dict[str, StreamCounts] = field(default_factory=dict)  # by topic
+    first_refusals: dict[str, Refusal] = field(default_factory=dict)  # likewise
 
     def add(self, piece: Piece) -> None:
         """Count one more piece."""
         self.samples[piece.topic] += piece.samples
+        self.read[piece.topic] = self.read.get(piece.topic, NO_MESSAGES).plus(piece.read)
+        if piece.read.refused and piece.topic not in self.first_refusals:
+            refusal = Refusal(self.samples[piece.topic], piece.log_ns, piece.read.problem)
+            self.first_refusals[piece.topic] = refusal
         self.triggers += piece.triggers
         if piece.frame is not None:
             self.frames += 1
@@ -252,6 +299,11 @@ class Survey:
             self.totals = self.totals.plus(piece.events)
             times = piece.events.t
             self._span(int(times.min()) + piece.offset_ns, int(times.max()) + piece.offset_ns)
+
+    def judged(self, topic: Topic) -> Topic:
+        """The topic with what became of its messages."""
+        read = self.read.get(topic.name, NO_MESSAGES)
+        return replace(topic, read=read, first_refusal=self.first_refusals.get(topic.name))
 
     def _span(self, first_ns: int, last_ns: int) -> None:
         empty = self.stop_ns == self.start_ns

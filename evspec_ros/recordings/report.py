@@ -11,7 +11,7 @@ from rich.table import Table
 
 from evspec_ros.recordings.convert import convert
 from evspec_ros.recordings.opening import open_recording
-from evspec_ros.recordings.recording import RecordingInfo
+from evspec_ros.recordings.recording import RecordingInfo, Topic
 
 YEAR_2000_NS = 946_684_800_000_000_000  # earlier times count from a start that the recording does not tell
 
@@ -29,6 +29,9 @@ def print_info(path: Path, info: RecordingInfo) -> None:
     console = Console(highlight=False)
     console.print(_totals(path, info))
     console.print(_topics(info))
+    for topic in info.topics:
+        for remark in _remarks(topic):
+            console.print(remark, soft_wrap=True, markup=False)
 
 
 def convert_visibly(source: Path, destination: Path, storage: str) -> None:
@@ -80,6 +83,26 @@ def _topics(info: RecordingInfo) -> Table:
             topic.name, topic.type, f"{topic.count:,}", f"no: {topic.left_out}" if topic.left_out else "yes"
         )
     return table
+
+
+def _remarks(topic: Topic) -> list[str]:
+    """What was not as it should be among a topic's messages, a sentence each."""
+    read, first = topic.read, topic.first_refusal
+    remarks = []
+    if first is not None:
+        remarks.append(
+            f"{read.refused:,} of the messages were left out, the first of them number {first.number:,} "
+            f"({_time(first.log_ns)}): {first.reason}"
+        )
+    if read.lost:
+        remarks.append(f"{read.lost:,} messages are missing.")
+    if read.unplaced:
+        remarks.append(f"{read.unplaced:,} events were left out, for a loss hid their time or place.")
+    if read.corrupt:
+        remarks.append(f"{read.corrupt:,} words were unreadable.")
+    if read.restarts:
+        remarks.append(f"The stream began anew, times: {read.restarts:,}; the last time: {read.restart}")
+    return [f"{topic.name}: {remark}" for remark in remarks]
 
 
 def _rate(count: int, info: RecordingInfo) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from evspec_ros.describer import Description
-from evspec_ros.ros.ingest import StreamCounts
+from evspec_ros.events.streams import StreamCounts
 
 SILENT_AFTER_S = 2.0  # a camera that sends nothing for this long is reported
 
@@ -113,7 +113,7 @@ class StreamMonitor:
             self._name: counts.items,
             f"{self._name}_per_second": round((counts.items - before.items) / elapsed, 1),
             "age_s": "never" if age_s is None else round(age_s, 3),
-            "lost_messages": counts.lost,
+            "lost_messages": "unknown" if counts.lost is None else counts.lost,
             "refused_messages": counts.refused,
             "corrupt_words": counts.corrupt,
             "unplaced_events": counts.unplaced,
@@ -132,7 +132,7 @@ class StreamMonitor:
             return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} yet."
         if age_s > SILENT_AFTER_S:
             return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} for {age_s:.1f} s."
-        lost, corrupt = counts.lost - before.lost, counts.corrupt - before.corrupt
+        lost, corrupt = (counts.lost or 0) - (before.lost or 0), counts.corrupt - before.corrupt
         if lost or corrupt:
             return DiagnosticStatus.WARN, (
                 f"On {self._topic}, {lost} messages were lost on the way and {corrupt} words were unreadable."

@@ -19,6 +19,7 @@ from evspec_ros.events.clock import SensorClock
 from evspec_ros.events.decoders import PacketData
 from evspec_ros.events.event_packets import EventPacket
 from evspec_ros.events.rendering import render_event_images
+from evspec_ros.events.streams import StreamCounts
 from evspec_ros.events.types import Events
 from evspec_ros.events.window import WindowSize
 from evspec_ros.frames.buffer import FrameBuffer
@@ -30,28 +31,6 @@ LAST = 2**62  # nanoseconds; later than any stamp
 REORDERING_NS = 100_000_000  # images may overtake each other by this much; beyond, time jumped back
 _EMPTY_ARRAY = struct.pack("<4siII4xIII", b"\0\1\0\0", 0, 0, 1, 1, 1, 0)  # no name, 1 x 1 pixels, no events
 SILENCE_S = 0.2  # after this long without the stream that is followed, another one takes its place
-
-
-@dataclass(frozen=True)
-class StreamCounts:
-    """What became of the messages of one topic since the last reset.
-
-    messages: all that arrived; refused: those that could not be used; items: events or frames kept; lost:
-    messages that never arrived, by their sequence numbers; corrupt: unreadable words inside good packets;
-    unplaced: events left out after a loss, for their time or place was not known; restarts: times the stream
-    began anew (time or sequence went backwards, another size); problem: the last refusal, "" if none;
-    restart: why the stream began anew the last time, "" if it never did.
-    """
-
-    messages: int = 0
-    refused: int = 0
-    items: int = 0
-    lost: int = 0
-    corrupt: int = 0
-    unplaced: int = 0
-    restarts: int = 0
-    problem: str = ""
-    restart: str = ""
 
 
 @dataclass(frozen=True)
