@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from evspec_ros.errors import EventDecodingError
 from evspec_ros.events import state
+from evspec_ros.events.bounds import Outside
 from evspec_ros.events.line_kernels import (
     count_evt3,
     count_libcaer_cmp,
@@ -19,7 +20,17 @@ from evspec_ros.events.line_kernels import (
     decode_libcaer_cmp,
 )
 from evspec_ros.events.types import Events
-from evspec_ros.events.word_kernels import decode_evt2, decode_libcaer, decode_mono, decode_trigger
+from evspec_ros.events.word_kernels import (
+    count_evt21,
+    count_evt21_legacy,
+    decode_evt2,
+    decode_evt21,
+    decode_evt21_legacy,
+    decode_libcaer,
+    decode_mono,
+    decode_trigger,
+    is_legacy_evt21,
+)
 
 PacketData: TypeAlias = "bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]"
 
@@ -41,13 +52,17 @@ class DecoderStatistics:
 class Decoder:
     """Turns the packets of one stream, in their order, into events; what an encoding carries over is kept.
 
-    evt2 and evt3 are Prophesee's formats (docs.prophesee.ai, "Data encoding formats"), with the sensor's own
-    times; libcaer, libcaer_cmp, mono and trigger are those of event_camera_codecs, with times that count from
-    the packet's time base. A trigger packet holds no events, only edges that are counted.
+    evt2, evt21 and evt3 are Prophesee's formats (docs.prophesee.ai, "Data encoding formats"), with the
+    sensor's own times. Of evt21 there are two word orders: that of a GenX320, and evt21_legacy, an IMX636's,
+    with the upper half first. A driver may name it as OpenEB does, "evt21;width=1280;endianness=legacy";
+    plain evt21 is the order that the first packet tells. libcaer, libcaer_cmp, mono and trigger are those of
+    event_camera_codecs, with times that count from the packet's time base. A trigger packet holds no events,
+    only edges that are counted.
     """
 
     def __init__(self, encoding: str, width: int, height: int) -> None:
-        if encoding not in _FORMATS:
+        name = _format_name(encoding)
+        if name not in _FORMATS:
             raise EventDecodingError(
                 f"The event encoding {encoding!r} is unknown: known ones are {', '.join(ENCODINGS)}."
             )
@@ -58,24 +73,26 @@ class Decoder:
         self.encoding = encoding
         self.width = width
         self.height = height
-        self._format = _FORMATS[encoding]
+        self._format = _FORMATS[name]
+        self._order_open = name == "evt21" and "endianness" not in encoding
         self._packets = 0
         self._state = state.new_state()
 
     def resynchronise(self) -> None:
         """A packet was lost: what was carried over is not trusted before the stream says it again.
 
-        evt2 waits for a TIME_HIGH, evt3 for TIME_HIGH, TIME_LOW and ADDR_Y, libcaer_cmp for ADDR_X, vectors
-        for their base; events before that are dropped and counted as `unplaced`. It is so at the start, too.
+        evt2 and evt21 wait for a TIME_HIGH, evt3 for TIME_HIGH, TIME_LOW and ADDR_Y, libcaer_cmp for ADDR_X,
+        vectors for their base; events before that are dropped and counted as `unplaced`. It is so at the
+        start, too.
         """
         state.resynchronise(self._state)
 
     def decode(self, data: PacketData, time_base: int = 0) -> Events:
         """The events of the next packet, in their order on the wire, all inside the sensor.
 
-        data: the packet's field `events`; time_base: its field of that name, nanoseconds, ignored for evt2
-        and evt3. Raises EventDecodingError, before any state changes, for a length that is no whole number of
-        words and for a time base out of range.
+        data: the packet's field `events`; time_base: its field of that name, nanoseconds, ignored for
+        Prophesee's formats. Raises EventDecodingError, before any state changes, for a length that is no
+        whole number of words and for a time base out of range.
         """
         words = self._words(data)
         if self._format.timed and not 0 <= time_base < _TIME_BASE_LIMIT_NS:
@@ -84,6 +101,8 @@ class Decoder:
                 f"it must be nanoseconds from 0 to {_TIME_BASE_LIMIT_NS - 1}."
             )
         self._packets += 1
+        if self._order_open:
+            self._take_order(words)
         most = self._format.count(words)
         t, x, y, p = np.empty(most, np.int64), *np.empty((2, most), np.uint16), np.empty(most, np.uint8)
         origin = int(time_base) if self._format.timed else 0
@@ -94,6 +113,19 @@ class Decoder:
     def statistics(self) -> DecoderStatistics:
         """A snapshot of the counters."""
         return DecoderStatistics(self._packets, *self._state[: state.UNPLACED + 1].tolist())
+
+    @property
+    def outside(self) -> Outside:
+        """The events so far at places that the sensor does not have."""
+        count = int(self._state[state.OUTSIDE])
+        places = self._state[state.OUTSIDE_X : state.REACH_Y + 1].tolist()
+        return Outside(count, (places[0], places[1]), places[2] + 1, places[3] + 1) if count else Outside()
+
+    def _take_order(self, words: NDArray[Any]) -> None:
+        legacy = is_legacy_evt21(words)
+        if legacy is not None:
+            self._format = _FORMATS["evt21_legacy" if legacy else "evt21"]
+            self._order_open = False
 
     def _words(self, data: PacketData) -> NDArray[Any]:
         raw = np.frombuffer(data, np.uint8)
@@ -124,8 +156,16 @@ class _Format:
     decode: Callable[..., int]  # writes the events into t, x, y, p and returns their number
 
 
+def _format_name(encoding: str) -> str:
+    """The format behind an encoding's name, which may carry options as in OpenEB: "EVT21;width=320"."""
+    name, *options = encoding.lower().split(";")
+    return "evt21_legacy" if name == "evt21" and "endianness=legacy" in options else name
+
+
 _FORMATS = {
     "evt2": _Format(np.dtype("<u4"), False, len, decode_evt2),
+    "evt21": _Format(np.dtype("<i8"), False, count_evt21, decode_evt21),
+    "evt21_legacy": _Format(np.dtype("<i8"), False, count_evt21_legacy, decode_evt21_legacy),
     "evt3": _Format(np.dtype("<u2"), False, count_evt3, decode_evt3),
     "libcaer_cmp": _Format(np.dtype("<u2"), True, count_libcaer_cmp, decode_libcaer_cmp),
     "libcaer": _Format(np.dtype("<i8"), True, len, decode_libcaer),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.events.bounds import NONE_OUTSIDE, Outside
 from evspec_ros.events.streams import NO_MESSAGES, StreamCounts
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
@@ -85,6 +86,7 @@ class EventTotals:
     """Exact sums over all events, in Python integers, on the sensor's own clock.
 
     t_first_ns, t_last_ns: times of the first and the last event in the sensor's order; None without events.
+    outside: what was left out since the sensor does not have its place.
     """
 
     count: int = 0
@@ -96,16 +98,24 @@ class EventTotals:
     t_last_ns: int | None = None
     width: int = 0
     height: int = 0
+    outside: Outside = NONE_OUTSIDE
 
     @property
     def off(self) -> int:
         """Events of falling brightness."""
         return self.count - self.on
 
-    def plus(self, events: Events) -> EventTotals:
-        """The totals after further events."""
+    @property
+    def size_that_holds_all(self) -> tuple[int, int] | None:
+        """Width and height to give instead, where more than one event in a thousand was left out."""
+        return self.outside.size_that_holds_all(self.count, self.width, self.height)
+
+    def plus(self, events: Events, outside: Outside = NONE_OUTSIDE) -> EventTotals:
+        """The totals after further events, with those that were left out among them."""
+        outside = self.outside.plus(outside)
         if not len(events):
-            return self
+            size = (events.width, events.height) if outside.count else (self.width, self.height)
+            return replace(self, outside=outside, width=size[0], height=size[1])
         return EventTotals(
             count=self.count + len(events),
             on=self.on + int(events.p.sum(dtype=np.int64)),
@@ -116,11 +126,12 @@ class EventTotals:
             t_last_ns=int(events.t[-1]),
             width=events.width,
             height=events.height,
+            outside=outside,
         )
 
-    def as_dict(self) -> dict[str, int | None]:
-        """The fields as JSON takes them."""
-        return {
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON takes them; those of events outside the sensor where there are some."""
+        fields: dict[str, Any] = {
             "count": self.count,
             "on": self.on,
             "off": self.off,
@@ -132,6 +143,11 @@ class EventTotals:
             "width": self.width,
             "height": self.height,
         }
+        if not self.outside.count:
+            return fields
+        size = self.size_that_holds_all
+        fields |= {"outside": self.outside.count, "first_outside": list(self.outside.first or ())}
+        return fields | {"size_that_holds_all": list(size)} if size else fields
 
 
 def exact_sum(times: NDArray[np.int64]) -> int:
@@ -178,7 +194,8 @@ class Piece:
 
     events are on the sensor's clock and offset_ns brings them onto the recording's; a frame's stamp is on the
     recording's clock already. read: what became of the message, where messages are counted; one that was left
-    out has neither events nor a frame, and its time in the recording is log_ns.
+    out has neither events nor a frame, and its time in the recording is log_ns. outside: the events in it
+    that were left out since the sensor does not have their place.
     """
 
     topic: str
@@ -189,6 +206,7 @@ class Piece:
     triggers: int = 0
     read: StreamCounts = NO_MESSAGES
     log_ns: int = 0
+    outside: Outside = NONE_OUTSIDE
 
 
 class Recording(ABC):
@@ -295,8 +313,9 @@ class Survey:
         if piece.frame is not None:
             self.frames += 1
             self._span(piece.frame.stamp_ns, piece.frame.stamp_ns)
+        if piece.events is not None:
+            self.totals = self.totals.plus(piece.events, piece.outside)
         if piece.events is not None and len(piece.events):
-            self.totals = self.totals.plus(piece.events)
             times = piece.events.t
             self._span(int(times.min()) + piece.offset_ns, int(times.max()) + piece.offset_ns)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from evspec_ros.recordings.convert import convert
 from evspec_ros.recordings.opening import open_recording
-from evspec_ros.recordings.recording import RecordingInfo, Topic
+from evspec_ros.recordings.recording import EventTotals, RecordingInfo, Topic
 
 YEAR_2000_NS = 946_684_800_000_000_000  # earlier times count from a start that the recording does not tell
 
@@ -29,6 +29,8 @@ def print_info(path: Path, info: RecordingInfo) -> None:
     console = Console(highlight=False)
     console.print(_totals(path, info))
     console.print(_topics(info))
+    if info.events.outside.count:
+        console.print(_outside(info.events), soft_wrap=True)
     for topic in info.topics:
         for remark in _remarks(topic):
             console.print(remark, soft_wrap=True, markup=False)
@@ -85,14 +87,25 @@ def _topics(info: RecordingInfo) -> Table:
     return table
 
 
+def _outside(events: EventTotals) -> str:
+    """How many events lie outside the sensor, and which size would hold all where they are many."""
+    outside, size = events.outside, events.size_that_holds_all
+    told = (
+        f"{outside.count:,} of {outside.count + events.count:,} events lie outside the sensor of "
+        f"{events.width} x {events.height} pixels, the first of them at {outside.first}, and were left out"
+    )
+    return f"{told}; a sensor of {size[0]} x {size[1]} would hold all." if size else f"{told}."
+
+
 def _remarks(topic: Topic) -> list[str]:
     """What was not as it should be among a topic's messages, a sentence each."""
     read, first = topic.read, topic.first_refusal
     remarks = []
     if first is not None:
+        when = f" ({_time(first.log_ns)})" if first.log_ns else ""  # files keep no time of their own for it
         remarks.append(
-            f"{read.refused:,} of the messages were left out, the first of them number {first.number:,} "
-            f"({_time(first.log_ns)}): {first.reason}"
+            f"{read.refused:,} of the messages were left out, the first of them number {first.number:,}"
+            f"{when}: {first.reason}"
         )
     if read.lost:
         remarks.append(f"{read.lost:,} messages are missing.")
