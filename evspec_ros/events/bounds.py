@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from evspec_ros.events.types import Events
 
 SENSORS = ((128, 128), (240, 180), (304, 240), (346, 260), (640, 480), (1280, 720))  # common, ascending
+_MOST_PIXELS = 1 << 16  # of a sensor's side; places beyond are no reason for a larger one
 _MANY = 1000  # one event in so many outside is no chance: the size is another
 
 
@@ -64,8 +65,11 @@ def inside_sensor(
     if inside.all():
         return Events(t_ns, x.astype(np.uint16), y.astype(np.uint16), on, width, height), NONE_OUTSIDE
     column, row = x[~inside], y[~inside]
-    outside = Outside(
-        len(column), (int(column[0]), int(row[0])), max(int(column.max()), 0) + 1, max(int(row.max()), 0) + 1
-    )
+    outside = Outside(len(column), (int(column[0]), int(row[0])), _reach(column), _reach(row))
     kept = x[inside].astype(np.uint16), y[inside].astype(np.uint16)
     return Events(t_ns[inside], *kept, on[inside], width, height), outside
+
+
+def _reach(places: NDArray[Any]) -> int:
+    """How many pixels a side must have for these places, those that are no pixels left aside; at least 1."""
+    return int(places[(places >= 0) & (places < _MOST_PIXELS)].max(initial=0)) + 1

@@ -17,6 +17,7 @@ from evspec_ros.events.bounds import NONE_OUTSIDE, Outside
 from evspec_ros.events.streams import NO_MESSAGES, StreamCounts
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.recordings.times import doubts
 
 DAMAGE = (  # what any library may raise on bytes that are not what they should be
     ArithmeticError,
@@ -29,6 +30,23 @@ DAMAGE = (  # what any library may raise on bytes that are not what they should 
     ValueError,
 )
 OVERLAP_NS = 1_000_000_000  # how far consecutive pieces of one stream may step back in time
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be read, "" where the recording is to decide.
+
+    events, image: names of topics. columns: those of a text in their order, such as "t,x,y,p". time_unit:
+    that of a text or an .npy file, one of times.UNITS.
+    """
+
+    events: str = ""
+    image: str = ""
+    columns: str = ""
+    time_unit: str = ""
+
+
+WHATEVER = Wanted()
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,8 @@ class RecordingInfo:
     """What one pass over a recording found.
 
     events: totals on the sensor's clock. start_ns <= every event and frame < stop_ns, on the recording's
-    clock; both 0 in an empty recording. triggers: edges on the camera's external input.
+    clock; both 0 in an empty recording. triggers: edges on the camera's external input. remarks: what is not
+    as it should be with the recording as a whole, a sentence each.
     """
 
     events: EventTotals
@@ -171,6 +190,7 @@ class RecordingInfo:
     start_ns: int
     stop_ns: int
     topics: tuple[Topic, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def duration_s(self) -> float:
@@ -179,13 +199,14 @@ class RecordingInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """What `evspec info --json` prints."""
-        return {
+        fields = {
             "events": self.events.as_dict(),
             "triggers": self.triggers,
             "frames": self.frames,
             "duration_s": self.duration_s,
             "topics": [topic.as_dict() for topic in self.topics],
         }
+        return fields | {"remarks": list(self.remarks)} if self.remarks else fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +252,11 @@ class Recording(ABC):
     @abstractmethod
     def topics(self) -> tuple[Topic, ...]:
         """The streams of the recording."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not as it should be, as far as it was read, a sentence each."""
+        return ()
 
     def events(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Events]:
         """Consecutive pieces of the events with start_ns <= t < stop_ns, none of them empty.
@@ -278,6 +304,7 @@ class Recording(ABC):
             survey.start_ns,
             survey.stop_ns,
             tuple(survey.judged(topic) for topic in self.topics),
+            (*self.remarks, *doubts(survey.totals.count, survey.start_ns, survey.stop_ns)),
         )
 
     @cached_property

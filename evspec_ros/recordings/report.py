@@ -11,14 +11,14 @@ from rich.table import Table
 
 from evspec_ros.recordings.convert import convert
 from evspec_ros.recordings.opening import open_recording
-from evspec_ros.recordings.recording import EventTotals, RecordingInfo, Topic
+from evspec_ros.recordings.recording import WHATEVER, EventTotals, RecordingInfo, Topic, Wanted
 
 YEAR_2000_NS = 946_684_800_000_000_000  # earlier times count from a start that the recording does not tell
 
 
-def read_info(path: Path) -> RecordingInfo:
+def read_info(path: Path, wanted: Wanted = WHATEVER) -> RecordingInfo:
     """What is in a recording, with progress on stderr meanwhile. Raises RecordingError."""
-    recording = open_recording(path)
+    recording = open_recording(path, wanted)
     with _progress() as progress:
         progress.add_task(f"reading {path}", total=None)
         return recording.info()
@@ -31,12 +31,14 @@ def print_info(path: Path, info: RecordingInfo) -> None:
     console.print(_topics(info))
     if info.events.outside.count:
         console.print(_outside(info.events), soft_wrap=True)
+    for remark in info.remarks:
+        console.print(remark, soft_wrap=True, markup=False)
     for topic in info.topics:
         for remark in _remarks(topic):
             console.print(remark, soft_wrap=True, markup=False)
 
 
-def convert_visibly(source: Path, destination: Path, storage: str) -> None:
+def convert_visibly(source: Path, destination: Path, storage: str, wanted: Wanted) -> None:
     """Convert a recording to rosbag2, with progress on stderr meanwhile. Raises RecordingError."""
     with _progress() as progress:
         task = progress.add_task(f"writing {destination}", total=None)
@@ -45,6 +47,7 @@ def convert_visibly(source: Path, destination: Path, storage: str) -> None:
             destination,
             storage,
             lambda seconds: progress.update(task, description=f"writing {destination}: {seconds:.1f} s"),
+            wanted,
         )
 
 
@@ -102,10 +105,13 @@ def _remarks(topic: Topic) -> list[str]:
     read, first = topic.read, topic.first_refusal
     remarks = []
     if first is not None:
-        when = f" ({_time(first.log_ns)})" if first.log_ns else ""  # files keep no time of their own for it
+        in_bag = (
+            first.log_ns != 0
+        )  # the damaged place of a file has no time, and its reason tells where it is
+        what = "messages" if in_bag else "records"
+        where = f" number {first.number:,} ({_time(first.log_ns)})" if in_bag else ""
         remarks.append(
-            f"{read.refused:,} of the messages were left out, the first of them number {first.number:,}"
-            f"{when}: {first.reason}"
+            f"{read.refused:,} of the {what} were left out, the first of them{where}: {first.reason}"
         )
     if read.lost:
         remarks.append(f"{read.lost:,} messages are missing.")
