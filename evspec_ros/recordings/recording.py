@@ -31,6 +31,17 @@ OVERLAP_NS = 1_000_000_000  # how far consecutive pieces of one stream may step 
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The names of the topics to read, "" where the recording is to decide."""
+
+    events: str = ""
+    image: str = ""
+
+
+WHATEVER = Wanted()
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A message that was left out.
 
@@ -146,7 +157,8 @@ class RecordingInfo:
     """What one pass over a recording found.
 
     events: totals on the sensor's clock. start_ns <= every event and frame < stop_ns, on the recording's
-    clock; both 0 in an empty recording. triggers: edges on the camera's external input.
+    clock; both 0 in an empty recording. triggers: edges on the camera's external input. remarks: what is not
+    as it should be with the recording as a whole, a sentence each.
     """
 
     events: EventTotals
@@ -155,6 +167,7 @@ class RecordingInfo:
     start_ns: int
     stop_ns: int
     topics: tuple[Topic, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def duration_s(self) -> float:
@@ -163,13 +176,14 @@ class RecordingInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """What `evspec info --json` prints."""
-        return {
+        fields = {
             "events": self.events.as_dict(),
             "triggers": self.triggers,
             "frames": self.frames,
             "duration_s": self.duration_s,
             "topics": [topic.as_dict() for topic in self.topics],
         }
+        return fields | {"remarks": list(self.remarks)} if self.remarks else fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +227,11 @@ class Recording(ABC):
     @abstractmethod
     def topics(self) -> tuple[Topic, ...]:
         """The streams of the recording."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not as it should be, as far as it was read, a sentence each."""
+        return ()
 
     def events(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Events]:
         """Consecutive pieces of the events with start_ns <= t < stop_ns, none of them empty.
@@ -260,6 +279,7 @@ class Recording(ABC):
             survey.start_ns,
             survey.stop_ns,
             tuple(survey.judged(topic) for topic in self.topics),
+            self.remarks,
         )
 
     @cached_property

@@ -11,14 +11,14 @@ from rich.table import Table
 
 from evspec_ros.recordings.convert import convert
 from evspec_ros.recordings.opening import open_recording
-from evspec_ros.recordings.recording import RecordingInfo, Topic
+from evspec_ros.recordings.recording import WHATEVER, RecordingInfo, Topic, Wanted
 
 YEAR_2000_NS = 946_684_800_000_000_000  # earlier times count from a start that the recording does not tell
 
 
-def read_info(path: Path) -> RecordingInfo:
+def read_info(path: Path, wanted: Wanted = WHATEVER) -> RecordingInfo:
     """What is in a recording, with progress on stderr meanwhile. Raises RecordingError."""
-    recording = open_recording(path)
+    recording = open_recording(path, wanted)
     with _progress() as progress:
         progress.add_task(f"reading {path}", total=None)
         return recording.info()
@@ -29,12 +29,14 @@ def print_info(path: Path, info: RecordingInfo) -> None:
     console = Console(highlight=False)
     console.print(_totals(path, info))
     console.print(_topics(info))
+    for remark in info.remarks:
+        console.print(remark, soft_wrap=True, markup=False)
     for topic in info.topics:
         for remark in _remarks(topic):
             console.print(remark, soft_wrap=True, markup=False)
 
 
-def convert_visibly(source: Path, destination: Path, storage: str) -> None:
+def convert_visibly(source: Path, destination: Path, storage: str, wanted: Wanted) -> None:
     """Convert a recording to rosbag2, with progress on stderr meanwhile. Raises RecordingError."""
     with _progress() as progress:
         task = progress.add_task(f"writing {destination}", total=None)
@@ -43,6 +45,7 @@ def convert_visibly(source: Path, destination: Path, storage: str) -> None:
             destination,
             storage,
             lambda seconds: progress.update(task, description=f"writing {destination}: {seconds:.1f} s"),
+            wanted,
         )
 
 
