@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seconds", type=positive, help="how long to play; default: to the end, at least 10 s")
     demo.add_argument("--report", type=Path, help="where to write; default: runs/demo/report.html")
+    add_topics(demo)
 
     info = add_verb(verbs, "info", _info, "print what is in a recording")
     info.add_argument("recording", type=Path, help=_RECORDINGS)
@@ -122,7 +123,13 @@ def _demo(options: argparse.Namespace) -> None:
     require_ros()
     from evspec_ros.ros.demo import run_demo
 
-    run_demo(options.recording, as_json=options.json, seconds=options.seconds, report=options.report)
+    run_demo(
+        options.recording,
+        as_json=options.json,
+        seconds=options.seconds,
+        report=options.report,
+        wanted=wanted(options),
+    )
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
-"""dvs_msgs/EventArray and prophesee_event_msgs/EventArray from their serialised bytes, no object per event.
+"""EventArray of dvs_msgs, prophesee_event_msgs and dv_ros2_msgs from serialised bytes, no object per event.
 
-Both are a std_msgs/Header, uint32 height, uint32 width and a sequence of (uint16 x, uint16 y, Time ts, bool
+Each is a std_msgs/Header, uint32 height, uint32 width and a sequence of (uint16 x, uint16 y, Time ts, bool
 polarity). ROS 1 packs an event into 13 bytes. CDR aligns each field: there events are 16 bytes apart, and x
 and y of all but the first lie two bytes nearer to the polarity before them.
 """

@@ -7,20 +7,25 @@ from pathlib import Path
 
 from evspec_ros.errors import RecordingError
 from evspec_ros.recordings.aedat4 import Aedat4Recording
+from evspec_ros.recordings.bags import BagRecording
 from evspec_ros.recordings.dsec import DsecRecording, event_file
 from evspec_ros.recordings.npy import NpyRecording
 from evspec_ros.recordings.prophesee import open_prophesee
 from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted
 from evspec_ros.recordings.rosbag1 import Rosbag1Recording
-from evspec_ros.recordings.rosbag2 import Rosbag2Recording
+from evspec_ros.recordings.rosbag2 import METADATA, Rosbag2Recording, storage_files
+from evspec_ros.recordings.rosbag2_storage import MCAP, SQLITE, ZSTD
 from evspec_ros.recordings.text import ZIP, TextRecording, is_text
 from evspec_ros.recordings.unsupported import why_unsupported
 
-READERS: dict[bytes, Callable[[Path], Recording]] = {  # by a file's first bytes
-    b"#!AER-DAT4": Aedat4Recording,
-    b"\x89MCAP0\r\n": Rosbag2Recording,
-    b"SQLite format 3\x00": Rosbag2Recording,
+BAGS: dict[bytes, type[BagRecording]] = {  # by a file's first bytes
+    MCAP: Rosbag2Recording,
+    SQLITE: Rosbag2Recording,
+    ZSTD: Rosbag2Recording,
     b"#ROSBAG V2.0\n": Rosbag1Recording,
+}
+READERS: dict[bytes, Callable[[Path], Recording]] = {  # likewise
+    b"#!AER-DAT4": Aedat4Recording,
     b"% ": open_prophesee,
     b"\x89HDF\r\n\x1a\n": DsecRecording,
 }
@@ -42,7 +47,7 @@ def open_recording(path: Path, wanted: Wanted = WHATEVER) -> Recording:
     path = Path(path)
     if path.is_dir():
         _refuse_options(path, wanted.columns, wanted.time_unit)
-        return _open_folder(path)
+        return _open_folder(path, wanted)
     try:
         with path.open("rb") as file:
             start = file.read(START)
@@ -59,6 +64,14 @@ def open_recording(path: Path, wanted: Wanted = WHATEVER) -> Recording:
 
 
 def _open_file(path: Path, start: bytes, wanted: Wanted) -> Recording:
+    for magic, bag in BAGS.items():
+        if start.startswith(magic):
+            _refuse_options(path, wanted.columns, wanted.time_unit)
+            return bag(path, wanted)
+    return _with_topics(_open_no_bag(path, start, wanted), wanted)
+
+
+def _open_no_bag(path: Path, start: bytes, wanted: Wanted) -> Recording:
     named_text = path.suffix.lower() in TEXT_SUFFIXES and is_text(start)
     for magic, reader in READERS.items():
         if start.startswith(magic) and not named_text:
@@ -78,12 +91,26 @@ def _refuse_options(path: Path, *options: str) -> None:
         raise RecordingError(f"The format of {path} tells what '{option}' is to tell; leave that out.")
 
 
-def _open_folder(path: Path) -> Recording:
-    if (path / "metadata.yaml").is_file():
-        return Rosbag2Recording(path)
+def _open_folder(path: Path, wanted: Wanted) -> Recording:
+    if (path / METADATA).is_file() or storage_files(path):
+        return Rosbag2Recording(path, wanted)
     if event_file(path):
-        return DsecRecording(path)
+        return _with_topics(DsecRecording(path), wanted)
     raise RecordingError(
-        f"The folder {path} is no recording, it has neither a bag's metadata.yaml nor DSEC's events.h5; name "
-        f"the .mcap or .db3 file inside it, or write the metadata anew with 'ros2 bag reindex'."
+        f"The folder {path} is no recording: it has neither a bag's {METADATA} nor DSEC's events.h5, nor one "
+        f"bag's .mcap or .db3; name the file that is to be read."
     )
+
+
+def _with_topics(recording: Recording, wanted: Wanted) -> Recording:
+    """The recording, where it has the topics wanted; what is no bag reads all that it can."""
+    if not (wanted.events or wanted.image):
+        return recording
+    names = [topic.name for topic in recording.topics if not topic.left_out]
+    for name in (wanted.events, wanted.image):
+        if name and name not in names:
+            raise RecordingError(
+                f"The recording {recording.path} has no topic {name}; it is no bag, and what is read of it "
+                f"is {', '.join(names)}."
+            )
+    return recording

@@ -20,7 +20,7 @@ _FORMATS: tuple[tuple[bytes, str], ...] = (  # patterns of a file's first bytes
     (rb"#!AER-DAT[123]", _AEDAT),
     (rb"Event Stream", _ES),
     (rb"MATLAB 5\.0 MAT-file", _MATLAB),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf\x27\x1c|\x28\xb5\x2f\xfd|Rar!|.{257}ustar", _COMPRESSED),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf\x27\x1c|Rar!|.{257}ustar", _COMPRESSED),
     (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI |\x00\x00\x01\xba", _VIDEO),
 )
 # HDF5 layouts of event recordings by a dataset that tells them; the first that is there counts.

@@ -32,7 +32,7 @@ from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings import open_recording
-from evspec_ros.recordings.recording import Recording, clipped
+from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted, clipped
 from evspec_ros.ros.parameters import Settings, changed
 from evspec_ros.ros.player import Played, Schedule
 from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
@@ -67,19 +67,21 @@ def run_demo(
     seconds: float | None = None,
     report: Path | None = None,
     parameters: Mapping[str, Any] | None = None,
+    wanted: Wanted = WHATEVER,
 ) -> None:
     """Play a recording (None: a simulated scene) to the node, show its descriptions, write an HTML report.
 
     seconds: how long to play; the recording's own length, at least ten seconds, by default. report: where to
-    write, runs/demo/report.html by default. parameters: of the node. as_json: print one object on stdout, the
-    progress on stderr. Raises RecordingError for a recording without frames, RosError where a process fails.
+    write, runs/demo/report.html by default. parameters: of the node. wanted: the recording's topics. as_json:
+    print one object on stdout, the progress on stderr. Raises RecordingError for a recording without frames,
+    RosError where a process fails.
     """
     console = Console(stderr=as_json, highlight=False)
     settings = changed(Settings(), parameters or {})
     report = report or Path("runs") / "demo" / "report.html"
     with tempfile.TemporaryDirectory(prefix="evspec-demo-") as folder, _terminable():
         path = recording or _simulated_scene(Path(folder), console)
-        opened = open_recording(path)
+        opened = open_recording(path, wanted)
         if next(opened.frames(), None) is None:
             raise RecordingError(
                 f"The recording {path} holds no RGB frames, and a description needs at least one; "
@@ -88,9 +90,9 @@ def run_demo(
         with console.status("Timing the target without drafting, to compare with ..."):
             plain_ms = plain_ms_per_token(opened, settings)
         length_s = (opened.stop_ns - opened.start_ns) / 1e9
-        run = _run(
-            path, seconds or max(length_s, SHORTEST_S), parameters or {}, plain_ms, Path(folder), console
-        )
+        seconds = seconds or max(length_s, SHORTEST_S)
+        playing = [str(path), "--seconds", str(seconds), "--events", wanted.events, "--image", wanted.image]
+        run = _run(playing, parameters or {}, plain_ms, Path(folder), console)
         name = "a simulated scene" if recording is None else str(recording)
         remarks = _remarks(run, taught=recording is None or settings.target != Settings().target)
         write_report(report, _report(name, run, opened, settings, remarks))
@@ -162,7 +164,7 @@ class Run:
 
 
 def _run(
-    path: Path, seconds: float, parameters: Mapping[str, Any], plain_ms: float, folder: Path, console: Console
+    playing: Sequence[str], parameters: Mapping[str, Any], plain_ms: float, folder: Path, console: Console
 ) -> Run:
     os.environ.update(isolated_environment())
     parameter_file = folder / "parameters.yaml"
@@ -174,8 +176,7 @@ def _run(
         with Child("node", "evspec_ros.ros.main", arguments, folder) as node:
             with console.status("Starting the node ..."):
                 listener.spin_until_describing(node)
-            arguments = [str(path), "--seconds", str(seconds)]
-            with Child("player", "evspec_ros.ros.player", arguments, folder) as player:
+            with Child("player", "evspec_ros.ros.player", playing, folder) as player:
                 _watch(listener, node, player, plain_ms, console)
                 schedule, played = (json.loads(line) for line in player.output.splitlines())
         return listener.run(Schedule(**schedule), Played(**played), plain_ms)

@@ -217,7 +217,7 @@ class PacketStream(EventStream):
 
 
 class ArrayStream(EventStream):
-    """A stream of dvs_msgs/EventArray or prophesee_event_msgs/EventArray; their events have ROS time."""
+    """A stream of dvs_msgs/EventArray, or another package's alike; their events have ROS time."""
 
     def __init__(self, seconds: float, max_bytes: int, *, follow_sensor_clock: bool) -> None:
         del follow_sensor_clock  # there is no other clock than ROS's
@@ -239,6 +239,7 @@ EVENT_STREAMS: dict[str, type[EventStream]] = {
     "event_camera_msgs/msg/EventPacket": PacketStream,
     "dvs_msgs/msg/EventArray": ArrayStream,
     "prophesee_event_msgs/msg/EventArray": ArrayStream,
+    "dv_ros2_msgs/msg/EventArray": ArrayStream,
 }  # by the type of their messages
 
 

@@ -26,9 +26,9 @@ def test_a_missing_path_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_metadata_is_told(tmp_path: Path) -> None:
-    """The sentence says what to do: name the file inside or reindex."""
+    """The sentence says what to do: name the file that is to be read."""
     with pytest.raises(
-        RecordingError, match=r"metadata\.yaml nor DSEC's events\.h5; name the \.mcap or \.db3 .*reindex"
+        RecordingError, match=r"neither a bag's metadata\.yaml nor DSEC's events\.h5, .*; name the file"
     ):
         open_recording(tmp_path)
 
