@@ -142,7 +142,7 @@ def image_to_rgb(
     pixels = np.lib.stride_tricks.as_strided(content, (rows, row), (step, 1))
     if layout.depth == 2:
         values = np.ascontiguousarray(pixels).view(">u2" if bigendian else "<u2")
-        pixels = _eight_bits(values.astype(np.uint16, copy=False))
+        pixels = eight_bits(values.astype(np.uint16, copy=False))
     image = pixels.reshape(rows, width, layout.channels)
     return (
         image if layout.conversion is None else np.asarray(cv2.cvtColor(image, layout.conversion), np.uint8)
@@ -175,7 +175,7 @@ def compressed_to_rgb(data: ImageData, image_format: str) -> NDArray[np.uint8]:
             f"other picture that OpenCV reads."
         )
     if picture.dtype == np.uint16:
-        picture = _eight_bits(picture)
+        picture = eight_bits(picture)
     channels = 1 if picture.ndim == 2 else picture.shape[2]
     if picture.dtype != np.uint8 or channels not in BGR_TO_RGB:
         raise FrameError(
@@ -204,6 +204,6 @@ def _check_sides(layout: _Layout, width: int, height: int, encoding: str) -> Non
         )
 
 
-def _eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """0 to 65535 as 0 to 255."""
     return np.asarray(cv2.convertScaleAbs(values, alpha=1 / 257), np.uint8)
