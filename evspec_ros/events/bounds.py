@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.events.state import OUTSIDE, OUTSIDE_X, OUTSIDE_Y, REACH_X, REACH_Y
 from evspec_ros.events.types import Events
 
 SENSORS = ((128, 128), (240, 180), (304, 240), (346, 260), (640, 480), (1280, 720))  # common, ascending
@@ -38,6 +39,10 @@ class Outside:
             max(self.height, more.height),
         )
 
+    def since(self, count: int) -> Outside:
+        """Those that came after the first `count` of them; first, width and height stay those of all."""
+        return replace(self, count=self.count - count)
+
     def size_that_holds_all(self, inside: int, width: int, height: int) -> tuple[int, int] | None:
         """Width and height to give instead, where more than one event in a thousand lies outside.
 
@@ -49,6 +54,14 @@ class Outside:
 
 
 NONE_OUTSIDE = Outside()
+
+
+def outside_in(state: NDArray[np.int64]) -> Outside:
+    """Those that kernels counted in a state, see state.leave_out."""
+    if not state[OUTSIDE]:
+        return NONE_OUTSIDE
+    count, x, y, width, height = state[[OUTSIDE, OUTSIDE_X, OUTSIDE_Y, REACH_X, REACH_Y]].tolist()
+    return Outside(count, (x, y), width + 1, height + 1)
 
 
 def common_sensor(width: int, height: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evspec_ros.errors import EventDecodingError
 from evspec_ros.events import state
-from evspec_ros.events.bounds import Outside
+from evspec_ros.events.bounds import Outside, outside_in
 from evspec_ros.events.line_kernels import (
     count_evt3,
     count_libcaer_cmp,
@@ -117,9 +117,7 @@ class Decoder:
     @property
     def outside(self) -> Outside:
         """The events so far at places that the sensor does not have."""
-        count = int(self._state[state.OUTSIDE])
-        places = self._state[state.OUTSIDE_X : state.REACH_Y + 1].tolist()
-        return Outside(count, (places[0], places[1]), places[2] + 1, places[3] + 1) if count else Outside()
+        return outside_in(self._state)
 
     def _take_order(self, words: NDArray[Any]) -> None:
         legacy = is_legacy_evt21(words)

@@ -176,7 +176,8 @@ class Wire:
     def read(self, topic: str, kind: str, data: bytes, packets: PacketReader) -> Piece:
         """The events or the frame in a serialised message; raises one of UNREADABLE."""
         if kind in ARRAY_TYPES:
-            return Piece(topic, 1, events=self.event_array(data).events)
+            array = self.event_array(data)
+            return Piece(topic, 1, events=array.events, outside=array.outside)
         message = self.deserialize(data, kind)
         if kind in FRAME_TYPES:
             return Piece(topic, 1, frame=Frame(_stamp_ns(message), message_to_rgb(message)))
@@ -271,10 +272,12 @@ class PacketReader:
         layout = (message.encoding, message.width, message.height)
         if self.decoder is None or layout != self.layout:
             self.decoder, self.layout = Decoder(*layout), layout
-        triggers = self.decoder.statistics.triggers
+        triggers, outside = self.decoder.statistics.triggers, self.decoder.outside.count
         events = self.decoder.decode(message.events, message.time_base)
         triggers = self.decoder.statistics.triggers - triggers
-        return Piece(topic, 1, events=events, offset_ns=self._offset_ns(message, events), triggers=triggers)
+        outside_now = self.decoder.outside.since(outside)
+        offset_ns = self._offset_ns(message, events)
+        return Piece(topic, 1, events=events, offset_ns=offset_ns, triggers=triggers, outside=outside_now)
 
     def _offset_ns(self, message: Any, events: Events) -> int:
         """What brings this packet's events onto the clock of the header stamps."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,7 +88,7 @@ class RawRecording(Recording):
                     len(decoded),
                     events=decoded,
                     triggers=triggers - seen,
-                    outside=replace(decoder.outside, count=outside - left_out),
+                    outside=decoder.outside.since(left_out),
                 )
 
     def _decoder(self) -> Decoder:

@@ -32,6 +32,7 @@ from recording_files import (
 from rosbags.typesys.store import Typestore
 
 from evspec_ros.errors import RecordingError
+from evspec_ros.events.bounds import Outside
 from evspec_ros.events.types import Events
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import Recording, clipped
@@ -187,3 +188,23 @@ def test_damage_of_ros1_never_escapes_as_another_error(tmp_path: Path) -> None:
     picture = ("/image", IMAGE, START_NS, image(frame.stamp_ns, frame.image[:8, :8], store=store))
     write_rosbag1(path, [*arrays(store, "dvs_msgs", 2), picture])
     assert refusals(path, 150, first=13, most=100) > 20
+
+
+@ROS
+@pytest.mark.parametrize("kind", [EVENT_PACKET, "dvs_msgs/msg/EventArray"])
+def test_events_outside_the_sensor_are_counted_over_all_messages(ros: str, kind: str, tmp_path: Path) -> None:
+    """The first of them is named, with a size that holds all."""
+    store, messages = STORES[ros](), []
+    for index in range(3):
+        events = random_events(50, 0.1, index, START_NS + index * 100_000_000)
+        events.x[[10, 20]], events.y[[10, 20]] = (200 + index, 90), 100
+        stamp = START_NS + index * 100_000_000
+        message = (
+            mono_packet(events, stamp, store=store)
+            if kind == EVENT_PACKET
+            else event_array(events, stamp, "dvs_msgs", store)
+        )
+        messages.append(("/events", kind, stamp, message))
+    info = written(ros, tmp_path, messages).info().events
+    assert (info.count, info.outside) == (144, Outside(6, (200, 100), 203, 101))
+    assert info.size_that_holds_all == (240, 180)
