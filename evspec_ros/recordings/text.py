@@ -198,8 +198,8 @@ def _layout(head: bytes, path: Path, columns: str, time_unit: str) -> Layout:
     """How to read a file that begins with `head`."""
     start = len(BOM) if head.startswith(BOM) else 0
     lines = head[start:].split(b"\n")
-    if len(lines) > 1:
-        lines.pop()  # cut short, or empty after the last newline
+    if len(head) == HEAD:
+        lines.pop()  # cut short
     names: list[str] = []
     size: tuple[int, int] | None = None
     for number, line in enumerate(lines):

@@ -17,7 +17,8 @@ LAST_NS = (
 ) - 1  # in 2116; what is added to a time, such as a clock's offset, then fits into 64 bits too
 _LAST_STAMP_S = (1 << 31) - 1  # builtin_interfaces/Time holds int32
 _FEW = 100  # events, too few to judge a rate by
-_SLOWEST, _FASTEST = 10.0, 2e9  # events a second that a camera may send on average
+_SLOWEST, _FASTEST = 100.0, 2e9  # events a second that a camera may send on average
+_LONGEST_S = 6 * 3600.0
 _SHORTEST_S = 1e-4  # shorter ones are a burst, whose rate says nothing
 DEFAULT_ADVICE = "its format knows no other unit, so write the times anew"
 
@@ -58,12 +59,12 @@ def doubts(events: int, start_ns: int, stop_ns: int) -> tuple[str, ...]:
     """What the length, the rate and the date of a recording let one ask about the unit of its times."""
     seconds = max(stop_ns - start_ns, 1) / 1e9
     told = []
-    slow = events / seconds < _SLOWEST
+    slow = events / seconds < _SLOWEST or seconds > _LONGEST_S
     if events >= _FEW and (slow or (events / seconds > _FASTEST and seconds > _SHORTEST_S)):
         other = "finer, such as ns for us or us for s" if slow else "coarser, such as us for ns"
         told.append(
-            f"{events:,} events in {seconds:,.9g} s are {events / seconds:,.3g} a second, which no event "
-            f"camera sends: is the unit of the times a thousand or a million times {other}?"
+            f"{events:,} events in {seconds:,.9g} s, {events / seconds:,.3g} a second, are unlikely for an "
+            f"event camera: is the unit of the times a thousand or a million times {other}?"
         )
     if stop_ns > (_LAST_STAMP_S + 1) * UNITS["s"]:
         told.append(

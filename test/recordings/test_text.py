@@ -177,6 +177,13 @@ def test_what_holds_no_events_is_told(tmp_path: Path, content: str, told: str) -
         recording_of(tmp_path / "r.txt", content).info()
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_single_event_is_told_from_the_size(tmp_path: Path, end: str) -> None:
+    """Also where nothing follows it."""
+    (events,) = recording_of(tmp_path / "r.txt", SIZE + "0.001 3 4 1" + end).events()
+    assert (events.t.tolist(), events.x.tolist(), events.width) == ([1_000_000], [3], 64)
+
+
 # The numbers
 
 
@@ -305,7 +312,10 @@ def test_the_command_takes_columns_and_unit(tmp_path: Path, capsys: pytest.Captu
     assert open_recording(tmp_path / "bag").info().events.sum_x == int(events.x.sum())
     assert cli.main(["info", str(path), *options[:2], "--time-unit", "s"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "which no event camera sends: is the unit of the times a thousand or a million times finer" in said
+    assert (
+        "are unlikely for an event camera: is the unit of the times a thousand or a million times finer"
+        in said
+    )
 
 
 def test_a_unit_is_refused_where_the_format_tells_it(shared_data: Path) -> None:
