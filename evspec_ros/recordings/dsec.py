@@ -101,6 +101,7 @@ class DsecRecording(Recording):
                 last = self._index(file, -((self._offset_ns - stop_ns) // 1_000_000), beyond=last)
         for piece in self._event_pieces(first, last):
             assert piece.events is not None
+            self._warn_once(piece)
             events = clipped(shifted(piece.events, piece.offset_ns), start_ns, stop_ns)
             if len(events):
                 yield events
@@ -110,9 +111,10 @@ class DsecRecording(Recording):
         first = 0 if start_ns is None else int(np.searchsorted(self._stamps_ns, start_ns))
         last = len(self._images) if stop_ns is None else int(np.searchsorted(self._stamps_ns, stop_ns))
         for index in range(first, last):
-            frame = self._image(index).frame
-            if frame is not None:
-                yield frame
+            piece = self._image(index)
+            self._warn_once(piece)
+            if piece.frame is not None:
+                yield piece.frame
 
     def _index(self, file: h5py.File, millisecond: int, beyond: int | None = None) -> int:
         """The number of the first event of a millisecond of sensor time or of those after it.

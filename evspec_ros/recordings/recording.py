@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ DAMAGE = (  # what any library may raise on bytes that are not what they should 
     ValueError,
 )
 OVERLAP_NS = 1_000_000_000  # how far consecutive pieces of one stream may step back in time
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,7 @@ class Recording(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._warned: set[str] = set()  # what was told of already
 
     @abstractmethod
     def pieces(self, *, events: bool = True, frames: bool = True) -> Iterator[Piece]:
@@ -264,6 +268,7 @@ class Recording(ABC):
         A stateful encoding is decoded from the recording's beginning, so read windows in one sweep.
         """
         for piece in self.pieces(frames=False):
+            self._warn_once(piece)
             if piece.events is None or not len(piece.events):
                 continue
             events = shifted(piece.events, piece.offset_ns)
@@ -276,6 +281,7 @@ class Recording(ABC):
     def frames(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Frame]:
         """The frames with start_ns <= stamp < stop_ns."""
         for piece in self.pieces(events=False):
+            self._warn_once(piece)
             if piece.frame is None:
                 continue
             stamp = piece.frame.stamp_ns
@@ -283,6 +289,24 @@ class Recording(ABC):
                 return
             if (start_ns is None or stamp >= start_ns) and (stop_ns is None or stamp < stop_ns):
                 yield piece.frame
+
+    def _warn_once(self, piece: Piece) -> None:
+        """Log what is left out of a topic when it is met first: whoever reads on does not ask info()."""
+        if piece.read.refused and piece.topic not in self._warned:
+            self._warned.add(piece.topic)
+            logger.warning("%s of %s is not read as a whole: %s", piece.topic, self.path, piece.read.problem)
+        outside = f"{piece.topic} outside"
+        if piece.outside.count and piece.events is not None and outside not in self._warned:
+            self._warned.add(outside)
+            logger.warning(
+                "%s of %s has events outside the sensor of %d x %d pixels, the first of them at %s; they are "
+                "left out, and `evspec info` tells their number.",
+                piece.topic,
+                self.path,
+                piece.events.width,
+                piece.events.height,
+                piece.outside.first,
+            )
 
     @property
     def start_ns(self) -> int:

@@ -57,14 +57,30 @@ def test_a_converted_recording_is_the_same(tmp_path: Path, storage: str) -> None
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
-    """A source that turns out damaged midway leaves no bag behind."""
-    write_aedat4(tmp_path / "r.aedat4", [random_events(50), random_events(50)], compression="none")
-    data = bytearray((tmp_path / "r.aedat4").read_bytes())
-    data[-600:-500] = b"\xff" * 100
-    (tmp_path / "r.aedat4").write_bytes(data)
-    with pytest.raises(RecordingError, match="damaged"):
+    """A source that turns out unreadable midway leaves no bag behind."""
+    late = random_events(50, start_ns=2**31 * 10**9)
+    write_aedat4(tmp_path / "r.aedat4", [random_events(50), late])
+    with pytest.raises(RecordingError, match="a time of 2147483648 seconds, and a ROS stamp holds"):
         convert(tmp_path / "r.aedat4", tmp_path / "bag")
     assert [path.name for path in tmp_path.iterdir()] == ["r.aedat4"]
+
+
+def test_what_a_conversion_leaves_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each kind once: a packet that is damaged, events outside the sensor; the rest is carried over."""
+    parts = [random_events(50, start_ns=START_NS + k * 10**8) for k in range(3)]
+    parts[0].x[3] = parts[2].x[3] = 1000
+    write_aedat4(tmp_path / "r.aedat4", parts, compression="none")
+    data = bytearray((tmp_path / "r.aedat4").read_bytes())
+    second = data.index(b"EVTS", data.index(b"EVTS", data.index(b"EVTS") + 4) + 4)  # the header names it, too
+    data[second - 8 : second + 12] = b"\xff" * 20
+    (tmp_path / "r.aedat4").write_bytes(data)
+    convert(tmp_path / "r.aedat4", tmp_path / "bag")
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("is not read as a whole: The packet at byte" in one for one in told) == 1
+    assert (
+        sum("outside the sensor of 64 x 48 pixels, the first of them at (1000," in one for one in told) == 1
+    )
+    assert open_recording(tmp_path / "bag").info().events.count == 98
 
 
 def test_a_bag_is_not_converted_onto_itself(tmp_path: Path) -> None:
