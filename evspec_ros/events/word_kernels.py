@@ -75,17 +75,9 @@ def decode_evt2(
     return n
 
 
-def _bits() -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """Each byte's set bits from the lowest on [256 * 8], zeros behind them, and how many they are [256]."""
-    places, counts = np.zeros(256 * 8, np.uint16), np.zeros(256, np.uint8)
-    for byte in range(256):
-        bits = [bit for bit in range(8) if byte >> bit & 1]
-        places[8 * byte : 8 * byte + len(bits)] = bits
-        counts[byte] = len(bits)
-    return places, counts
-
-
-_BIT_PLACES, _BIT_COUNTS = _bits()
+_SEQUENCE = 0x077CB531  # de Bruijn's: its 32 windows of 5 bits are all different, so each tells a shift
+_SHIFTS = np.zeros(32, np.uint16)
+_SHIFTS[[(_SEQUENCE << shift & 0xFFFFFFFF) >> 27 for shift in range(32)]] = np.arange(32)
 
 
 def count_evt21(words: NDArray[np.int64]) -> int:
@@ -102,10 +94,11 @@ def count_evt21_legacy(words: NDArray[np.int64]) -> int:
 def _count_evt21(words: NDArray[np.int64], head_at: int) -> int:
     count = np.int64(0)
     for word in words:
-        mask = word >> (32 - head_at)
         if word >> head_at & 0xE0000000 == 0:
-            for byte in range(4):
-                count += np.int64(_BIT_COUNTS[mask >> 8 * byte & 0xFF])
+            bits = word >> (32 - head_at) & 0xFFFFFFFF  # sums of 2, of 4, of 8 bits, then of all bytes
+            bits -= bits >> 1 & 0x55555555
+            bits = (bits & 0x33333333) + (bits >> 2 & 0x33333333)
+            count += ((bits + (bits >> 4) & 0x0F0F0F0F) * 0x01010101 & 0xFFFFFFFF) >> 24
     return int(count)
 
 
@@ -132,12 +125,11 @@ def _decode_evt21(
             if not (state[KNOWN] and row < height and column + 31 < width):
                 mask = _mask_inside(mask, column, row, width, height, state)
             while mask:
-                byte = mask & 0xFF
-                for bit in range(8 * byte, 8 * byte + np.int64(_BIT_COUNTS[byte])):
-                    t[n], x[n], y[n], p[n] = time, column + np.int64(_BIT_PLACES[bit]), row, code
-                    n += 1
-                column += 8
-                mask >>= 8
+                lowest = mask & -mask
+                shift = _SHIFTS[np.uintp((lowest * _SEQUENCE & 0xFFFFFFFF) >> 27)]
+                t[n], x[n], y[n], p[n] = time, column + np.int64(shift), row, code
+                n += 1
+                mask ^= lowest
         elif code == 0x8:  # EVT_TIME_HIGH
             high = _evt2_high(high, head & 0xFFFFFFF)
             state[KNOWN] = HIGH_KNOWN
