@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +19,13 @@ from rosbags.rosbag1 import ReaderError as Rosbag1Error
 from rosbags.rosbag2 import ReaderError as Rosbag2Error
 from rosbags.serde import SerdeError
 
-from evspec_ros.errors import EventDecodingError, FrameError, RecordingError
-from evspec_ros.events.clock import SensorClock
-from evspec_ros.events.decoders import Decoder
+from evspec_ros.errors import EventDecodingError, EvspecError, FrameError, RecordingError
+from evspec_ros.events.decoders import PacketData
 from evspec_ros.events.event_arrays import EventArray
-from evspec_ros.events.types import Events
+from evspec_ros.events.event_packets import EventPacket
+from evspec_ros.events.streams import ArrayFollower, EventFollower, PacketFollower, StreamCounts, Taken
 from evspec_ros.frames.encodings import message_to_rgb
+from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.recording import DAMAGE, Piece, Recording, Topic
 from evspec_ros.recordings.rosbag2_types import COMPRESSED_IMAGE, EVENT_ARRAY, EVENT_PACKET, IMAGE
@@ -44,7 +45,14 @@ BAG_DAMAGE = (
     AssertionError,
     EOFError,
 )
-UNREADABLE = (EventDecodingError, FrameError, SerdeError, struct.error)  # what a message's content may raise
+UNREADABLE = (  # what a message's content may raise
+    *DAMAGE,
+    EventDecodingError,
+    FrameError,
+    SerdeError,
+    struct.error,
+    AssertionError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +60,14 @@ logger = logging.getLogger(__name__)
 class BagRecording(Recording):
     """The busiest readable event topic and the busiest readable image topic of a bag.
 
+    Messages are taken in as the live node takes them in, log times being when they arrive: one stream of a
+    topic is followed, a bad message is left out and counted, losses and restarts are told by `info`.
+
     Two clocks: the time of an event in an EventPacket is the sensor's, header.stamp is the host's. `events()`
     brings these events onto the clock of the header stamps, packet by packet, by the offset that SensorClock
     tracks, so that events and frames compare; `info().events` stays on the sensor's clock. Events in an
-    EventArray have ROS time as they are. The bag's log time orders messages and is used for nothing else, it
-    may be days away from the stamps.
+    EventArray have ROS time as they are. The bag's log time orders messages and tells how long a stream was
+    silent; it may be days away from the stamps.
 
     Topics that cannot be read are left out, with the reason in `topics` and one sentence in the log. Raises
     RecordingError where the bag is damaged, or where it has event or image topics and none can be read.
@@ -64,6 +75,7 @@ class BagRecording(Recording):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._warned: set[str] = set()  # topics
         with self._opened() as bag:
             self._topics = _chosen(bag)
 
@@ -95,36 +107,88 @@ class BagRecording(Recording):
         """One piece per message of the topics that are read."""
         types = (EVENT_TYPES if events else frozenset()) | (FRAME_TYPES if frames else frozenset())
         wanted = {(one.name, one.type) for one in self._topics if one.type in types and not one.left_out}
-        packets = PacketReader()
         with self._opened() as bag:
-            for connection, data in bag.messages(bag.connections_of(wanted)):
-                try:
-                    piece = bag.wire.read(connection.topic, connection.msgtype, data, packets)
-                except UNREADABLE as error:
-                    raise RecordingError(
-                        f"A message on {connection.topic} in {self.path} is not read: {error}"
-                    ) from error
+            readers = {name: TopicReader(name, kind, bag.wire) for name, kind in wanted}
+            for connection, log_ns, data in bag.messages(bag.connections_of(wanted)):
+                piece = readers[connection.topic].read(data, log_ns)
+                self._warn_once(piece)
                 yield piece
+
+    def _warn_once(self, piece: Piece) -> None:
+        """Log the first message of a topic that is left out."""
+        if piece.read.refused and piece.topic not in self._warned:
+            self._warned.add(piece.topic)
+            logger.warning(
+                "A message on %s in %s is left out, as further ones of the kind will be: %s",
+                piece.topic,
+                self.path,
+                piece.read.problem,
+            )
 
 
 @dataclass(frozen=True)
 class Wire:
     """How the messages of a bag are serialised.
 
-    deserialize: bytes and type to a message; event_array: bytes to the events in them.
+    deserialize, event_packet: bytes and type to a message; event_array: bytes to the events in them. The
+    latter two raise EventDecodingError for what is no such message.
     """
 
     deserialize: Callable[[bytes, str], Any]
-    event_array: Callable[[bytes], EventArray]
+    event_packet: Callable[[PacketData, str], EventPacket]
+    event_array: Callable[[PacketData], EventArray]
 
-    def read(self, topic: str, kind: str, data: bytes, packets: PacketReader) -> Piece:
-        """The events or the frame in a serialised message; raises one of UNREADABLE."""
+    def follower(self, kind: str) -> EventFollower[Any]:
+        """What takes in event messages of this type."""
         if kind in ARRAY_TYPES:
-            return Piece(topic, 1, events=self.event_array(data).events)
+            return ArrayFollower(self.event_array)
+        return PacketFollower(lambda data: self.event_packet(data, kind))
+
+    def frame(self, data: bytes, kind: str) -> Frame:
+        """The frame in a serialised image; raises one of UNREADABLE."""
         message = self.deserialize(data, kind)
-        if kind in FRAME_TYPES:
-            return Piece(topic, 1, frame=Frame(_stamp_ns(message), message_to_rgb(message)))
-        return packets.read(topic, message)
+        return Frame(stamp_ns(message), message_to_rgb(message))
+
+
+class TopicReader:
+    """Turns the messages of one topic, in their order, into pieces; those of bad ones are without content."""
+
+    def __init__(self, topic: str, kind: str, wire: Wire) -> None:
+        self._topic, self._kind, self._wire = topic, kind, wire
+        self._follower = wire.follower(kind) if kind in EVENT_TYPES else None
+        self._frame_losses = FrameLosses()
+
+    def read(self, data: bytes, log_ns: int) -> Piece:
+        """The piece of one message that was recorded at log_ns."""
+        if self._follower is None:
+            return self._frame(data, log_ns)
+        return self._events(self._follower.take(data, log_ns / 1e9), log_ns)
+
+    def _events(self, taken: Taken, log_ns: int) -> Piece:
+        events, offset_ns = taken.events, 0
+        if events is not None and len(events):
+            first_ns = int(events.t[0])
+            offset_ns = taken.clock.to_ros(first_ns) - first_ns
+        return Piece(
+            self._topic, 1, events=events, offset_ns=offset_ns, triggers=taken.triggers, read=taken.read,
+            log_ns=log_ns,
+        )  # fmt: skip
+
+    def _frame(self, data: bytes, log_ns: int) -> Piece:
+        try:
+            frame = self._wire.frame(data, self._kind)
+        except UNREADABLE as error:
+            read = StreamCounts(messages=1, refused=1, problem=reason_of(error))
+            return Piece(self._topic, 1, read=read, log_ns=log_ns)
+        lost = self._frame_losses.after(frame.stamp_ns)
+        return Piece(self._topic, 1, frame=frame, read=StreamCounts(1, items=1, lost=lost), log_ns=log_ns)
+
+
+def reason_of(error: Exception) -> str:
+    """A sentence about a message that cannot be read; what libraries say is none."""
+    if isinstance(error, EvspecError):
+        return str(error)
+    return f"It is damaged or cut short ({str(error) or type(error).__name__})."
 
 
 class Reader(Protocol):
@@ -161,8 +225,8 @@ class OpenBag:
         """Those of some topics, given by name and type."""
         return [one for one in self.connections if (one.topic, one.msgtype) in topics]
 
-    def messages(self, connections: Collection[Connection]) -> Iterator[tuple[Connection, bytes]]:
-        """The messages of some connections, by log time."""
+    def messages(self, connections: Collection[Connection]) -> Iterator[tuple[Connection, int, bytes]]:
+        """The messages of some connections with their log times, in that order."""
         if not connections:
             return
         messages = self.reader.messages(connections)
@@ -171,8 +235,7 @@ class OpenBag:
                 message = next(messages, None)
             if message is None:
                 return
-            connection, _, data = message
-            yield connection, data
+            yield message
 
 
 @contextmanager
@@ -188,34 +251,8 @@ def damage_told(path: Path) -> Iterator[None]:
         ) from error
 
 
-@dataclass
-class PacketReader:
-    """Turns the packets of one topic into pieces; carries the decoder's state and the clock."""
-
-    decoder: Decoder | None = None
-    layout: tuple[str, int, int] = ("", 0, 0)
-    clock: SensorClock = field(default_factory=SensorClock)
-
-    def read(self, topic: str, message: Any) -> Piece:
-        """The events of one packet; raises EventDecodingError for an encoding that is not known."""
-        layout = (message.encoding, message.width, message.height)
-        if self.decoder is None or layout != self.layout:
-            self.decoder, self.layout = Decoder(*layout), layout
-        triggers = self.decoder.statistics.triggers
-        events = self.decoder.decode(message.events, message.time_base)
-        triggers = self.decoder.statistics.triggers - triggers
-        return Piece(topic, 1, events=events, offset_ns=self._offset_ns(message, events), triggers=triggers)
-
-    def _offset_ns(self, message: Any, events: Events) -> int:
-        """What brings this packet's events onto the clock of the header stamps."""
-        if not len(events):
-            return 0
-        first = int(events.t[0])
-        self.clock.update(_stamp_ns(message), first)
-        return self.clock.to_ros(first) - first
-
-
-def _stamp_ns(message: Any) -> int:
+def stamp_ns(message: Any) -> int:
+    """A message's header stamp, nanoseconds."""
     return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
 
 
@@ -256,12 +293,14 @@ def _one_read(bag: OpenBag, busiest_first: list[Topic], types: frozenset[str]) -
 
 
 def _problem(bag: OpenBag, topic: Topic) -> str:
-    """Why a topic cannot be read, judged by its first message; "" if it can."""
-    _, data = next(bag.messages(bag.connections_of({(topic.name, topic.type)})), (None, b""))
-    if not data:
-        return f"{topic.count} messages are announced and none is there"
-    try:
-        bag.wire.read(topic.name, topic.type, data, PacketReader())
-    except UNREADABLE as error:
-        return str(error).rstrip(".")
-    return ""
+    """Why a topic cannot be read, which is so where none of its messages can; "" if it can."""
+    reader = TopicReader(topic.name, topic.type, bag.wire)
+    problem = f"{topic.count} messages are announced and none is there"
+    first = True
+    for _, log_ns, data in bag.messages(bag.connections_of({(topic.name, topic.type)})):
+        read = reader.read(data, log_ns).read
+        if not read.refused:
+            return ""
+        if first:
+            problem, first = read.problem.rstrip("."), False
+    return problem

@@ -7,7 +7,9 @@ from pathlib import Path
 from rosbags.rosbag2 import Reader as Rosbag2Reader
 
 from evspec_ros.errors import RecordingError
-from evspec_ros.events.event_arrays import read_cdr
+from evspec_ros.events import event_arrays, event_packets
+from evspec_ros.events.decoders import PacketData
+from evspec_ros.events.event_packets import EventPacket
 from evspec_ros.recordings.bags import BagRecording, Reader, Wire
 from evspec_ros.recordings.rosbag2_types import typestore
 
@@ -26,4 +28,8 @@ class Rosbag2Recording(BagRecording):
         return Rosbag2Reader(self.path)
 
     def _wire(self, reader: Reader) -> Wire:  # noqa: ARG002 - ROS 2's types are known
-        return Wire(typestore().deserialize_cdr, read_cdr)
+        return Wire(typestore().deserialize_cdr, _event_packet, event_arrays.read_cdr)
+
+
+def _event_packet(data: PacketData, kind: str) -> EventPacket:  # noqa: ARG001 - all are laid out alike
+    return event_packets.read_cdr(data)
