@@ -148,7 +148,7 @@ class EventFollower(ABC, Generic[_Message]):
         self._follow_stamps = follow_stamps
         self._stream: _Stream | None = None
         self._heard_s = 0.0  # when the last good message arrived
-        self._unread = 0  # messages since then that tell nothing, not even their number
+        self._unread = 0  # messages since then that are nobody's, but may be missed in the sequence
 
     def take(self, message: PacketData, at_s: float) -> Taken:
         """Decode one message that arrived at at_s, seconds of any clock that runs evenly.
@@ -216,8 +216,7 @@ class PacketFollower(EventFollower[EventPacket]):
         return _Stream(source, Decoder(source.encoding, source.width, source.height))
 
     def _take(self, packet: EventPacket, notes: _Notes) -> Taken:
-        decoders.check(packet.encoding, packet.width, packet.height)
-        source = Source(packet.frame_id, packet.encoding, packet.width, packet.height)
+        source = self._source_of(packet)
         if self._stream is None:
             stream = self._new_stream(source)
         elif source != self._stream.source:
@@ -227,6 +226,14 @@ class PacketFollower(EventFollower[EventPacket]):
             stream = self._next_of(self._stream, packet, notes)
         events = self._decoded(packet, stream, notes)
         return self._finished(stream, events, packet.stamp_ns, notes)
+
+    def _source_of(self, packet: EventPacket) -> Source:
+        try:
+            decoders.check(packet.encoding, packet.width, packet.height)
+        except EventDecodingError:
+            self._unread += 1
+            raise
+        return Source(packet.frame_id, packet.encoding, packet.width, packet.height)
 
     def _next_of(self, stream: _Stream, packet: EventPacket, notes: _Notes) -> _Stream:
         """The stream that this packet belongs to, judged by its number: the one followed or a new one."""

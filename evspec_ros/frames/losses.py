@@ -29,6 +29,10 @@ class FrameLosses:
         """Whether the stream has a steady rate, so that a loss would be seen."""
         return self._period_ns() is not None
 
+    def refused(self) -> None:
+        """A frame arrived and cannot be used: the next gap is one shorter than it looks."""
+        self._gap -= 1
+
     def after(self, stamp_ns: int) -> int:
         """How many frames are known to be lost, that were not before, after one with this stamp."""
         newest_ns = self._newest_ns
@@ -45,7 +49,7 @@ class FrameLosses:
             self._gap = 0
             return 0
         if abs(interval_ns - period_ns) <= _TOLERANCE * period_ns:
-            lost, self._gap = self._gap, 0
+            lost, self._gap = max(self._gap, 0), 0
             return lost
         self._gap += max(round(interval_ns / period_ns) - 1, 0)
         return 0

@@ -178,6 +178,7 @@ class TopicReader:
         try:
             frame = self._wire.frame(data, self._kind)
         except UNREADABLE as error:
+            self._frame_losses.refused()
             read = StreamCounts(messages=1, refused=1, problem=reason_of(error))
             return Piece(self._topic, 1, read=read, log_ns=log_ns)
         lost = self._frame_losses.after(frame.stamp_ns)

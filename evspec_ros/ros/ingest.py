@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evspec_ros.errors import EventDecodingError, FrameError
@@ -28,6 +28,7 @@ from evspec_ros.events.types import Events
 from evspec_ros.events.window import WindowSize
 from evspec_ros.frames.buffer import FrameBuffer
 from evspec_ros.frames.encodings import message_to_rgb
+from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
 
 STILL_NS = 500_000_000  # a scene without events for this long stands still
@@ -135,29 +136,28 @@ class ImageStream:
     def __init__(self, seconds: float, max_frames: int) -> None:
         self.buffer = FrameBuffer(seconds, max_frames)
         self._size: tuple[int, ...] | None = None
+        self._losses = FrameLosses()
         self.received_at = 0.0  # monotonic seconds of the last good image
         self.reset_counts()
 
     def reset_counts(self) -> None:
         """Count from zero."""
-        self._messages = self._refused = self._items = self._restarts = 0
-        self._problem = ""
+        self._counts = NO_MESSAGES
 
     @property
     def counts(self) -> StreamCounts:
-        """What was received since the last reset of the counts."""
-        return StreamCounts(
-            self._messages, self._refused, self._items, restarts=self._restarts, problem=self._problem
-        )
+        """What was received since the last reset of the counts; lost is None while the stream has no steady
+        rate that would tell.
+        """
+        return self._counts if self._losses.known else replace(self._counts, lost=None)
 
     def add(self, image: Any, stamp_ns: int) -> None:
         """Keep one image, raw or compressed. Raises FrameError, after counting it, for an unusable one."""
-        self._messages += 1
         try:
             rgb = message_to_rgb(image)
         except FrameError as error:
-            self._refused += 1
-            self._problem = str(error)
+            self._losses.refused()
+            self._count(StreamCounts(messages=1, refused=1, problem=str(error)))
             raise
         size = rgb.shape
         newest = self.buffer.latest_ns
@@ -167,14 +167,18 @@ class ImageStream:
             self.restart()
         self._size = size
         self.buffer.append(Frame(stamp_ns, rgb))
-        self._items += 1
+        self._count(StreamCounts(messages=1, items=1, lost=self._losses.after(stamp_ns)))
         self.received_at = time.monotonic()
 
     def restart(self) -> None:
         """Forget the frames: their size changed or time jumped back. The counts stay."""
         if self._size is not None:
             self.buffer.clear()
-            self._restarts += 1
+            self._losses = FrameLosses()
+            self._count(StreamCounts(restarts=1))
+
+    def _count(self, more: StreamCounts) -> None:
+        self._counts = self._counts.plus(more)
 
 
 @dataclass(frozen=True, eq=False)
