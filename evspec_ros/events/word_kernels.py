@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evspec_ros.events.state import CORRUPT, EVENTS, HIGH, HIGH_KNOWN, KNOWN, OUTSIDE, TRIGGERS, UNPLACED
 
-_EVT2_ROLLOVER_US = 1 << 34
+EVT2_ROLLOVER_US = 1 << 34
 _LIBCAER_ROLLOVER_US = 1 << 31
 _NEAR_ROLLOVER_US = 1 << 24  # 17 s; a packet is far shorter
 
@@ -45,10 +45,10 @@ def decode_evt2(
             else:
                 state[OUTSIDE] += 1
         elif code == 0x8:  # EVT_TIME_HIGH
-            rollovers = high & ~(_EVT2_ROLLOVER_US - 1) if high >= 0 else 0
+            rollovers = high & ~(EVT2_ROLLOVER_US - 1) if high >= 0 else 0
             new = rollovers + ((word & 0xFFFFFFF) << 6)
-            if new < high - _EVT2_ROLLOVER_US // 2:
-                new += _EVT2_ROLLOVER_US
+            if new < high - EVT2_ROLLOVER_US // 2:
+                new += EVT2_ROLLOVER_US
             high = new
             state[KNOWN] = HIGH_KNOWN
         elif code == 0xA:  # EXT_TRIGGER

@@ -67,6 +67,7 @@ class Strays:
     topic: str = ""
     stamp_ns: int = 0
     _believed_ns: int = field(init=False)  # the last one
+    _replaced_ns: int | None = field(init=False, default=None)  # in the message at hand
 
     def __post_init__(self) -> None:
         self._believed_ns = self.middle.first_ns
@@ -86,11 +87,11 @@ class Strays:
         Its events have times of their own, and all that the stamp says is what the sensor's clock is on the
         host's, so a stamp after the log time, or right behind the one before, serves.
         """
-        if connection.msgtype not in PACKET_TYPES:
+        if connection.msgtype not in PACKET_TYPES or len(data) < _STAMP_AT + struct.calcsize(_STAMP):
             return data
         stamp_ns = header_stamp_ns(data)
         if not self.middle.believes(stamp_ns):
-            self._count(connection.topic, stamp_ns)
+            self._replaced_ns = stamp_ns
             by_log_ns = log_ns + self.middle.ahead_ns
             stamp_ns = by_log_ns if self.middle.believes(by_log_ns) else self._believed_ns + 1
             stamp = struct.pack(_STAMP, *divmod(stamp_ns, SECOND_NS))
@@ -99,7 +100,10 @@ class Strays:
         return data
 
     def cleared(self, piece: Piece) -> Piece:
-        """The piece without the frame or the events whose time cannot be."""
+        """The piece without the frame or the events whose time cannot be; that of a message just placed."""
+        replaced_ns, self._replaced_ns = self._replaced_ns, None
+        if replaced_ns is not None and not piece.read.refused:  # otherwise it is damaged as a whole
+            self._count(piece.topic, replaced_ns)
         if piece.frame is not None and not self.middle.believes(piece.frame.stamp_ns):
             self._count(piece.topic, piece.frame.stamp_ns)
             return replace(piece, frame=None)
