@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from evspec_ros.errors import EventDecodingError
@@ -124,10 +124,11 @@ class _Notes:
     triggers: int = 0
     restarts: list[str] = field(default_factory=list)
 
-    def counts(self) -> StreamCounts:
+    def counts(self, items: int, problem: str = "") -> StreamCounts:
+        """What became of the message: `items` events kept, or refused for a problem."""
         return StreamCounts(
-            messages=1, lost=self.lost, corrupt=self.corrupt, unplaced=self.unplaced,
-            restarts=len(self.restarts), restart=self.restarts[-1] if self.restarts else "",
+            1, 1 if problem else 0, items, self.lost, self.corrupt, self.unplaced, len(self.restarts),
+            problem, self.restarts[-1] if self.restarts else "",
         )  # fmt: skip
 
 
@@ -159,7 +160,7 @@ class EventFollower(ABC, Generic[_Message]):
         try:
             return self._take(self._parsed(message), notes)
         except EventDecodingError as error:
-            return Taken(None, replace(notes.counts(), refused=1, problem=str(error)), SensorClock())
+            return Taken(None, notes.counts(0, str(error)), SensorClock())
 
     def restart(self) -> bool:
         """Forget time and sequence, for time was set; whether there was anything to forget."""
@@ -197,8 +198,7 @@ class EventFollower(ABC, Generic[_Message]):
             first_ns = int(events.t[0])
             if stream.clock.update(stamp_ns if self._follow_stamps else first_ns, first_ns):
                 notes.restarts.append("The sensor's clock or the stamps were set: the stream began anew.")
-        read = replace(notes.counts(), items=len(events))
-        return Taken(events, read, stream.clock, bool(notes.restarts), notes.triggers)
+        return Taken(events, notes.counts(len(events)), stream.clock, bool(notes.restarts), notes.triggers)
 
 
 class PacketFollower(EventFollower[EventPacket]):

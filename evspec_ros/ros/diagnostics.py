@@ -38,7 +38,7 @@ class Age:
             back_s = (begun_ns - now_ns) / 1e9
             return cls(None, f"The clock stepped back by {back_s:.1f} s while the description was written.")
         if age_s < 0:
-            return cls(None, f"The window is stamped {-age_s:.1f} s after now: set the camera's clock.")
+            return cls(None, f"The window is stamped {-age_s:.3f} s after now: set the camera's clock.")
         if age_s > silent_s + DELAY_S:
             return cls(
                 None,

@@ -68,17 +68,24 @@ def _measure(recording: Path, seconds: float, settle_s: float, folder: Path) -> 
         with Child("player", "evspec_ros.ros.player", arguments, folder) as player:
             samples = _samples(listener, node, player)
     settled = [sample for sample in samples if sample[0] - samples[0][0] >= settle_s]
-    if len(settled) < 2:
-        raise RosError(f"Too short to be measured: play for more than {settle_s:g} seconds (--seconds).")
-    times, sizes = zip(*settled, strict=True)
-    slope, _ = statistics.linear_regression(times, sizes)
+    growth = growth_per_10_min(settled)
+    sizes = [size for _, size in settled]
     return NodeMemory(
         round(samples[-1][0] - samples[0][0], 1),
         len(listener.results),
         round(statistics.median(sizes[:10]), 2),
         round(statistics.median(sizes[-10:]), 2),
-        round(600 * slope, 3),
+        round(growth, 3),
     )
+
+
+def growth_per_10_min(samples: Sequence[tuple[float, float]]) -> float:
+    """The slope of the line through (seconds, megabytes) with the least squared distance; MB in 10 min."""
+    if len(samples) < 2:
+        raise RosError("Too short to be measured; play for more seconds (--seconds).")
+    times, sizes = zip(*samples, strict=True)
+    slope, _ = statistics.linear_regression(times, sizes)
+    return 600 * slope
 
 
 def _samples(listener: Listener, node: Child, player: Child) -> list[tuple[float, float]]:
