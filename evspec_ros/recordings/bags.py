@@ -154,8 +154,7 @@ class BagRecording(Recording):
 
     def _tell(self, strays: Strays) -> None:
         """Remark on stray stamps, once."""
-        remark = str(strays)
-        if strays.count and remark not in self._remarks:
+        if strays.count and (remark := str(strays)) not in self._remarks:
             logger.warning("%s: %s", self.path, remark)
             self._remarks.append(remark)
 
@@ -380,7 +379,7 @@ def _judged(bag: OpenBag, topic: Topic) -> Verdict:
     return Verdict(problem)
 
 
-def _middle(bag: OpenBag, connections: Collection[Connection]) -> Middle:
+def _middle(bag: OpenBag, connections: Collection[Connection]) -> Middle | None:
     """What most stamps say, at a few places all over the bag; a stamp that is repeated counts once."""
     first_ns, end_ns = bag.reader.span
     stamps: dict[tuple[str, int], int] = {}
