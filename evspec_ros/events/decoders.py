@@ -1,4 +1,4 @@
-"""Decoders of the encodings in event_camera_msgs/EventPacket and Prophesee's files (all little-endian)."""
+"""Decoders of the encodings in event_camera_msgs/EventPacket and Prophesee's files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from evspec_ros.errors import EventDecodingError
 from evspec_ros.events import state
 from evspec_ros.events.bounds import Outside, outside_in
 from evspec_ros.events.line_kernels import (
+    EVT3_ROLLOVER_US,
     count_evt3,
     count_libcaer_cmp,
     decode_evt3,
@@ -21,6 +22,7 @@ from evspec_ros.events.line_kernels import (
 )
 from evspec_ros.events.types import Events
 from evspec_ros.events.word_kernels import (
+    EVT2_ROLLOVER_US,
     count_evt21,
     count_evt21_legacy,
     decode_evt2,
@@ -61,15 +63,8 @@ class Decoder:
     """
 
     def __init__(self, encoding: str, width: int, height: int) -> None:
+        check(encoding, width, height)
         name = _format_name(encoding)
-        if name not in _FORMATS:
-            raise EventDecodingError(
-                f"The event encoding {encoding!r} is unknown: known ones are {', '.join(ENCODINGS)}."
-            )
-        if not (0 < width <= 1 << 16 and 0 < height <= 1 << 16):
-            raise EventDecodingError(
-                f"A sensor of {width} x {height} pixels is impossible: give each side as 1 to 65536 pixels."
-            )
         self.encoding = encoding
         self.width = width
         self.height = height
@@ -87,14 +82,24 @@ class Decoder:
         """
         state.resynchronise(self._state)
 
-    def decode(self, data: PacketData, time_base: int = 0) -> Events:
+    @property
+    def rollover_ns(self) -> int:
+        """After this long the encoding's clock begins again at 0; 0 for one that counts from a time base."""
+        return self._format.rollover_us * 1000
+
+    def pass_rollovers(self, count: int) -> None:
+        """The clock began again unseen, so often, before the last TIME_HIGH: while packets were lost."""
+        self._state[state.HIGH] += count * self._format.rollover_us
+
+    def decode(self, data: PacketData, time_base: int = 0, *, is_bigendian: bool = False) -> Events:
         """The events of the next packet, in their order on the wire, all inside the sensor.
 
         data: the packet's field `events`; time_base: its field of that name, nanoseconds, ignored for
-        Prophesee's formats. Raises EventDecodingError, before any state changes, for a length that is no
-        whole number of words and for a time base out of range.
+        Prophesee's formats; is_bigendian: its words have their first byte last. Raises EventDecodingError,
+        before any state changes, for a length that is no whole number of words and for a time base out of
+        range.
         """
-        words = self._words(data)
+        words = self._words(data, is_bigendian)
         if self._format.timed and not 0 <= time_base < _TIME_BASE_LIMIT_NS:
             raise EventDecodingError(
                 f"The time base {time_base} of a {self.encoding} packet is out of range: "
@@ -125,19 +130,33 @@ class Decoder:
             self._format = _FORMATS["evt21_legacy" if legacy else "evt21"]
             self._order_open = False
 
-    def _words(self, data: PacketData) -> NDArray[Any]:
+    def _words(self, data: PacketData, is_bigendian: bool) -> NDArray[Any]:
         raw = np.frombuffer(data, np.uint8)
         size = self._format.word.itemsize
         if len(raw) % size:
             raise EventDecodingError(
                 f"A {self.encoding} packet of {len(raw)} bytes is damaged: its words are {size} bytes each."
             )
+        if is_bigendian:
+            raw = raw.view(self._format.swapped or self._format.word).byteswap().view(np.uint8)
         words = raw.view(self._format.word)
         words = words if words.flags.aligned else words.copy()
         words.flags.writeable = (
             False  # read-only and aligned whatever came in: one compiled kernel serves all
         )
         return words
+
+
+def check(encoding: str, width: int, height: int) -> None:
+    """Raises EventDecodingError for an encoding that is not known and for a sensor that cannot be."""
+    if _format_name(encoding) not in _FORMATS:
+        raise EventDecodingError(
+            f"The event encoding {encoding!r} is unknown: known ones are {', '.join(ENCODINGS)}."
+        )
+    if not (0 < width <= 1 << 16 and 0 < height <= 1 << 16):
+        raise EventDecodingError(
+            f"A sensor of {width} x {height} pixels is impossible: give each side as 1 to 65536 pixels."
+        )
 
 
 def warm_up() -> None:
@@ -152,6 +171,8 @@ class _Format:
     timed: bool  # times count from the packet's time_base
     count: Callable[[NDArray[Any]], int]  # how many events there are at most
     decode: Callable[..., int]  # writes the events into t, x, y, p and returns their number
+    rollover_us: int = 0  # the clock's period, where times do not count from a time_base
+    swapped: np.dtype[Any] | None = None  # what changes its order of bytes as a whole; None: word
 
 
 def _format_name(encoding: str) -> str:
@@ -161,12 +182,14 @@ def _format_name(encoding: str) -> str:
 
 
 _FORMATS = {
-    "evt2": _Format(np.dtype("<u4"), False, len, decode_evt2),
-    "evt21": _Format(np.dtype("<i8"), False, count_evt21, decode_evt21),
-    "evt21_legacy": _Format(np.dtype("<i8"), False, count_evt21_legacy, decode_evt21_legacy),
-    "evt3": _Format(np.dtype("<u2"), False, count_evt3, decode_evt3),
+    "evt2": _Format(np.dtype("<u4"), False, len, decode_evt2, EVT2_ROLLOVER_US),
+    "evt21": _Format(np.dtype("<i8"), False, count_evt21, decode_evt21, EVT2_ROLLOVER_US),
+    "evt21_legacy": _Format(
+        np.dtype("<i8"), False, count_evt21_legacy, decode_evt21_legacy, EVT2_ROLLOVER_US, np.dtype("<u4")
+    ),
+    "evt3": _Format(np.dtype("<u2"), False, count_evt3, decode_evt3, EVT3_ROLLOVER_US),
     "libcaer_cmp": _Format(np.dtype("<u2"), True, count_libcaer_cmp, decode_libcaer_cmp),
-    "libcaer": _Format(np.dtype("<i8"), True, len, decode_libcaer),
+    "libcaer": _Format(np.dtype("<i8"), True, len, decode_libcaer, swapped=np.dtype("<u4")),
     "mono": _Format(np.dtype("<i8"), True, len, decode_mono),
     "trigger": _Format(np.dtype("<i8"), True, len, decode_trigger),
 }

@@ -44,7 +44,7 @@ _STRIDE = 64  # words looked through at once for one that needs more than its la
 _LONGEST = 12  # pixels of a vector
 _PLACES = 1 << 11  # 11 bits of a place
 _PLACE_LANE = 0xFFFF << 16
-_HIGH_ROLLOVER_US = 1 << 24
+EVT3_ROLLOVER_US = 1 << 24
 _JITTER = 10  # TIME_HIGH steps back by this much without a rollover
 
 
@@ -257,9 +257,9 @@ def _interpret(word: int, codes: LineFormat, state: NDArray[np.int64]) -> None:
     code, payload = word >> 12, word & 0xFFF
     if code == codes.high:
         high = state[HIGH]
-        rollovers = high & ~(_HIGH_ROLLOVER_US - 1) if high >= 0 and not codes.timeless else 0
+        rollovers = high & ~(EVT3_ROLLOVER_US - 1) if high >= 0 and not codes.timeless else 0
         if not codes.timeless and high >= 0 and (high >> 12 & 0xFFF) - payload > _JITTER:
-            rollovers += _HIGH_ROLLOVER_US
+            rollovers += EVT3_ROLLOVER_US
         state[HIGH] = rollovers + (payload << 12)
         state[KNOWN] |= HIGH_KNOWN
     elif code == codes.trigger:

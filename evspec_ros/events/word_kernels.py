@@ -21,7 +21,7 @@ from evspec_ros.events.state import (
     leave_out,
 )
 
-_EVT2_ROLLOVER_US = 1 << 34
+EVT2_ROLLOVER_US = 1 << 34
 _EVT2_CODES = (0x0, 0x1, 0x8, 0xA, 0xE, 0xF)
 _LIBCAER_ROLLOVER_US = 1 << 31
 _NEAR_ROLLOVER_US = 1 << 24  # 17 s; a packet is far shorter
@@ -30,9 +30,9 @@ _NEAR_ROLLOVER_US = 1 << 24  # 17 s; a packet is far shorter
 @njit(nogil=True, inline="always")
 def _evt2_high(high: int, payload: int) -> int:
     """Microseconds of a TIME_HIGH, with all rollovers so far; high: those of the one before, -1 without."""
-    rollovers = high & ~(_EVT2_ROLLOVER_US - 1) if high >= 0 else 0
+    rollovers = high & ~(EVT2_ROLLOVER_US - 1) if high >= 0 else 0
     new = rollovers + (payload << 6)
-    return new + _EVT2_ROLLOVER_US if new < high - _EVT2_ROLLOVER_US // 2 else new
+    return new + EVT2_ROLLOVER_US if new < high - EVT2_ROLLOVER_US // 2 else new
 
 
 @njit(cache=True, nogil=True)

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +20,13 @@ from rosbags.rosbag1 import ReaderError as Rosbag1Error
 from rosbags.rosbag2 import ReaderError as Rosbag2Error
 from rosbags.serde import SerdeError
 
-from evspec_ros.errors import EventDecodingError, FrameError, RecordingError
-from evspec_ros.events.clock import SensorClock
-from evspec_ros.events.decoders import Decoder
+from evspec_ros.errors import EventDecodingError, EvspecError, FrameError, RecordingError
+from evspec_ros.events.decoders import PacketData
 from evspec_ros.events.event_arrays import EventArray
-from evspec_ros.events.types import Events
+from evspec_ros.events.event_packets import EventPacket
+from evspec_ros.events.streams import ArrayFollower, EventFollower, PacketFollower, StreamCounts, Taken
 from evspec_ros.frames.encodings import Look, look_of, message_to_rgb
+from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.recording import DAMAGE, WHATEVER, Piece, Recording, Topic, Wanted
 from evspec_ros.recordings.rosbag2_types import (
@@ -51,14 +52,20 @@ BAG_DAMAGE = (
     AssertionError,
     EOFError,
 )
-UNREADABLE = (EventDecodingError, FrameError, SerdeError, struct.error)  # what a message's content may raise
+UNREADABLE = (  # what a message's content may raise
+    *DAMAGE,
+    EventDecodingError,
+    FrameError,
+    SerdeError,
+    struct.error,
+    AssertionError,
+)
 REPAIRS = {  # by the end of a file's name
     ".bag": "rosbag reindex {}",
     ".active": "rosbag reindex {}",
     ".mcap": "mcap recover {} -o whole.mcap",
     ".db3": "sqlite3 {} .recover | sqlite3 whole.db3",
 }
-JUDGED = 100  # messages of a topic looked at, until one can be read
 PLACES, AT_FIRST, ELSEWHERE = 8, 64, 8  # where in a bag stamps are compared, and how many there
 
 logger = logging.getLogger(__name__)
@@ -68,12 +75,15 @@ class BagRecording(Recording):
     """One topic of events and one of images of a bag: those named, else the busiest that can be read, of
     images a colour camera's before all others.
 
+    Messages are taken in as the live node takes them in, log times being when they arrive: one stream of a
+    topic is followed, a bad message is left out and counted, losses and restarts are told by `info`.
+
     Two clocks: the time of an event in an EventPacket is the sensor's, header.stamp is the host's. `events()`
     brings these events onto the clock of the header stamps, packet by packet, by the offset that SensorClock
     tracks, so that events and frames compare; `info().events` stays on the sensor's clock. Events in an
-    EventArray have ROS time as they are. The bag's log time orders messages, it may be days away from the
-    stamps. A message whose stamp is decades away from most others is told in `remarks`, and the stamp is not
-    used.
+    EventArray have ROS time as they are. The bag's log time orders messages and tells how long a stream was
+    silent; it may be days away from the stamps. A message whose stamp is decades away from most others is
+    told in `remarks`, and the stamp is not used.
 
     Topics that are not read are left out, with the reason in `topics` and one line in the log. Raises
     RecordingError where the bag is damaged, or where it has event or image topics and none can be read.
@@ -81,6 +91,7 @@ class BagRecording(Recording):
 
     def __init__(self, path: Path, wanted: Wanted = WHATEVER) -> None:
         super().__init__(path)
+        self._warned: set[str] = set()  # topics
         with self._opened() as bag:
             self._remarks = [f"{remark}." for remark in bag.reader.remarks]
             for remark in self._remarks:
@@ -121,16 +132,14 @@ class BagRecording(Recording):
     def pieces(self, *, events: bool = True, frames: bool = True) -> Iterator[Piece]:
         """One piece per message of the topics that are read."""
         types = (EVENT_TYPES if events else frozenset()) | (FRAME_TYPES if frames else frozenset())
-        packets, strays = PacketReader(), Strays(self._middle)
+        strays = Strays(self._middle)
         with self._opened() as bag:
-            for connection, log_ns, data in bag.messages(bag.connections_of(self._read(types, bag))):
-                try:
-                    placed = strays.placed(connection, log_ns, data)
-                    piece = bag.wire.read(connection.topic, connection.msgtype, placed, packets)
-                except UNREADABLE as error:
-                    raise RecordingError(
-                        f"A message on {connection.topic} in {self.path} is not read: {error}"
-                    ) from error
+            connections = bag.connections_of(self._read(types, bag))
+            readers = {one.topic: TopicReader(one.topic, read_as(one), bag.wire) for one in connections}
+            for connection, log_ns, data in bag.messages(connections):
+                placed = strays.placed(connection, log_ns, data)
+                piece = readers[connection.topic].read(placed, log_ns)
+                self._warn_once(piece)
                 yield strays.cleared(piece)
         self._tell(strays)
 
@@ -145,21 +154,33 @@ class BagRecording(Recording):
 
     def _tell(self, strays: Strays) -> None:
         """Remark on stray stamps, once."""
-        remark = str(strays)
-        if strays.count and remark not in self._remarks:
+        if strays.count and (remark := str(strays)) not in self._remarks:
             logger.warning("%s: %s", self.path, remark)
             self._remarks.append(remark)
+
+    def _warn_once(self, piece: Piece) -> None:
+        """Log the first message of a topic that is left out."""
+        if piece.read.refused and piece.topic not in self._warned:
+            self._warned.add(piece.topic)
+            logger.warning(
+                "A message on %s in %s is left out, as further ones of the kind will be: %s",
+                piece.topic,
+                self.path,
+                piece.read.problem,
+            )
 
 
 @dataclass(frozen=True)
 class Wire:
     """How the messages of a bag are serialised.
 
-    deserialize: bytes and type to a message; event_array: bytes to the events in them.
+    deserialize, event_packet: bytes and type to a message; event_array: bytes to the events in them. The
+    latter two raise EventDecodingError for what is no such message.
     """
 
     deserialize: Callable[[bytes, str], Any]
-    event_array: Callable[[bytes], EventArray]
+    event_packet: Callable[[PacketData, str], EventPacket]
+    event_array: Callable[[PacketData], EventArray]
 
     def time_ns(self, kind: str, data: bytes) -> int | None:
         """When a serialised message happened: its header stamp, an event array's first event; None where
@@ -173,15 +194,62 @@ class Wire:
             return None
         return int(events.t[0]) if len(events) else None
 
-    def read(self, topic: str, kind: str, data: bytes, packets: PacketReader) -> Piece:
-        """The events or the frame in a serialised message; raises one of UNREADABLE."""
+    def follower(self, kind: str) -> EventFollower[Any]:
+        """What takes in event messages of this type."""
         if kind in ARRAY_TYPES:
-            array = self.event_array(data)
-            return Piece(topic, 1, events=array.events, outside=array.outside)
+            return ArrayFollower(self.event_array)
+        return PacketFollower(lambda data: self.event_packet(data, kind))
+
+    def frame(self, data: bytes, kind: str) -> Frame:
+        """The frame in a serialised image; raises one of UNREADABLE."""
         message = self.deserialize(data, kind)
-        if kind in FRAME_TYPES:
-            return Piece(topic, 1, frame=Frame(_stamp_ns(message), message_to_rgb(message)))
-        return packets.read(topic, message)
+        return Frame(stamp_ns(message), message_to_rgb(message))
+
+    def look(self, data: bytes, kind: str) -> Look:
+        """What sends such images as a serialised one that can be read."""
+        return look_of(self.deserialize(data, kind))
+
+
+class TopicReader:
+    """Turns the messages of one topic, in their order, into pieces; those of bad ones are without content."""
+
+    def __init__(self, topic: str, kind: str, wire: Wire) -> None:
+        self._topic, self._kind, self._wire = topic, kind, wire
+        self._follower = wire.follower(kind) if kind in EVENT_TYPES else None
+        self._frame_losses = FrameLosses()
+
+    def read(self, data: bytes, log_ns: int) -> Piece:
+        """The piece of one message that was recorded at log_ns."""
+        if self._follower is None:
+            return self._frame(data, log_ns)
+        return self._events(self._follower.take(data, log_ns / 1e9), log_ns)
+
+    def _events(self, taken: Taken, log_ns: int) -> Piece:
+        events, offset_ns = taken.events, 0
+        if events is not None and len(events):
+            first_ns = int(events.t[0])
+            offset_ns = taken.clock.to_ros(first_ns) - first_ns
+        return Piece(
+            self._topic, 1, events=events, offset_ns=offset_ns, triggers=taken.triggers, read=taken.read,
+            log_ns=log_ns, outside=taken.outside,
+        )  # fmt: skip
+
+    def _frame(self, data: bytes, log_ns: int) -> Piece:
+        try:
+            frame = self._wire.frame(data, self._kind)
+        except UNREADABLE as error:
+            self._frame_losses.refused()
+            read = StreamCounts(messages=1, refused=1, problem=reason_of(error))
+            return Piece(self._topic, 1, read=read, log_ns=log_ns)
+        lost = self._frame_losses.after(frame.stamp_ns)
+        return Piece(self._topic, 1, frame=frame, read=StreamCounts(1, items=1, lost=lost), log_ns=log_ns)
+
+
+def reason_of(error: Exception) -> str:
+    """A sentence about a message that cannot be read; what libraries say is none."""
+    if isinstance(error, EvspecError):
+        return str(error)
+    return f"It is damaged or cut short ({str(error) or type(error).__name__})."
 
 
 class Reader(Protocol):
@@ -259,36 +327,8 @@ def damage_told(path: Path) -> Iterator[None]:
         ) from error
 
 
-@dataclass
-class PacketReader:
-    """Turns the packets of one topic into pieces; carries the decoder's state and the clock."""
-
-    decoder: Decoder | None = None
-    layout: tuple[str, int, int] = ("", 0, 0)
-    clock: SensorClock = field(default_factory=SensorClock)
-
-    def read(self, topic: str, message: Any) -> Piece:
-        """The events of one packet; raises EventDecodingError for an encoding that is not known."""
-        layout = (message.encoding, message.width, message.height)
-        if self.decoder is None or layout != self.layout:
-            self.decoder, self.layout = Decoder(*layout), layout
-        triggers, outside = self.decoder.statistics.triggers, self.decoder.outside.count
-        events = self.decoder.decode(message.events, message.time_base)
-        triggers = self.decoder.statistics.triggers - triggers
-        outside_now = self.decoder.outside.since(outside)
-        offset_ns = self._offset_ns(message, events)
-        return Piece(topic, 1, events=events, offset_ns=offset_ns, triggers=triggers, outside=outside_now)
-
-    def _offset_ns(self, message: Any, events: Events) -> int:
-        """What brings this packet's events onto the clock of the header stamps."""
-        if not len(events):
-            return 0
-        first = int(events.t[0])
-        self.clock.update(_stamp_ns(message), first)
-        return self.clock.to_ros(first) - first
-
-
-def _stamp_ns(message: Any) -> int:
+def stamp_ns(message: Any) -> int:
+    """A message's header stamp, nanoseconds."""
     return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
 
 
@@ -325,23 +365,21 @@ def _chosen(bag: OpenBag, wanted: Wanted) -> tuple[Topic, ...]:
 
 
 def _judged(bag: OpenBag, topic: Topic) -> Verdict:
-    """Whether a topic can be read, and what its images are, by the first message that is not bad."""
-    problem = "no message was recorded" if not topic.count else f"none of {topic.count} messages is there"
-    first = islice(bag.messages(bag.connections_of({(topic.name, topic.type)})), JUDGED)
-    for number, (connection, _, data) in enumerate(first):
-        try:
-            bag.wire.read(topic.name, connection.msgtype, data, PacketReader())
-        except UNREADABLE as error:
-            problem = problem if number else str(error).rstrip(".")
-            continue
-        is_image = connection.msgtype in FRAME_TYPES
-        return Verdict(
-            look=look_of(bag.wire.deserialize(data, connection.msgtype)) if is_image else Look.COLOUR
-        )
+    """Why a topic cannot be read, which is so where none of its messages can, and what its images show."""
+    problem = f"none of {topic.count} messages is there" if topic.count else "no message was recorded"
+    reader, first = None, True
+    for connection, log_ns, data in bag.messages(bag.connections_of({(topic.name, topic.type)})):
+        reader = reader or TopicReader(topic.name, connection.msgtype, bag.wire)
+        read = reader.read(data, log_ns).read
+        if not read.refused:
+            is_image = connection.msgtype in FRAME_TYPES
+            return Verdict(look=bag.wire.look(data, connection.msgtype) if is_image else Look.COLOUR)
+        if first:
+            problem, first = read.problem.rstrip("."), False
     return Verdict(problem)
 
 
-def _middle(bag: OpenBag, connections: Collection[Connection]) -> Middle:
+def _middle(bag: OpenBag, connections: Collection[Connection]) -> Middle | None:
     """What most stamps say, at a few places all over the bag; a stamp that is repeated counts once."""
     first_ns, end_ns = bag.reader.span
     stamps: dict[tuple[str, int], int] = {}

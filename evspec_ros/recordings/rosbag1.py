@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rosbags.interfaces import Connection
 from rosbags.rosbag1 import Reader as Rosbag1Reader
@@ -15,9 +16,20 @@ from rosbags.rosbag1.reader import Chunk, ChunkInfo, Header, IndexData, RecordTy
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from evspec_ros.errors import RecordingError
+from evspec_ros.errors import EventDecodingError, RecordingError
+from evspec_ros.events.decoders import PacketData
 from evspec_ros.events.event_arrays import read_ros1
-from evspec_ros.recordings.bags import EVENT_TYPES, FRAME_TYPES, BagRecording, Reader, Wire
+from evspec_ros.events.event_packets import EventPacket
+from evspec_ros.recordings.bags import (
+    EVENT_TYPES,
+    FRAME_TYPES,
+    UNREADABLE,
+    BagRecording,
+    Reader,
+    Wire,
+    reason_of,
+    stamp_ns,
+)
 
 UNINDEXED = (
     "{name} was never closed, or is cut short: what is there is read; 'rosbag reindex {path}' mends it"
@@ -34,7 +46,8 @@ class Rosbag1Recording(BagRecording):
         return BagReader(self.path)
 
     def _wire(self, reader: Reader) -> Wire:
-        return Wire(self._types(reader).deserialize_ros1, read_ros1)
+        store = self._types(reader)
+        return Wire(store.deserialize_ros1, partial(_event_packet, store), read_ros1)
 
     def _types(self, reader: Reader) -> Typestore:
         """The bag's own definitions of the messages that can be read."""
@@ -50,6 +63,18 @@ class Rosbag1Recording(BagRecording):
                     f"{connection.topic} in a way that cannot be read; record or convert it again."
                 ) from error
         return store
+
+
+def _event_packet(store: Typestore, data: PacketData, kind: str) -> EventPacket:
+    """An EventPacket as ROS 1 serialises it; raises EventDecodingError for what is none."""
+    try:
+        message: Any = store.deserialize_ros1(bytes(data), kind)
+    except UNREADABLE as error:
+        raise EventDecodingError(reason_of(error)) from error
+    return EventPacket(
+        stamp_ns(message), message.header.frame_id, message.height, message.width, message.seq,
+        message.time_base, message.encoding, message.is_bigendian, message.events,
+    )  # fmt: skip
 
 
 class BagReader(Rosbag1Reader):

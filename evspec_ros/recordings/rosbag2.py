@@ -16,7 +16,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from evspec_ros.errors import RecordingError
-from evspec_ros.events.event_arrays import read_cdr
+from evspec_ros.events import event_arrays, event_packets
+from evspec_ros.events.decoders import PacketData
+from evspec_ros.events.event_packets import EventPacket
 from evspec_ros.recordings.bags import BagRecording, Reader, Wire, damage_told
 from evspec_ros.recordings.rosbag2_storage import ZSTD, Storage, storage_of
 from evspec_ros.recordings.rosbag2_types import typestore
@@ -33,7 +35,11 @@ class Rosbag2Recording(BagRecording):
         return StorageReader(self.path)
 
     def _wire(self, reader: Reader) -> Wire:  # noqa: ARG002 - ROS 2's types are known
-        return Wire(typestore().deserialize_cdr, read_cdr)
+        return Wire(typestore().deserialize_cdr, _event_packet, event_arrays.read_cdr)
+
+
+def _event_packet(data: PacketData, kind: str) -> EventPacket:  # noqa: ARG001 - all are laid out alike
+    return event_packets.read_cdr(data)
 
 
 class StorageReader:

@@ -183,7 +183,13 @@ class Mcap(McapReader):
                 f"read; convert it to rosbag2."
             )
         self.bio.seek(0)
-        super()._open()
+        try:
+            super()._open()
+        except KeyError as error:  # rosbags looks the languages up in which messages are defined
+            raise RecordingError(
+                f"The MCAP file {self.path} has topics defined in {error}, and only those of ROS 2 (ros2msg, "
+                f"ros2idl) are read; leave them out with 'mcap filter'."
+            ) from error
 
     def messages(
         self, connections: Collection[Connection], start: int | None = None, stop: int | None = None

@@ -41,10 +41,10 @@ class Middle:
     first_ns: int
 
     @classmethod
-    def of(cls, sample: Collection[tuple[int, int]]) -> Middle:
-        """That of some messages, each given by stamp and log time."""
+    def of(cls, sample: Collection[tuple[int, int]]) -> Middle | None:
+        """That of some messages, each given by stamp and log time; None where there is none."""
         if not sample:
-            return cls(0, 0, 0)
+            return None
         middle = median_high(stamp_ns for stamp_ns, _ in sample)
         near = [one for one in sample if abs(one[0] - middle) <= FAR_NS]
         ahead = median_high(stamp_ns - log_ns for stamp_ns, log_ns in near)
@@ -59,20 +59,22 @@ class Middle:
 class Strays:
     """Finds the stray messages in a pass over a recording, takes their times out, and counts them.
 
-    topic, stamp_ns: of the first one.
+    middle: None where nothing is known, and everything believed. topic, stamp_ns: of the first stray.
     """
 
-    middle: Middle
+    middle: Middle | None
     count: int = 0
     topic: str = ""
     stamp_ns: int = 0
     _believed_ns: int = field(init=False)  # the last one
+    _replaced_ns: int | None = field(init=False, default=None)  # in the message at hand
 
     def __post_init__(self) -> None:
-        self._believed_ns = self.middle.first_ns
+        self._believed_ns = self.middle.first_ns if self.middle else 0
 
     def __str__(self) -> str:
-        """One sentence; there has to be one."""
+        """One sentence; there has to be a stray."""
+        assert self.middle
         years = (self.stamp_ns - self.middle.stamp_ns) / YEAR_NS
         return (
             f"{self.count:,} of the messages bear a stamp far from the others': the first, on {self.topic}, "
@@ -86,11 +88,12 @@ class Strays:
         Its events have times of their own, and all that the stamp says is what the sensor's clock is on the
         host's, so a stamp after the log time, or right behind the one before, serves.
         """
-        if connection.msgtype not in PACKET_TYPES:
+        too_short = len(data) < _STAMP_AT + struct.calcsize(_STAMP)
+        if self.middle is None or connection.msgtype not in PACKET_TYPES or too_short:
             return data
         stamp_ns = header_stamp_ns(data)
         if not self.middle.believes(stamp_ns):
-            self._count(connection.topic, stamp_ns)
+            self._replaced_ns = stamp_ns
             by_log_ns = log_ns + self.middle.ahead_ns
             stamp_ns = by_log_ns if self.middle.believes(by_log_ns) else self._believed_ns + 1
             stamp = struct.pack(_STAMP, *divmod(stamp_ns, SECOND_NS))
@@ -99,7 +102,12 @@ class Strays:
         return data
 
     def cleared(self, piece: Piece) -> Piece:
-        """The piece without the frame or the events whose time cannot be."""
+        """The piece without the frame or the events whose time cannot be; that of a message just placed."""
+        replaced_ns, self._replaced_ns = self._replaced_ns, None
+        if replaced_ns is not None and not piece.read.refused:  # otherwise it is damaged as a whole
+            self._count(piece.topic, replaced_ns)
+        if self.middle is None:
+            return piece
         if piece.frame is not None and not self.middle.believes(piece.frame.stamp_ns):
             self._count(piece.topic, piece.frame.stamp_ns)
             return replace(piece, frame=None)

@@ -281,12 +281,17 @@ def speed_up(result: Mapping[str, Any], plain_ms: float) -> float:
 
 
 def _age(result: Mapping[str, Any]) -> str:
-    return f"{result['age_ms']:.0f} ms old"
+    return f"{_age_ms(result)} old"
+
+
+def _age_ms(result: Mapping[str, Any]) -> str:
+    age_ms = result["age_ms"]
+    return "unknown" if age_ms is None else f"{age_ms:.0f} ms"
 
 
 def _figures(result: Mapping[str, Any], plain_ms: float) -> dict[str, str]:
     return {
-        "age": f"{result['age_ms']:.0f} ms",
+        "age": _age_ms(result),
         "decoding": f"{tokens_per_second(result):.0f} tokens/s",
         "accepted length": f"{result['mean_accepted_length']:.2f}",
         "speed-up": f"{speed_up(result, plain_ms):.2f}x against plain decoding",
@@ -390,7 +395,10 @@ def _summary(run: Run, settings: Settings) -> dict[str, str]:
     if not run.results:
         return figures
     medians = {
-        "age when published": ("ms", [result["age_ms"] for result in run.results]),
+        "age when published": (
+            "ms",
+            [age for result in run.results if (age := result["age_ms"]) is not None],
+        ),
         "latency": ("ms", [result["latency_ms"]["total"] for result in run.results]),
         "decoding": ("tokens/s", [tokens_per_second(result) for result in run.results]),
         "tokens per target pass": (
@@ -402,6 +410,7 @@ def _summary(run: Run, settings: Settings) -> dict[str, str]:
     figures |= {
         f"{name}, median": f"{statistics.median(values):.2f} {unit}"
         for name, (unit, values) in medians.items()
+        if values
     }
     lossless = all(result["lossless"] for result in run.results)
     return figures | {"text as the target alone would write it": "yes" if lossless else "no"}

@@ -322,6 +322,15 @@ def test_an_mcap_of_something_else_is_not_called_damaged(tmp_path: Path) -> None
         open_recording(path)
 
 
+def test_topics_defined_in_another_language_are_not_called_damage(tmp_path: Path) -> None:
+    """The sentence names the language."""
+    write_bag(tmp_path / "bag", packets(1), "mcap")
+    path = tmp_path / "bag" / "bag.mcap"
+    path.write_bytes(path.read_bytes().replace(b"\x07\0\0\0ros2msg", b"\x07\0\0\0ros1msg"))
+    with pytest.raises(RecordingError, match=r"has topics defined in 'ros1msg', and only those of ROS 2"):
+        open_recording(path)
+
+
 @pytest.mark.parametrize("compression", ["none", "bz2", "lz4"])
 @pytest.mark.parametrize("name", ["r.bag.active", "r.bag"])
 def test_a_bag_of_ros1_that_was_never_closed_is_read(

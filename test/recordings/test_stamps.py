@@ -147,6 +147,17 @@ def test_single_events_decades_away_are_left_out_of_arrays(tmp_path: Path, ros: 
     assert recording.remarks[0].startswith("1 of the messages")
 
 
+def test_where_nothing_is_known_everything_is_believed(tmp_path: Path) -> None:
+    """A recording that begins with many empty arrays keeps the events that come later."""
+    store = typestore()
+    messages = []
+    for index in range(300):
+        array = event_array(random_events(1), START_NS, "dvs_msgs", store)
+        array.events = array.events if index == 299 else []
+        messages.append(("/events", "dvs_msgs/msg/EventArray", START_NS + index**3, array))
+    assert recorded(tmp_path, *messages).info().events.count == 1
+
+
 def test_what_is_converted_has_no_stray(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The bag that is written lasts as long as the recording, and what was left out is told."""
     recorded(tmp_path, *stamped(frames(), FIRST, 0), *packets())
