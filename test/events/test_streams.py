@@ -30,7 +30,10 @@ MS = 1_000_000
 START_NS = 1_700_000_000 * 10**9
 WIDTH, HEIGHT = 1280, 720
 TOPIC = "/event_camera/events"
-SWAPPED_BYTES = {"evt2": 4, "evt3": 2, "libcaer_cmp": 2, "libcaer": 4, "mono": 8, "trigger": 8}
+SWAPPED_BYTES = {
+    "evt2": 4, "evt21": 8, "evt21_legacy": 4, "evt3": 2, "libcaer_cmp": 2, "libcaer": 4, "mono": 8,
+    "trigger": 8,
+}  # fmt: skip
 
 Message = tuple[int, bytes]  # log time, serialised
 
