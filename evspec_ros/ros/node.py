@@ -23,7 +23,7 @@ from std_srvs.srv import Empty, Trigger
 
 from evspec_ros.describer import Description, SceneDescriber
 from evspec_ros.errors import EvspecError, Failure, RosError
-from evspec_ros.ros.diagnostics import DescriptionCounts, Health, StreamMonitor
+from evspec_ros.ros.diagnostics import Age, DescriptionCounts, Health, StreamMonitor
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.ingest import (
     EVENT_STREAMS,
@@ -316,6 +316,7 @@ class EvspecNode(LifecycleNode):
 
     def _describe_newest(self, mailbox: Mailbox[Future]) -> str:
         settings = self._settings.current
+        begun_ns = self.get_clock().now().nanoseconds
         window = newest_window(self._events, self._images, settings.window, settings.frames_seconds)
         if window is None:
             raise RosError(f"No image has arrived on {self._image_topic()} yet, so nothing can be described.")
@@ -333,7 +334,7 @@ class EvspecNode(LifecycleNode):
             if answer.draft_failure is not None:
                 what = f"The target wrote on without its drafter {answer.drafter}"
                 self._counts.fail_to_draft(self._guard.log(what, answer.draft_failure))
-        self._publish(described, window)
+        self._publish(described, window, begun_ns)
         return described[0].text
 
     def _on_text(self, number: int, text: str, mailbox: Mailbox[Future]) -> None:
@@ -342,29 +343,34 @@ class EvspecNode(LifecycleNode):
         if number == 0 and self._partial.get_subscription_count():
             self._partial.publish(String(data=text))
 
-    def _publish(self, described: tuple[Description, ...], window: Window) -> None:
+    def _publish(self, described: tuple[Description, ...], window: Window, begun_ns: int) -> None:
         """The answer to the prompt on every topic, those to further questions as results alone."""
         description = described[0]
-        age_ms = (self.get_clock().now().nanoseconds - description.stamp_ns) / 1e6
-        self._counts.add(description, age_ms)
+        silent_s = time.monotonic() - max(self._events.received_at, self._images.received_at)
+        now_ns = self.get_clock().now().nanoseconds
+        age = Age.between(description.stamp_ns, begun_ns, now_ns, silent_s)
+        self._counts.add(description, age)
         self._description.publish(String(data=description.text))
         shared = {
-            "age_ms": age_ms,
+            "age_ms": age.ms,
+            "age_problem": age.problem,
             "replaced_windows": self._mailbox.replaced,
             "lost_messages": self._events.counts.lost,
             "dropped_events": self._events.dropped,
         }
         for answer in described:
             self._result.publish(String(data=json.dumps(answer.as_dict() | shared)))
-        self._latency.publish(self._latency_message(description, age_ms))
+        self._latency.publish(self._latency_message(description, age))
         if self._overlay.get_subscription_count():
             self._overlay.publish(overlay_message(description, window))
 
-    def _latency_message(self, description: Description, age_ms: float) -> DiagnosticArray:
-        values = {f"{stage}_ms": round(duration, 3) for stage, duration in description.latency_ms.items()}
+    def _latency_message(self, description: Description, age: Age) -> DiagnosticArray:
+        values: dict[str, Any] = {
+            f"{stage}_ms": round(duration, 3) for stage, duration in description.latency_ms.items()
+        }
         values |= {
             "prefill_slowdown": round(description.prefill_slowdown, 3),
-            "age_ms": round(age_ms, 3),
+            "age_ms": age.shown,
             "tokens": len(description.tokens),
             "reused_frames": description.reused_frames,
             "reused_rows": description.statistics.reused_rows,
@@ -429,8 +435,8 @@ class EvspecNode(LifecycleNode):
             return DiagnosticStatus.ERROR, "The describing thread died, see the log; restart the node."
         if self._counts.problem:
             return DiagnosticStatus.ERROR, self._counts.problem
-        if warning:
-            return DiagnosticStatus.WARN, warning
+        if warning or self._counts.last_age.problem:
+            return DiagnosticStatus.WARN, warning or self._counts.last_age.problem
         return DiagnosticStatus.OK, "describing"
 
 
