@@ -33,6 +33,7 @@ from evspec_ros.ros.ingest import (
     warm_up,
 )
 from evspec_ros.ros.mailbox import Mailbox
+from evspec_ros.ros.memory import settle, unsettle
 from evspec_ros.ros.overlay import draw_overlay
 from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
@@ -106,6 +107,7 @@ class EvspecNode(LifecycleNode):
         self._overlay = self.create_lifecycle_publisher(Image, "~/overlay", qos_profile_sensor_data)
         self._latency = self.create_lifecycle_publisher(DiagnosticArray, "~/latency", 10)
         self._describer = describer
+        settle()
         took_s = time.monotonic() - started
         self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {settings.drafter}.")
         return super().on_configure(state)
@@ -199,6 +201,7 @@ class EvspecNode(LifecycleNode):
         for publisher in (self._description, self._partial, self._result, self._overlay, self._latency):
             self.destroy_lifecycle_publisher(publisher)
         self._describer = None
+        unsettle()
 
     # Messages in
 
