@@ -34,6 +34,7 @@ from evspec_ros.ros.ingest import (
     warm_up,
 )
 from evspec_ros.ros.mailbox import Mailbox
+from evspec_ros.ros.memory import settle, unsettle
 from evspec_ros.ros.messages import nanoseconds, overlay_message
 from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
@@ -155,6 +156,7 @@ class EvspecNode(LifecycleNode):
         self._overlay = self._output(Image, "~/overlay", qos_profile_sensor_data)
         self._latency = self._output(DiagnosticArray, "~/latency", 10)
         self._describer = describer
+        settle()
         took_s = time.monotonic() - started
         self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {settings.drafter}.")
 
@@ -233,6 +235,7 @@ class EvspecNode(LifecycleNode):
         while self._outputs:
             self.destroy_lifecycle_publisher(self._outputs.pop())
         self._describer = None
+        unsettle()
 
     def _require_room(self, settings: Settings) -> None:
         """Raise GenerationError where the loaded target has no room for what is asked."""
