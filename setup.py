@@ -55,6 +55,7 @@ setup(
         "protobuf>=4",
         "rich>=12",
         "rosbags>=0.11.7",
+        "ruamel.yaml",
         "safetensors>=0.4",
         "sentencepiece>=0.1.99",
         "tensorboard>=2.14",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evspec_ros.engines.selection import choose_engine
-from evspec_ros.errors import CheckpointError, GenerationError
+from evspec_ros.errors import CheckpointError, Failure, GenerationError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
 from evspec_ros.frames.clip import ClipPreprocessor
@@ -33,21 +34,25 @@ from evspec_ros.networks.checkpoints import (
 )
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.fit import HeadConfig, require_head_fits
 from evspec_ros.networks.frame_features import FrameFeatures
 from evspec_ros.networks.memory import Checkpoints, memory_map, require_memory
 from evspec_ros.networks.quantisation import compute_dtype, kv_dtype, load_in
 from evspec_ros.networks.tokenizer import (
+    Compatibility,
     Tokenizer,
     compatibility,
     load_fitting_tokenizer,
     load_target_tokenizer,
 )
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
-from evspec_ros.speculative.costs import measure_costs, measure_passes
+from evspec_ros.prompts import DEFAULT_PROMPT, EVENT_PROMPT, TARGET_PROMPT, asked
+from evspec_ros.sizes import FRAMES, KEPT_FRAMES, MAX_NEW_TOKENS, TREE_SIZE
+from evspec_ros.speculative.costs import PrefillCost, measure_costs, measure_passes, measure_prefill
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, PassCosts, Prompt
 from evspec_ros.speculative.event_side import EventSide
-from evspec_ros.speculative.generate import generate, generate_together
+from evspec_ros.speculative.generate import generate_together
+from evspec_ros.speculative.guarded import GuardedDrafter
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DraftModels, drafter_kind, make_drafter
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.statistics import DecodingStatistics
@@ -57,8 +62,6 @@ from evspec_ros.speculative.verification import Acceptance
 if TYPE_CHECKING:
     from evspec_ros.training.online import OnlineDistiller, OnlineSettings
 
-FRAMES = 8  # Video-LLaVA reads this many
-KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
 FRAMES_SECONDS = 1.0  # spread over this long, as the tiny checkpoints were taught
 WINDOW_MS = 50.0  # EventGPT's task; it was made for at most 100
 
@@ -72,13 +75,13 @@ class Limits:
     drafting stops where its confidence falls below this. acceptance: one of choices.ACCEPTANCES.
     """
 
-    max_new_tokens: int = 80
+    max_new_tokens: int = MAX_NEW_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
-    n_max: int = 40
-    tree_size: int = 40
+    n_max: int = TREE_SIZE
+    tree_size: int = TREE_SIZE
     p_min: float = 0.0
     acceptance: str = "exact"
 
@@ -89,10 +92,12 @@ class Description:
 
     stamp_ns: ROS time of the window's end; window_ms: its length as asked for; tokens: emitted ids, the end
     token included. latency_ms: wall-clock milliseconds of each stage (see `_latencies`). prefill_slowdown:
-    how much longer the prefill took with the event model beside it than alone. reused_frames: of the window's
-    frames, those that were not encoded for it, as an earlier window had them. lossless: the text is what the
-    target alone would have written. head_version: which draft head drafted, 0 being the one that was loaded,
-    1 the first that online distillation put into its place, and so on.
+    how much longer the window's prefill took with the event model beside it than alone. reused_frames: of the
+    window's frames, those that were not encoded for it, as an earlier window had them. lossless: the text is
+    what the target alone would have written. head_version: which draft head drafted, 0 being the one that was
+    loaded, 1 the first that online distillation put into its place, and so on. draft_failure: why the drafter
+    was left out of this text, which the target then wrote on alone, or why the head learnt nothing from the
+    last ones; None where all went well.
     """
 
     stamp_ns: int
@@ -107,6 +112,12 @@ class Description:
     drafter: str
     lossless: bool
     head_version: int = 0
+    draft_failure: Failure | None = None
+
+    @property
+    def draft_problem(self) -> str:
+        """`draft_failure` in one line, "" without one."""
+        return self.draft_failure.problem if self.draft_failure else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; `stamp` in seconds."""
@@ -122,6 +133,7 @@ class Description:
             "mean_accepted_length": self.statistics.mean_accepted_length,
             "statistics": self.statistics.as_dict(),
             "drafter": self.drafter,
+            "draft_problem": self.draft_problem,
             "head_version": self.head_version,
             "lossless": self.lossless,
         }
@@ -178,8 +190,18 @@ class SceneDescriber:
         online: OnlineSettings | None = None,
     ) -> None:
         """online: how the draft head goes on learning while it drafts; None: it does not. Raises
-        GenerationError where the drafter has no head that could.
+        GenerationError where the drafter has no head that could, CheckpointError where it is nothing without
+        the event model's tokens and these are not the target's.
         """
+        tokens = None if event_reader is None else compatibility(tokenizer, event_reader.tokenizer)
+        if tokens is not None and drafter_kind(drafter).shares_tokens:
+            _require_same_tokens(tokens, drafter)
+        self._same_tokens = tokens is None or tokens.same
+        self.drafter = drafter  # its name, and what of it is left out
+        self.left_out = ""  # why, in a sentence
+        if tokens is not None and not tokens.same and drafter == DEFAULT_DRAFTER and overlap:
+            self.drafter += " without eventgpt"
+            self.left_out = f"The event model writes no drafts of its own. {tokens.report}"
         cache_dtype = kv_dtype(kv_precision)
         chosen = choose_engine(target.decoder, target.lm_head, backend, cache_dtype)
         self.execution = str(chosen)  # what computes the target's passes, and why
@@ -188,7 +210,12 @@ class SceneDescriber:
         self._frame_preprocessor = frame_preprocessor
         self._event_reader = event_reader if drafter_kind(drafter).reads_events else None
         self._decoder = DecoderTarget(
-            target.decoder, target.lm_head, (tokenizer.eos,), tokenizer.decode, cache_dtype, chosen.engine
+            target.decoder,
+            target.lm_head,
+            target.config.text.end_tokens,
+            tokenizer.decode,
+            cache_dtype,
+            chosen.engine,
         )
         self._drafting = drafter, draft_head, overlap, event_pooling
         self._warm = False
@@ -199,7 +226,7 @@ class SceneDescriber:
         self._weight = target.lm_head.weight  # tells device and dtype
         self._frame_features = FrameFeatures(KEPT_FRAMES)
         self._costs: PassCosts | None = None
-        self._prefill_row_ms = 0.0  # without an event model beside it; 0 where there never is one
+        self._prefill_cost: PrefillCost | None = None  # None where no event model runs beside it
         self._stream_ended = False
 
     @classmethod
@@ -232,22 +259,23 @@ class SceneDescriber:
         number = compute_dtype(dtype, place)
         event_model = event_model if kind.reads_events else None
         draft_head = draft_head if kind.head_kind else None
+        beside = place.type == "cuda" if overlap == "auto" else overlap == "on"
         sizes = Checkpoints(
             read_video_llava_config(target),
             None if event_model is None else read_eventgpt_config(event_model),
             None if draft_head is None else read_draft_head_config(draft_head),
+            event_text=kind.has_event_text(beside),
         )
+        if sizes.draft_head is not None and draft_head is not None:
+            _require_kind(sizes.draft_head, draft_head, drafter, kind.head_kind)
+            event_size = None if sizes.event_model is None else sizes.event_model.text.hidden_size
+            require_head_fits(sizes.draft_head, sizes.target.text, event_size, f"The draft head {draft_head}")
         require_memory(memory_map(sizes, dtype, kv_dtype, place), place)
         model = load_in(dtype, load_video_llava, target, place)
         tokenizer = load_target_tokenizer(target, model.config)
         frames = ClipPreprocessor.from_config(load_preprocessor_config(target))
         reader = None if event_model is None else EventReader.load(event_model, dtype, place)
         head = None if draft_head is None else load_draft_head(draft_head, number, place)
-        if reader is not None:
-            _require_fit(reader, event_model, head, draft_head)
-            if kind.shares_tokens:
-                _require_same_tokens(tokenizer, reader.tokenizer, drafter)
-        beside = place.type == "cuda" if overlap == "auto" else overlap == "on"
         return cls(
             model, tokenizer, frames, reader, head, drafter=drafter, kv_precision=kv_dtype, backend=backend,
             overlap=beside, event_pooling=event_pooling, online=online,
@@ -257,23 +285,24 @@ class SceneDescriber:
         """Describe a blank window, so that all is compiled and allocated before the first real one, and
         measure what passes and drafts cost here. The first description does it, if nobody did before.
         """
-        self._warm = True
+        self._warm = True  # or the blank window would ask for it
+        try:
+            self._measure()
+        except BaseException:
+            self._warm = False
+            raise
+
+    def _measure(self) -> None:
         size = self._frame_preprocessor.size
         blank = np.zeros((size, size, 3), np.uint8)
         window = Events.empty(size, size), [Frame(0, blank) for _ in range(FRAMES)]
         self.describe(*window, stamp_ns=0)
         (prompt,) = self._prompts(*window, (DEFAULT_PROMPT,), _Stages(self._weight.device), {})
         if not isinstance(self._drafters[0], NoDrafter):
-            self._costs = measure_costs(
-                self._decoder, self._drafters[0], prompt, measure_passes(self._decoder, prompt)
-            )
+            drafter = GuardedDrafter(self._drafters[0])
+            self._costs = measure_costs(self._decoder, drafter, prompt, measure_passes(self._decoder, prompt))
         if self._sides[0].overlap:
-            alone = []
-            for _ in range(3):
-                self._decoder.forget()
-                found = generate(self._decoder, NoDrafter(), prompt, max_new_tokens=1).statistics
-                alone.append(found.prefill_ms / found.prompt_rows)
-            self._prefill_row_ms = min(alone)
+            self._prefill_cost = measure_prefill(self._decoder, prompt)
         self.forget_stream()
         self._decoder.forget()
         if self._online is not None and self._online.start():  # blank windows teach nothing
@@ -282,6 +311,21 @@ class SceneDescriber:
     def forget_stream(self) -> None:
         """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
         self._stream_ended = True
+
+    def require_room(self, prompts: Sequence[str], limits: Limits) -> None:
+        """Raise GenerationError where an answer within the limits to one of the prompts needs more positions
+        than the target has, and for a prompt that holds what is no text.
+        """
+        text, tokens = self._target.config.text, self._target.config.vision.tokens
+        for prompt in prompts:
+            rows = len(_target_ids(self._tokenizer, prompt)) - 1 + FRAMES * tokens
+            left = text.max_positions - rows - limits.tree_size
+            if limits.max_new_tokens > left:
+                raise GenerationError(
+                    f"max_new_tokens is {limits.max_new_tokens} and {max(0, left)} is the most that fits: of "
+                    f"the target's {text.max_positions} positions the prompt takes {rows} and a draft up to "
+                    f"{limits.tree_size} (tree_size); lower max_new_tokens or shorten the prompt."
+                )
 
     def describe(
         self,
@@ -319,13 +363,16 @@ class SceneDescriber:
     ) -> tuple[Description, ...]:
         """Answer prompts about one window: its events (there may be none) and its frames (at least one,
         oldest first). The window is read once, and the answers are written together, each as it would be
-        alone.
+        alone; without a prompt there is no answer.
 
         A frame that an earlier window had too is not encoded again, and a prompt that begins as the last one
-        did is read from where they part. on_text is called with a prompt's number and its text so far
-        whenever that grows. Raises GenerationError without frames, for a prompt that is too long and for
-        impossible limits.
+        did is read from where they part. A drafter that raises anything is left out of its text and asked
+        again in the next window. on_text is called with a prompt's number and its text so far whenever that
+        grows. Raises GenerationError without frames, for a prompt that is too long or holds what is no text,
+        and for impossible limits.
         """
+        if not prompts:
+            return ()
         if not frames:
             raise GenerationError("There is no frame to describe; wait until the RGB camera has sent one.")
         if not self._warm:
@@ -343,6 +390,7 @@ class SceneDescriber:
         known = len(self._frame_features.missing(frames))
         inputs = self._prompts(events, frames, prompts, stages, event_stages)
         written: list[list[int]] = [[] for _ in prompts]
+        drafters = [GuardedDrafter(drafter) for drafter in self._drafters[: len(prompts)]]
 
         def on_tokens(number: int, tokens: list[int]) -> None:
             written[number] += tokens
@@ -351,7 +399,7 @@ class SceneDescriber:
         with nullcontext() if self._online is None else self._online.writing():
             generations = generate_together(
                 self._decoder,
-                self._drafters[: len(prompts)],
+                drafters,
                 inputs,
                 max_new_tokens=limits.max_new_tokens,
                 sampling=Sampling(limits.temperature, limits.top_p, limits.top_k),
@@ -362,6 +410,9 @@ class SceneDescriber:
             )
         stages.lap("generate")
         side = self._sides[0]
+        learning = None if self._online is None else self._online.take_failure()
+        cost = self._prefill_cost
+        slowdown = cost.slowdown([found.statistics for found in generations]) if cost else 1.0
         return tuple(
             Description(
                 stamp_ns=stamp_ns,
@@ -370,14 +421,15 @@ class SceneDescriber:
                 text=generation.text,
                 tokens=generation.tokens,
                 latency_ms=_latencies(stages.laps, event_stages, generation.statistics, side),
-                prefill_slowdown=self._slowdown(generation.statistics),
+                prefill_slowdown=slowdown,
                 reused_frames=len(set(frames)) - known,
                 statistics=generation.statistics,
-                drafter=self._drafting[0],
+                drafter=self.drafter,
                 lossless=generation.lossless,
                 head_version=0 if self._online is None else self._online.version,
+                draft_failure=drafter.failure or learning,
             )
-            for prompt, generation in zip(prompts, generations, strict=True)
+            for prompt, generation, drafter in zip(prompts, generations, drafters, strict=True)
         )
 
     def _add_drafter(self) -> None:
@@ -385,7 +437,7 @@ class SceneDescriber:
         name, head, overlap, pooling = self._drafting
         side = EventSide(overlap=overlap, pooling=pooling)
         model = None if self._event_reader is None else self._event_reader.model
-        drafter = make_drafter(name, self._decoder, DraftModels(head, model, side))
+        drafter = make_drafter(name, self._decoder, DraftModels(head, model, side, self._same_tokens))
         if self._online is not None and self._warm:
             drafter = self._online.observed(drafter)
         self._drafters.append(drafter)
@@ -433,7 +485,7 @@ class SceneDescriber:
         read = None if reader is None else _once(lambda: self._event_features(events, event_stages))
         prompts = []
         for question in questions:
-            ids = self._tokenizer.encode(target_prompt(question), bos=True)
+            ids = _target_ids(self._tokenizer, question)
             places = torch.tensor(ids, device=self._weight.device)
             embeddings = self._target.embed_prompt(places, video)[None]
             event_ids = None if reader is None else _event_ids(reader.tokenizer, question)
@@ -451,11 +503,6 @@ class SceneDescriber:
         features = self._event_reader.model.encode_events(pixels)
         stages.lap("event_features")
         return features
-
-    def _slowdown(self, statistics: DecodingStatistics) -> float:
-        """A prefill's time over what its rows take alone; 1 where nothing runs beside it."""
-        rows = statistics.prompt_rows - statistics.reused_rows
-        return statistics.prefill_ms / (rows * self._prefill_row_ms) if self._prefill_row_ms else 1.0
 
     def _encode(self, frames: Sequence[Frame], stages: _Stages) -> Tensor:
         """Embeddings [F, tokens, D] of frames, of which there may be none."""
@@ -498,10 +545,16 @@ def _latencies(
     }
 
 
+def _target_ids(tokenizer: Tokenizer, question: str) -> list[int]:
+    """The target's prompt; of its special tokens the template's alone, whatever the question holds."""
+    return tokenizer.encode(TARGET_PROMPT, bos=True) + tokenizer.encode_plain(asked(question))
+
+
 def _event_ids(tokenizer: Tokenizer, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The event model's prompt around its event tokens."""
-    before, after = event_prompt(question)
-    return tuple(tokenizer.encode(before, bos=True)), tuple(tokenizer.encode(after))
+    """The event model's prompt around its event tokens, likewise."""
+    before, after = EVENT_PROMPT
+    behind = tokenizer.encode(after) + tokenizer.encode_plain(asked(question))
+    return tuple(tokenizer.encode(before, bos=True)), tuple(behind)
 
 
 def _once(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -518,21 +571,8 @@ def _once(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return first
 
 
-def _require_fit(
-    reader: EventReader, event_model: Path | None, head: Head | None, draft_head: Path | None
-) -> None:
-    """Raise CheckpointError where a head was made for another event model."""
-    size = reader.model.config.text.hidden_size
-    if head is not None and head.config.event_size != size:
-        raise CheckpointError(
-            f"The draft head {draft_head} was made for event features of {head.config.event_size} "
-            f"values and {event_model} gives {size}; use the head that was trained for this event model."
-        )
-
-
-def _require_same_tokens(target: Tokenizer, event: Tokenizer, drafter: str) -> None:
+def _require_same_tokens(found: Compatibility, drafter: str) -> None:
     """Raise CheckpointError where the event model's tokens cannot be drafts for the target."""
-    found = compatibility(target, event)
     if not found.same:
         raise CheckpointError(
             f"The drafter {drafter!r} cannot be used, choose one that hands no tokens over, such as eagle3. "
@@ -540,14 +580,29 @@ def _require_same_tokens(target: Tokenizer, event: Tokenizer, drafter: str) -> N
         )
 
 
-def compute_device(name: str) -> torch.device:
-    """cpu, cuda or cuda:N as torch knows it; CheckpointError where there is no such thing."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CheckpointError(f"There is no device {name!r}; choose cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+def _require_kind(head: HeadConfig, path: Path, drafter: str, wanted: str | None) -> None:
+    """Raise CheckpointError for a head of another kind than the drafter's."""
+    if head.kind != wanted:
         raise CheckpointError(
-            "The device cuda was asked for and torch sees no GPU; choose cpu or install torch for CUDA."
+            f"{path} holds a draft head of kind {head.kind!r} and the drafter {drafter!r} needs one of kind "
+            f"{wanted!r}; give such a one or choose another drafter."
         )
-    return device
+
+
+def compute_device(name: str) -> torch.device:
+    """cpu, cuda or cuda:N, where there is such a thing; raises CheckpointError for all else."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise CheckpointError(f"There is no device {name!r} for the networks; choose cpu, cuda or cuda:N.")
+    if name == "cpu":
+        return torch.device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise CheckpointError(
+            f"The device {name} was asked for and torch sees no GPU; choose cpu or install torch for CUDA."
+        )
+    number = int(name.partition(":")[2] or 0)
+    if number >= count:
+        raise CheckpointError(
+            f"The device {name} was asked for and torch sees GPUs up to cuda:{count - 1}; choose one of them."
+        )
+    return torch.device(name)

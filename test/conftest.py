@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_CASES = SHARED_DATA.parent / "cases"
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,11 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real recordings in ../shared/data, which are not beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """The folder of small inputs that went wrong once; the test is skipped where it is absent."""
+    if not SHARED_CASES.is_dir():
+        pytest.skip("needs the small inputs in ../shared/cases, which are not beside this checkout")
+    return SHARED_CASES

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from evspec_ros.describer import FRAMES, Limits, SceneDescriber
+from evspec_ros.describer import Limits, SceneDescriber, compute_device
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
@@ -21,6 +21,7 @@ from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
 from evspec_ros.networks.draft_head import Eagle3Head
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.simulation.samples import sample_scene
+from evspec_ros.sizes import FRAMES
 from evspec_ros.speculative import DRAFTERS
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -200,6 +201,92 @@ def test_a_cuda_device_without_a_gpu_is_refused() -> None:
         SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, device="cuda")
 
 
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu", "cpu:1", "cuda:x", "cuda:-1", "", "CPU", "hpu:0"])
+def test_what_is_no_device_of_the_networks_is_refused(name: str) -> None:
+    """Also what torch knows, but nothing here runs on."""
+    with pytest.raises(CheckpointError, match=f"no device {name!r} .* choose cpu, cuda or cuda:N"):
+        compute_device(name)
+
+
+def test_a_gpu_beyond_those_that_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the last one that there is; the ones before are taken."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [compute_device(name).index for name in ("cpu", "cuda", "cuda:1")] == [None, None, 1]
+    with pytest.raises(CheckpointError, match="cuda:99 was asked for and torch sees GPUs up to cuda:1"):
+        compute_device("cuda:99")
+
+
+HEADS = ("eagle", "eagle3", "eventgpt_adapter", "feature")
+MISFITS = [
+    *(
+        (kind, {"event_size": 7}, "made for event features of 7 values and the event model gives")
+        for kind in HEADS
+    ),
+    *((kind, {"hidden_size": 40}, "made for features of 40 values") for kind in HEADS if kind != "eagle3"),
+    ("eagle3", {"target_size": 40}, "made for features of 40 values"),
+    ("eagle3", {"layers": [2, 99]}, r"reads layer 99 of the target, which has 0 \(its embeddings\) to 10"),
+    ("eagle3", {"layers": [-1]}, "reads layer -1"),
+    ("eagle3", {"layers": []}, "reads no layer"),
+    ("eagle3", {"vocab_size": 5000, "tokens": []}, "says 5000 tokens and the target"),
+    ("eagle3", {"tokens": [3, 100_000]}, "lists tokens twice or beyond"),
+    ("eagle3", {"layers": ["2"]}, "entry layers .* instead of a list of whole numbers"),
+    ("eagle", {"num_heads": "4"}, "entry num_heads .* instead of a whole number"),
+    ("eagle", {"num_kv_heads": 3}, "cannot share 3 keys"),
+    ("eagle3", {"head_dim": 5}, "heads of 5 values"),
+    ("eagle", {"kind": "eagle3"}, "has no entry"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "sentence"), MISFITS)
+def test_a_head_that_does_not_fit_is_refused_before_weights_are_read(
+    kind: str, changes: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    """Every kind of head, in a sentence that says in what it differs; the directory here has no weights."""
+    config = json.loads((MODELS / f"tiny_{kind}" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        SceneDescriber.load(TARGET, EVENT_MODEL, tmp_path, drafter=kind)
+    assert str(caught.value).endswith(".")
+
+
+def test_a_head_of_another_kind_is_refused() -> None:
+    """With the kind that the drafter needs."""
+    with pytest.raises(
+        CheckpointError, match="of kind 'eagle3' and the drafter 'eagle' needs one of kind 'eagle'"
+    ):
+        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter="eagle")
+
+
+def test_a_text_ends_where_generation_config_ends_it(tmp_path: Path, plain: SceneDescriber) -> None:
+    """Any of a list of tokens; here the fifth of what the target would write besides."""
+    events, frames = _window(0)
+    tokens = plain.describe(events, frames, stamp_ns=0).tokens
+    end = next(place for place in range(4, len(tokens)) if tokens[place] not in tokens[:place])
+    shutil.copytree(TARGET, tmp_path / "target")
+    ends = {"eos_token_id": [2, tokens[end]]}
+    (tmp_path / "target" / "generation_config.json").write_text(json.dumps(ends))
+    found = SceneDescriber.load(tmp_path / "target", EVENT_MODEL, HEAD).describe(events, frames, stamp_ns=0)
+    assert found.tokens == tokens[: end + 1]
+
+
+def test_more_tokens_than_there_are_positions_are_refused_when_they_are_asked_for(
+    plain: SceneDescriber,
+) -> None:
+    """To the token: as many as `require_room` lets through can be described, one more cannot."""
+    events, frames = _window(0)
+    question = "What moves?"
+    with pytest.raises(GenerationError, match=r"max_new_tokens is 2048 and \d+ is the most that fits"):
+        plain.require_room(("Short.", question), Limits(max_new_tokens=2048))
+    rows = plain.describe(events, frames, prompt=question, stamp_ns=0).statistics.prompt_rows
+    most = 1024 - rows - 40
+    plain.require_room((question,), Limits(max_new_tokens=most))
+    with pytest.raises(GenerationError, match=f"and {most} is the most"):
+        plain.require_room((question,), Limits(max_new_tokens=most + 1))
+    with pytest.raises(GenerationError, match=r"and 0 is the most .* shorten the prompt"):
+        plain.require_room(("word " * 2000,), Limits(max_new_tokens=1))
+
+
 def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
     """Its event features have another width."""
     config = replace(load_draft_head(HEAD).config, event_size=7)
@@ -293,6 +380,23 @@ def test_events_read_beside_the_prefill_change_no_text(drafter: str, plain: Scen
         assert found.prefill_slowdown > 0.2
 
 
+def test_the_slowdown_of_a_prefill_is_one_number_for_all_questions() -> None:
+    """It compares with what the rows that were computed take alone, few or many: about 1, not the 54 of a
+    second question that was taken to have read its own few rows in the whole prefill's time.
+    """
+    beside = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, overlap="on")
+    events, frames = _window(0)
+    told = []
+    for prompts in (QUESTIONS[:2], QUESTIONS[1:], QUESTIONS, QUESTIONS):
+        found = beside.describe_all(events, frames, prompts=prompts, stamp_ns=1)
+        assert len({answer.prefill_slowdown for answer in found}) == 1
+        told.append(found[0].prefill_slowdown)
+    assert sorted(told)[1] < 8
+    alone = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, overlap="off")
+    found = alone.describe_all(events, frames, prompts=QUESTIONS, stamp_ns=1)
+    assert {answer.prefill_slowdown for answer in found} == {1.0}
+
+
 def test_a_repeated_window_costs_one_verification_until_the_stream_ends() -> None:
     """The default drafter remembers what it said, and forgets it where time jumps."""
     eagle = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD)
@@ -318,3 +422,10 @@ def test_tokens_of_another_vocabulary_are_no_drafts(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"hands no tokens over.*differ in their vocabulary"):
         SceneDescriber.load(TARGET, tmp_path / "events", None, drafter="eventgpt")
     SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="eagle3")
+    combined = SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="combined", overlap="on")
+    assert "differ in their vocabulary" in combined.left_out
+    events, frames = _window(0)
+    found = combined.describe(events, frames, stamp_ns=0, limits=Limits(max_new_tokens=8))
+    assert found.drafter == "combined without eventgpt"
+    alone = SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="combined", overlap="off")
+    assert (alone.drafter, alone.left_out) == ("combined", "")

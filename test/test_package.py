@@ -164,6 +164,7 @@ def test_pins_lie_within_the_ranges_that_the_package_accepts() -> None:
 def test_every_package_that_the_code_imports_is_required() -> None:
     """What evspec_ros imports is in setup.py's install_requires or extras, or comes with Python or ROS."""
     distributions = {"backports": "backports.zstd", "cv2": "opencv-python-headless", "llvmlite": "numba"}
+    distributions |= {"ruamel": "ruamel.yaml"}
     names = {requirement.name for requirement in required()}
     for path in (ROOT / "evspec_ros").rglob("*.py"):
         for module in imported_modules(path) - {*sys.stdlib_module_names, "evspec_ros"}:

@@ -6,27 +6,34 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evspec_ros.choices import KV_PRECISIONS, PRECISIONS
 from evspec_ros.cli.benches import add_benches
 from evspec_ros.cli.options import (
+    add_columns,
     add_condition,
     add_models,
+    add_topics,
     add_verb,
     count,
     messages,
     models,
     positive,
     print_json,
+    wanted,
 )
 from evspec_ros.cli.training import add_features, add_trainings
 from evspec_ros.errors import EvspecError
 from evspec_ros.files import version
 
+if TYPE_CHECKING:
+    from evspec_ros.recordings.recording import RecordingInfo
+
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
 _RECORDINGS = (
-    "rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT3) or .dat, a DSEC "
-    "folder or its events' .h5, .aedat4 or .npy; told by content"
+    "rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT2.1, EVT3) or .dat, a "
+    "DSEC folder or its events' .h5, .aedat4, .npy, .txt or .csv (also in a .zip); told by content"
 )
 _MACHINES = ("desktop", "orin_agx_64gb", "orin_nx_16gb", "this")
 
@@ -57,9 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seconds", type=positive, help="how long to play; default: to the end, at least 10 s")
     demo.add_argument("--report", type=Path, help="where to write; default: runs/demo/report.html")
+    add_topics(demo)
 
     info = add_verb(verbs, "info", _info, "print what is in a recording")
     info.add_argument("recording", type=Path, help=_RECORDINGS)
+    add_topics(info)
+    add_columns(info)
 
     convert = add_verb(verbs, "convert", _convert, "write a recording as rosbag2 (EventPacket and Image)")
     convert.add_argument("source", type=Path, help=_RECORDINGS)
@@ -67,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--storage", choices=("mcap", "sqlite3"), default="mcap", help="default: %(default)s"
     )
+    add_topics(convert)
+    add_columns(convert)
 
     evaluate = add_verb(verbs, "eval", _eval, "score both models on simulated held-out scenes")
     add_models(evaluate)
@@ -111,28 +123,35 @@ def _demo(options: argparse.Namespace) -> None:
     require_ros()
     from evspec_ros.ros.demo import run_demo
 
-    run_demo(options.recording, as_json=options.json, seconds=options.seconds, report=options.report)
+    run_demo(
+        options.recording,
+        as_json=options.json,
+        seconds=options.seconds,
+        report=options.report,
+        wanted=wanted(options),
+    )
 
 
 def _info(options: argparse.Namespace) -> None:
-    _show_info(options.recording, as_json=options.json)
+    from evspec_ros.recordings.report import read_info
+
+    _show_info(options, options.recording, read_info(options.recording, wanted(options)))
 
 
-def _show_info(recording: Path, *, as_json: bool) -> None:
-    from evspec_ros.recordings.report import print_info, read_info
+def _show_info(options: argparse.Namespace, recording: Path, info: RecordingInfo) -> None:
+    from evspec_ros.recordings.report import print_info
 
-    info = read_info(recording)
-    if as_json:
+    if options.json:
         print_json(info.as_dict())
     else:
         print_info(recording, info)
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from evspec_ros.recordings.report import convert_visibly
+    from evspec_ros.recordings.report import convert_visibly, read_info
 
-    convert_visibly(options.source, options.destination, options.storage)
-    _show_info(options.destination, as_json=options.json)
+    convert_visibly(options.source, options.destination, options.storage, wanted(options))
+    _show_info(options, options.destination, read_info(options.destination))
 
 
 def _eval(options: argparse.Namespace) -> None:

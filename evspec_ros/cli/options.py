@@ -7,12 +7,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from evspec_ros.choices import CONDITIONS, MIXED, PLAIN
 from evspec_ros.files import share_directory
+
+if TYPE_CHECKING:
+    from evspec_ros.recordings.recording import Wanted
 
 RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
@@ -66,6 +69,39 @@ def models(options: argparse.Namespace, head: str = "eagle") -> tuple[Path, Path
 def own_checkpoint(name: str) -> Path:
     """One of the checkpoint directories that the package ships."""
     return share_directory() / "models" / name
+
+
+def add_topics(parser: argparse.ArgumentParser) -> None:
+    """Options that choose the topics of a bag."""
+    parser.add_argument("--events", default="", metavar="TOPIC", help="of a bag; default: the busiest one")
+    parser.add_argument(
+        "--image", default="", metavar="TOPIC", help="of a bag; default: a colour camera's, the busiest one"
+    )
+
+
+def wanted(options: argparse.Namespace) -> Wanted:
+    """What was chosen, of the options that a verb has."""
+    from evspec_ros.recordings.recording import Wanted
+
+    names = ("events", "image", "columns", "time_unit")
+    return Wanted(*(getattr(options, name, "") for name in names))
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Options that tell how the numbers of a recording are to be read."""
+    parser.add_argument(
+        "--columns",
+        default="",
+        metavar="NAMES",
+        help="of a text, in their order: t,x,y,p; any other name is passed over; default: told by its header "
+        "or numbers",
+    )
+    parser.add_argument(
+        "--time-unit",
+        default="",
+        choices=("s", "ms", "us", "ns"),
+        help="of a text or an .npy file; default: told by its header or numbers",
+    )
 
 
 def add_condition(parser: argparse.ArgumentParser) -> None:

@@ -23,10 +23,10 @@ from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt
 from evspec_ros.simulation.captions import Claim, claims, parse
 from evspec_ros.simulation.samples import Samples, make_samples, sample_scene
+from evspec_ros.sizes import MAX_NEW_TOKENS
 from evspec_ros.training.patches import normalise
 from evspec_ros.training.rollout import greedy_answers
 
-MAX_NEW_TOKENS = 80
 BATCH = 20
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM
 from transformers import LlamaConfig as HfLlamaConfig
 
+from evspec_ros.describer import compute_device
 from evspec_ros.engines.decoder import Rows
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError
@@ -141,7 +142,7 @@ class _Bench:
 
     def __init__(self, settings: DecoderBench, most_nodes: int) -> None:
         self._settings = settings
-        self._device = _device(settings.device)
+        self._device = compute_device(settings.device)
         _require_device(self._device, settings.shape, compute_dtype(settings.dtype, self._device))
         decoder, lm_head = _networks(settings, self._device)
         self._decoder, self._lm_head, self._sizes = decoder, lm_head, decoder.config
@@ -273,17 +274,8 @@ def _transformers(decoder: LlamaDecoder, lm_head: nn.Linear) -> LlamaForCausalLM
     return theirs
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise EngineError(f"There is no device {name!r}; choose cpu, cuda or cuda:N.") from error
-
-
 def _require_device(device: torch.device, shape: str, dtype: torch.dtype) -> None:
     """Refuse what cannot run before minutes are spent on it."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EngineError("A GPU was asked for and torch sees none; choose --device cpu.")
     if shape != "7b":
         return
     if device.type != "cuda":

@@ -20,6 +20,7 @@ from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import Head, load_draft_head
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.simulation.samples import Samples, changes_slowly, make_sample, make_stream
+from evspec_ros.sizes import MAX_NEW_TOKENS
 from evspec_ros.speculative import (
     DEFAULT_DRAFTER,
     DEFAULT_LIMITS,
@@ -45,7 +46,6 @@ from evspec_ros.training.head_run import as_seen, load_pair
 BASELINE, DEFAULT = "none", DEFAULT_DRAFTER
 CURVE_ROWS = (1, 4, 8, 16, 24, 32, 60)
 STREAM_WINDOWS = 12
-MAX_NEW_TOKENS = 80
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Bench:
         self.decoder = DecoderTarget(
             target.decoder,
             target.lm_head,
-            {target.config.text.eos_token_id},
+            target.config.text.end_tokens,
             lambda tokens: str(list(tokens)),
             engine=choose_engine(target.decoder, target.lm_head).engine,
         )

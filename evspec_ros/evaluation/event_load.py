@@ -46,6 +46,9 @@ def loads(events: int, width: int = 1280, height: int = 720) -> tuple[EventLoad,
         ("evt3", "singles", evt3_singles(t, x, y, p)),
         ("libcaer_cmp", "bursts", line_bursts(LIBCAER_CMP, events, height, width)),
         ("evt2", "any", _evt2(t, x, y, p)),
+        ("evt21", "bursts", evt21(*_bursts(events, width, height))),
+        ("evt21", "singles", evt21(t, x, y, p)),
+        ("evt21_legacy", "bursts", evt21(*_bursts(events, width, height), legacy=True)),
         ("libcaer", "any", encode_libcaer(_events(t, x, y, p, width, height), 0)),
         ("mono", "any", ((p << 63) | y << 48 | x << 32 | t * 1000).astype("<i8").tobytes()),
         (EVENT_ARRAY, "any", event_array(t, x, y, p, width, height)),
@@ -129,6 +132,42 @@ def _evt2(t: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64], p: N
     words = p << 28 | (t & 63) << 22 | x << 11 | y
     turns = np.flatnonzero(np.diff(t >> 6, prepend=-1))
     return np.insert(words, turns, 0x8 << 28 | t[turns] >> 6).astype("<u4").tobytes()
+
+
+def evt21(
+    t: NDArray[np.int64],
+    x: NDArray[np.int64],
+    y: NDArray[np.int64],
+    p: NDArray[np.int64],
+    *,
+    legacy: bool = False,
+) -> bytes:
+    """Neighbours that are alike share a word, as far as the order of events allows; t in microseconds.
+
+    legacy: with the upper half of every word first.
+    """
+    heads = p << 28 | (t & 63) << 22 | (x & ~31) << 11 | y
+    alike = (np.diff(heads) == 0) & (np.diff(t) == 0) & (np.diff(x) > 0)
+    starts = np.flatnonzero(np.r_[True, ~alike])[: len(t)]
+    masks = np.bitwise_or.reduceat(1 << (x & 31), starts) if len(t) else x
+    words = (heads[starts] << 32 | masks).astype("<u8")
+    turns = np.flatnonzero(np.diff(t[starts] >> 6, prepend=-1))
+    highs = (0x8 << 28 | t[starts][turns] >> 6 & 0xFFFFFFF).astype("<u8") << np.uint64(32)
+    words = np.insert(words, turns, highs)
+    return words.view("<u4").reshape(-1, 2)[:, ::-1].tobytes() if legacy else words.tobytes()
+
+
+def _bursts(events: int, width: int, height: int) -> tuple[NDArray[np.int64], ...]:
+    """t, x, y, p of edges that cross the sensor: groups of 32 pixels along a line, 30 % of them at once."""
+    rng = np.random.default_rng(2)
+    groups = max(1, round(events / (32 * 0.3)))
+    group, pixel = np.nonzero(rng.random((groups, 32)) < 0.3)
+    first, y, p = (
+        rng.integers(0, width // 32, groups) * 32,
+        rng.integers(0, height, groups),
+        rng.integers(0, 2, groups),
+    )
+    return group * PACKET_US // groups, first[group] + pixel, y[group], p[group]
 
 
 def event_array(

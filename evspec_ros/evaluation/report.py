@@ -43,12 +43,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class Timing:
-    """When one description's window ended, seconds since the run began, how old it was when it was published,
-    and the milliseconds of its stages.
+    """When one description's window ended, seconds since the run began, how old it was when it was published
+    (None: not known), and the milliseconds of its stages.
     """
 
     at_s: float
-    age_ms: float
+    age_ms: float | None
     stages_ms: Mapping[str, float]
 
 
@@ -88,9 +88,8 @@ def latency_plot(timings: Sequence[Timing]) -> str:
         heights = np.array([timing.stages_ms.get(stage, 0.0) for timing in timings])
         axes.bar(instants, heights, width, bottom, label=stage.replace("_", " "))
         bottom += heights
-    axes.plot(
-        instants, [timing.age_ms for timing in timings], "k.-", linewidth=0.8, label="age when published"
-    )
+    ages = [np.nan if timing.age_ms is None else timing.age_ms for timing in timings]
+    axes.plot(instants, ages, "k.-", linewidth=0.8, label="age when published")
     axes.set_xlabel("end of the event window, seconds since the run began")
     axes.set_ylabel("milliseconds")
     axes.margins(x=0.02)

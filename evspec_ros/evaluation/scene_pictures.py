@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from evspec_ros.choices import CONDITIONS
 from evspec_ros.errors import EvspecError
 from evspec_ros.evaluation.scene_statistics import INTERVAL_EDGES_MS, EventStatistics
-from evspec_ros.events.rendering import EVENT_IMAGES, render_event_images
+from evspec_ros.events.rendering import render_event_images
 from evspec_ros.simulation.captions import caption
-from evspec_ros.simulation.samples import FRAMES, sample_scene
+from evspec_ros.simulation.samples import sample_scene
+from evspec_ros.sizes import EVENT_IMAGES, FRAMES
 
 PANELS = (
     ("rate_hz", "events of a pixel a second", True),

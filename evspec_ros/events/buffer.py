@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from evspec_ros.errors import EventDecodingError
 from evspec_ros.events.types import Events
 
 BYTES_PER_EVENT = 8 + 2 + 2 + 1  # t, x, y, p
+FEWEST = 4096  # events that there is room for at any time, 53 kB
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -20,8 +22,9 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 class EventBuffer:
     """The newest events of one sensor, sorted by time: at most `seconds` long and `max_bytes` large.
 
-    The memory is a ring, reserved once; appending and expiring allocate nothing. One thread may append while
-    another takes windows.
+    The memory is a ring as large as the events need: it doubles where they do not fit, up to `max_bytes`, and
+    is halved where they fill a quarter, so that appending costs the same on average and a burst takes memory
+    for as long as its events are held. One thread may append while another takes windows.
 
     Events that arrive late, after newer ones, are sorted in where they belong. A packet whose events are all
     older than anything that the buffer may hold (newest time - seconds) cannot be merely late: the sensor's
@@ -41,11 +44,8 @@ class EventBuffer:
         self.width = width
         self.height = height
         self._span_ns = round(seconds * 1e9)
-        self._capacity = max_bytes // BYTES_PER_EVENT
-        self._t = np.empty(self._capacity, np.int64)
-        self._x = np.empty(self._capacity, np.uint16)
-        self._y = np.empty(self._capacity, np.uint16)
-        self._p = np.empty(self._capacity, np.uint8)
+        self._most = max_bytes // BYTES_PER_EVENT
+        self._reserve(min(FEWEST, self._most))
         self._start = 0  # where in the ring the oldest event lies
         self._count = 0
         self._dropped = 0
@@ -63,6 +63,11 @@ class EventBuffer:
         """The number of events discarded too early."""
         return self._dropped
 
+    @property
+    def capacity(self) -> int:
+        """How many events the memory that is taken now has room for."""
+        return self._capacity
+
     def __len__(self) -> int:
         return self._count
 
@@ -70,6 +75,7 @@ class EventBuffer:
         """Forgets all events; they do not count as dropped."""
         with self._lock:
             self._start = self._count = 0
+            self._fit(0)
 
     def append(self, events: Events) -> None:
         """Takes in a packet's events; raises EventDecodingError if they are of a sensor of another size."""
@@ -127,7 +133,39 @@ class EventBuffer:
         self._forget_oldest(self._number_until(horizon_ns - 1))
         return events[int(np.searchsorted(events.t, horizon_ns)) :]
 
+    def _reserve(self, capacity: int) -> None:
+        """Take memory for so many events: what was never written takes none, and all of it goes back to the
+        system, whatever its size, once nothing refers to it.
+        """
+        memory = mmap.mmap(-1, capacity * BYTES_PER_EVENT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; fewer page faults while the ring is filled
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._t = np.frombuffer(memory, np.int64, capacity)
+        self._x, self._y = np.frombuffer(memory, np.uint16, 2 * capacity, 8 * capacity).reshape(2, -1)
+        self._p = np.frombuffer(memory, np.uint8, capacity, 12 * capacity)
+        self._capacity = capacity
+
+    def _fit(self, number: int) -> None:
+        """Grow or shrink the ring to what `number` events need, keeping those that are held."""
+        if number > self._capacity:
+            capacity = min(max(number, 2 * self._capacity), self._most)
+        elif number <= self._capacity // 4:
+            capacity = max(2 * number, min(FEWEST, self._most))
+        else:
+            return
+        if capacity == self._capacity:
+            return
+        t, x, y, p = self._t, self._x, self._y, self._p
+        self._reserve(capacity)
+        start, count = self._start, self._count
+        _unrolled(t, start, count, self._t[:count])
+        _unrolled(x, start, count, self._x[:count])
+        _unrolled(y, start, count, self._y[:count])
+        _unrolled(p, start, count, self._p[:count])
+        self._start = 0
+
     def _insert(self, events: Events) -> None:
+        self._fit(self._count + len(events))
         excess = max(self._count + len(events) - self._capacity, 0)
         if not len(events) or not self._count or events.t[0] >= self._latest():
             self._append_in_order(events, excess)
@@ -183,9 +221,11 @@ def _sorted(events: Events) -> Events:
     )
 
 
-def _unrolled(ring: NDArray[_Scalar], start: int, count: int) -> NDArray[_Scalar]:
+def _unrolled(
+    ring: NDArray[_Scalar], start: int, count: int, out: NDArray[_Scalar] | None = None
+) -> NDArray[_Scalar]:
     before_end = min(count, len(ring) - start)
-    return np.concatenate((ring[start : start + before_end], ring[: count - before_end]))
+    return np.concatenate((ring[start : start + before_end], ring[: count - before_end]), out=out)
 
 
 @njit(cache=True, nogil=True)

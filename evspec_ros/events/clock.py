@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _PACKETS_AVERAGED = 1000  # about 4 s of a driver's packets
 _REORDERING_NS = 100_000_000  # packets may overtake each other by this much
-_LEAP_NS = 1_000_000_000  # no transport is late by this much: one of the clocks was set
+LEAP_NS = 1_000_000_000  # no transport is late by this much: one of the clocks was set
 
 
 class SensorClock:
@@ -31,7 +31,7 @@ class SensorClock:
         restarted = self._packets > 0 and (
             header_stamp_ns < self._last_stamp - _REORDERING_NS
             or first_sensor_ns < self._last_sensor - _REORDERING_NS
-            or abs(difference - self._offset) > _LEAP_NS
+            or abs(difference - self._offset) > LEAP_NS
         )
         if restarted:
             self._packets = 0
@@ -41,6 +41,11 @@ class SensorClock:
         self._offset += (difference - self._offset) // self._packets
         self._last_stamp, self._last_sensor = header_stamp_ns, first_sensor_ns
         return restarted
+
+    @property
+    def known(self) -> bool:
+        """Whether there was a first packet."""
+        return self._packets > 0
 
     def to_ros(self, sensor_ns: int) -> int:
         """ROS time of a sensor time, nanoseconds; the sensor time itself before the first packet."""

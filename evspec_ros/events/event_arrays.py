@@ -1,6 +1,6 @@
-"""dvs_msgs/EventArray and prophesee_event_msgs/EventArray from their serialised bytes, no object per event.
+"""EventArray of dvs_msgs, prophesee_event_msgs and dv_ros2_msgs from serialised bytes, no object per event.
 
-Both are a std_msgs/Header, uint32 height, uint32 width and a sequence of (uint16 x, uint16 y, Time ts, bool
+Each is a std_msgs/Header, uint32 height, uint32 width and a sequence of (uint16 x, uint16 y, Time ts, bool
 polarity). ROS 1 packs an event into 13 bytes. CDR aligns each field: there events are 16 bytes apart, and x
 and y of all but the first lie two bytes nearer to the polarity before them.
 """
@@ -15,8 +15,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from evspec_ros.errors import EventDecodingError
+from evspec_ros.events.bounds import Outside, outside_in
 from evspec_ros.events.cdr import little_endian_body
 from evspec_ros.events.decoders import PacketData
+from evspec_ros.events.state import SIZE, leave_out
 from evspec_ros.events.types import Events
 
 _EVENT_BYTES = 13
@@ -29,13 +31,13 @@ class EventArray:
     """What one message held.
 
     stamp_ns: its header stamp. events: those inside the sensor, with ROS time. corrupt: events whose time is
-    none, outside_sensor: events at coordinates that the sensor does not have; both were left out.
+    none, outside: events at places that the sensor does not have; both were left out.
     """
 
     stamp_ns: int
     events: Events
     corrupt: int
-    outside_sensor: int
+    outside: Outside
 
 
 def read_cdr(message: PacketData) -> EventArray:
@@ -73,9 +75,10 @@ def _read(body: NDArray[np.uint8], stamp_at: int, stride: int, alignment: int) -
     t, x, y, p = np.empty(count, np.int64), *np.empty((2, count), np.uint16), np.empty(count, np.uint8)
     body = body.view()
     body.flags.writeable = False  # read-only whatever came in: one compiled kernel serves all
-    kept, corrupt = _unpack(body, start, stride, width, height, t, x, y, p)
+    state = np.zeros(SIZE, np.int64)  # of what lies outside; an array carries nothing over
+    kept, corrupt = _unpack(body, start, stride, width, height, state, t, x, y, p)
     events = Events(t[:kept], x[:kept], y[:kept], p[:kept], width, height)
-    return EventArray(seconds * _SECOND_NS + nanoseconds, events, corrupt, count - kept - corrupt)
+    return EventArray(seconds * _SECOND_NS + nanoseconds, events, corrupt, outside_in(state))
 
 
 @njit(cache=True, nogil=True)
@@ -85,6 +88,7 @@ def _unpack(
     stride: int,
     width: int,
     height: int,
+    state: NDArray[np.int64],
     t: NDArray[np.int64],
     x: NDArray[np.uint16],
     y: NDArray[np.uint16],
@@ -103,6 +107,8 @@ def _unpack(
             t[n] = seconds * _SECOND_NS + nanoseconds
             x[n], y[n], p[n] = column, row, body[event + 12] != 0
             n += 1
+        else:
+            leave_out(state, column, row)
     return n, corrupt
 
 

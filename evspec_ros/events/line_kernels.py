@@ -33,9 +33,9 @@ from evspec_ros.events.state import (
     LOW_KNOWN,
     MOVED,
     NOWHERE,
-    OUTSIDE,
     TRIGGERS,
     UNPLACED,
+    leave_out,
 )
 
 NO_CODE = 16
@@ -44,7 +44,7 @@ _STRIDE = 64  # words looked through at once for one that needs more than its la
 _LONGEST = 12  # pixels of a vector
 _PLACES = 1 << 11  # 11 bits of a place
 _PLACE_LANE = 0xFFFF << 16
-_HIGH_ROLLOVER_US = 1 << 24
+EVT3_ROLLOVER_US = 1 << 24
 _JITTER = 10  # TIME_HIGH steps back by this much without a rollover
 
 
@@ -63,6 +63,7 @@ class LineFormat(NamedTuple):
     first_unknown: np.uint16  # and, triggers apart, those from here
     last_unknown: np.uint16  # to here
     timeless: np.uint16  # 1: time starts from zero in every packet
+    column: np.uint16  # 1: a line is a column
 
 
 def _line_format(*codes: int) -> LineFormat:
@@ -70,8 +71,8 @@ def _line_format(*codes: int) -> LineFormat:
     return LineFormat(*map(np.uint16, codes))
 
 
-EVT3 = _line_format(0x0, 0x2, 0x6, 0x3, 0x5, 0x4, 0x8, 0xA, 0x1, 0xA, 0xD, 0)
-LIBCAER_CMP = _line_format(0x2, 0x3, 0x1, 0x4, 0x5, NO_CODE, 0x0, NO_CODE, 0x6, 0x7, 0xF, 1)
+EVT3 = _line_format(0x0, 0x2, 0x6, 0x3, 0x5, 0x4, 0x8, 0xA, 0x1, 0xA, 0xD, 0, 0)
+LIBCAER_CMP = _line_format(0x2, 0x3, 0x1, 0x4, 0x5, NO_CODE, 0x0, NO_CODE, 0x6, 0x7, 0xF, 1, 1)
 
 
 def _events_per_word(codes: LineFormat) -> NDArray[np.uint8]:
@@ -173,7 +174,7 @@ def _decode(
         else:
             count = _read_singles(words[k:stop], codes, keep, place, state, records)
         origin = time_base + state[HIGH] * 1000
-        n += _unpack(records, count, origin, lines, places, state, t[n:], line[n:], along[n:], p[n:])
+        n += _unpack(records, count, origin, codes, lines, places, state, t[n:], line[n:], along[n:], p[n:])
         if stop < len(words) and stop < k + _BLOCK:
             _interpret(np.int64(words[stop]), codes, state)
             stop += 1
@@ -256,9 +257,9 @@ def _interpret(word: int, codes: LineFormat, state: NDArray[np.int64]) -> None:
     code, payload = word >> 12, word & 0xFFF
     if code == codes.high:
         high = state[HIGH]
-        rollovers = high & ~(_HIGH_ROLLOVER_US - 1) if high >= 0 and not codes.timeless else 0
+        rollovers = high & ~(EVT3_ROLLOVER_US - 1) if high >= 0 and not codes.timeless else 0
         if not codes.timeless and high >= 0 and (high >> 12 & 0xFFF) - payload > _JITTER:
-            rollovers += _HIGH_ROLLOVER_US
+            rollovers += EVT3_ROLLOVER_US
         state[HIGH] = rollovers + (payload << 12)
         state[KNOWN] |= HIGH_KNOWN
     elif code == codes.trigger:
@@ -320,7 +321,9 @@ def _read_vectors(
                     if bits == 12:
                         n = _append_eight(records, n, record + ((first + 8) << 16), mask >> 8)
                 else:
-                    n = np.uintp(_read_at_edge(mask, first, record, places, state, records, np.int64(n)))
+                    n = np.uintp(
+                        _read_at_edge(mask, first, record, codes, places, state, records, np.int64(n))
+                    )
                 moved += bits
                 k += 1
                 if k == len(words):
@@ -348,6 +351,7 @@ def _read_at_edge(
     mask: int,
     first: int,
     record: int,
+    codes: LineFormat,
     places: int,
     state: NDArray[np.int64],
     records: NDArray[np.int64],
@@ -359,9 +363,19 @@ def _read_at_edge(
             if first + bit < places:
                 records[n] = record | (first + bit) << 16
                 n += 1
+            elif first >= NOWHERE:
+                state[UNPLACED] += 1
             else:
-                state[UNPLACED if first >= NOWHERE else OUTSIDE] += 1
+                _leave_out(record & 0x7FF, first + bit, codes, state)
     return n
+
+
+@njit(cache=True, nogil=True)
+def _leave_out(line: int, along: int, codes: LineFormat, state: NDArray[np.int64]) -> None:
+    if codes.column:
+        leave_out(state, line, along)
+    else:
+        leave_out(state, along, line)
 
 
 @njit(cache=True, nogil=True)
@@ -369,6 +383,7 @@ def _unpack(
     records: NDArray[np.int64],
     count: int,
     origin: int,
+    codes: LineFormat,
     lines: int,
     places: int,
     state: NDArray[np.int64],
@@ -394,7 +409,8 @@ def _unpack(
         if line[k] < lines and along[k] < places:
             t[n], line[n], along[n], p[n] = t[k], line[k], along[k], p[k]
             n += 1
-    state[OUTSIDE] += count - n
+        else:
+            _leave_out(np.int64(line[k]), np.int64(along[k]), codes, state)
     return n
 
 

@@ -7,8 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from evspec_ros.events.types import Events
-
-EVENT_IMAGES = 5
+from evspec_ros.sizes import EVENT_IMAGES
 
 
 def render_event_images(events: Events, count: int = EVENT_IMAGES) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 EVENTS, TRIGGERS, CORRUPT, OUTSIDE, UNPLACED = range(5)  # counters, see decoders.DecoderStatistics
@@ -10,7 +11,9 @@ HIGH = 5  # microseconds of the last TIME_HIGH with all rollovers so far, -1 bef
 KNOWN = 6  # which of the three below the stream has told since the start or since a packet was lost
 CARRIED = 7  # evt3, libcaer_cmp: the last words of four kinds, see line_kernels
 MOVED = 8  # evt3, libcaer_cmp: pixels from the last vector base to the next vector
-SIZE = 9
+OUTSIDE_X, OUTSIDE_Y = 9, 10  # the first event outside the sensor
+REACH_X, REACH_Y = 11, 12  # the furthest x and y of those
+SIZE = 13
 
 HIGH_KNOWN, LOW_KNOWN, LINE_KNOWN = 1, 2, 4
 NOWHERE = 1 << 20  # MOVED before the first base: outside every sensor
@@ -28,3 +31,12 @@ def resynchronise(state: NDArray[np.int64]) -> None:
     """Trust nothing carried over; rollovers stay, so that time runs on."""
     state[KNOWN] = 0
     state[MOVED] = NOWHERE
+
+
+@njit(cache=True, nogil=True)
+def leave_out(state: NDArray[np.int64], column: int, row: int) -> None:
+    """Count an event at a place that the sensor does not have."""
+    if not state[OUTSIDE]:
+        state[OUTSIDE_X], state[OUTSIDE_Y] = column, row
+    state[OUTSIDE] += 1
+    state[REACH_X], state[REACH_Y] = max(state[REACH_X], column), max(state[REACH_Y], row)

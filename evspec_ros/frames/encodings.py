@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import re
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, TypeAlias
 
 import cv2
@@ -62,6 +64,8 @@ _LAYOUTS: dict[str, _Layout] = {
     "nv21": _Layout(1, cv2.COLOR_YUV2RGB_NV21, width_of=2, height_of=2, rows=3),
 }
 ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
+_DISTANCES = re.compile(r"(16|32|64)[USF]C1")  # what depth cameras send, under OpenCV's names
+_LABELS = "8UC1"  # a segmentation's, or a mask; a camera's grey is mono8
 BGR_TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # OpenCV's, by channels
 
 
@@ -79,6 +83,28 @@ def message_to_rgb(message: Any) -> NDArray[np.uint8]:
     )
 
 
+class Look(IntEnum):
+    """What sends such pictures, the higher the more it is a colour camera."""
+
+    HARDLY_A_CAMERA = 0  # 16 bits of grey (distances, heat) or labels
+    GREY = 1
+    COLOUR = 2
+
+
+def look_of(message: Any) -> Look:
+    """What sends an image message that message_to_rgb can read, by its encoding and a file's content."""
+    if hasattr(message, "format"):
+        encoding = _encoding_of(message.format)
+        picture: Any = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED)
+        grey, deep = picture.ndim == 2, picture.dtype == np.uint16
+    else:
+        encoding = message.encoding
+        grey, deep = encoding in ("mono8", "mono16"), encoding == "mono16"
+    if not grey or encoding.startswith("bayer_"):
+        return Look.COLOUR
+    return Look.HARDLY_A_CAMERA if deep or encoding in ("mono16", _LABELS) else Look.GREY
+
+
 def image_to_rgb(
     data: ImageData, width: int, height: int, encoding: str, step: int, *, bigendian: bool = False
 ) -> NDArray[np.uint8]:
@@ -88,9 +114,11 @@ def image_to_rgb(
     full range becomes 8 bits, v / 257 rounded, as cv_bridge does it: a camera of 12 bits has to send them as
     the upper ones, or its pictures are dark. For rgb8 the result is a view of `data`, otherwise a new array.
 
-    Raises FrameError for an unknown encoding, sides that it cannot have, a step shorter than a row and too
-    little data; what follows the last row is ignored.
+    Raises FrameError for distances, an unknown encoding, sides that it cannot have, a step shorter than a row
+    and too little data; what follows the last row is ignored.
     """
+    if _DISTANCES.fullmatch(encoding):
+        raise FrameError(f"An image of encoding {encoding!r} holds distances; take a colour camera's topic.")
     if encoding not in _LAYOUTS:
         raise FrameError(
             f"The image encoding {encoding!r} is unknown: known ones are {', '.join(ENCODINGS)}."
@@ -114,7 +142,7 @@ def image_to_rgb(
     pixels = np.lib.stride_tricks.as_strided(content, (rows, row), (step, 1))
     if layout.depth == 2:
         values = np.ascontiguousarray(pixels).view(">u2" if bigendian else "<u2")
-        pixels = _eight_bits(values.astype(np.uint16, copy=False))
+        pixels = eight_bits(values.astype(np.uint16, copy=False))
     image = pixels.reshape(rows, width, layout.channels)
     return (
         image if layout.conversion is None else np.asarray(cv2.cvtColor(image, layout.conversion), np.uint8)
@@ -127,9 +155,10 @@ def compressed_to_rgb(data: ImageData, image_format: str) -> NDArray[np.uint8]:
     image_format: the message's field `format`, as image_transport writes it: "jpeg", "png" or "ENCODING; jpeg
     compressed bgr8". The file itself tells its kind and colours; of the format counts the encoding, where it
     is a Bayer pattern, which is stored as grey. 16 bits become 8 as in image_to_rgb. Raises FrameError for
-    compressed depth and for bytes that are no picture.
+    distances ("16UC1; png compressed") and for bytes that are no picture.
     """
-    if "compresseddepth" in image_format.lower():
+    encoding = _encoding_of(image_format)
+    if "compresseddepth" in image_format.lower() or _DISTANCES.fullmatch(encoding):
         raise FrameError(
             f"A compressed image of format {image_format!r} holds distances; take a colour camera's topic."
         )
@@ -146,18 +175,22 @@ def compressed_to_rgb(data: ImageData, image_format: str) -> NDArray[np.uint8]:
             f"other picture that OpenCV reads."
         )
     if picture.dtype == np.uint16:
-        picture = _eight_bits(picture)
+        picture = eight_bits(picture)
     channels = 1 if picture.ndim == 2 else picture.shape[2]
     if picture.dtype != np.uint8 or channels not in BGR_TO_RGB:
         raise FrameError(
             f"A compressed image of format {image_format!r} holds {picture.dtype} values in {channels} "
             f"channels; give 8 or 16 bits of grey, RGB or RGBA."
         )
-    encoding = image_format.partition(";")[0].strip()
     if channels == 1 and encoding.startswith("bayer_") and encoding in _LAYOUTS:
         height, width = picture.shape[:2]
         return image_to_rgb(picture.reshape(-1), width, height, encoding.replace("16", "8"), width)
     return np.asarray(cv2.cvtColor(picture, BGR_TO_RGB[channels]), np.uint8)
+
+
+def _encoding_of(image_format: str) -> str:
+    """What the pictures were before they were compressed, where the format tells."""
+    return image_format.partition(";")[0].strip()
 
 
 def _check_sides(layout: _Layout, width: int, height: int, encoding: str) -> None:
@@ -171,6 +204,6 @@ def _check_sides(layout: _Layout, width: int, height: int, encoding: str) -> Non
         )
 
 
-def _eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def eight_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """0 to 65535 as 0 to 255."""
     return np.asarray(cv2.convertScaleAbs(values, alpha=1 / 257), np.uint8)

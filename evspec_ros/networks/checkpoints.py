@@ -9,6 +9,7 @@ tower's weights as well where the checkpoint's own files do not. Draft heads: `c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,16 @@ from evspec_ros.errors import CheckpointError
 from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
 from evspec_ros.networks.adapters import Adapter, AdapterConfig, FeatureConfig, FeatureHead
 from evspec_ros.networks.clip import CLIP_L_14_336, ClipConfig
+from evspec_ros.networks.config_entries import whole_numbers
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
+from evspec_ros.networks.fit import HeadConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.networks.weights import (
     CONFIG,
     Device,
+    Packing,
     Part,
     canonical,
     load_weights,
@@ -36,6 +40,7 @@ from evspec_ros.networks.weights import (
 )
 
 PREPROCESSOR = "preprocessor_config.json"
+GENERATION = "generation_config.json"
 VISUAL_TOWER = "visual_tower"  # where a saved EventGPT describes its CLIP tower
 
 
@@ -50,23 +55,29 @@ DRAFT_HEADS = {  # by the kind that a head's config.json names
     "eventgpt_adapter": _HeadKind(AdapterConfig, Adapter),
     "feature": _HeadKind(FeatureConfig, FeatureHead),
 }
-HeadConfig = EagleConfig | Eagle3Config | AdapterConfig | FeatureConfig
 Head = DraftHead | Adapter | FeatureHead
 _TOWER_KEYS = "model.visual_tower.visual_tower."  # of EventGPT's tower in its own files
 # What CLIP has beside its image tower.
 _UNREAD_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
-def load_video_llava(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> VideoLlava:
+def load_video_llava(
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+    packing: Packing | None = None,
+) -> VideoLlava:
     """The target from a Hugging Face Video-LLaVA directory (keys of transformers 4 or 5), ready to evaluate.
 
-    Left out: the image tower and those layers of the video tower whose output nobody reads. Raises
-    CheckpointError where the directory is missing, incomplete, damaged or of another architecture.
+    Left out: the image tower and those layers of the video tower whose output nobody reads. packing: how the
+    decoder's projections are kept. Raises CheckpointError where the directory is missing, incomplete, damaged
+    or of another architecture.
     """
     sizes = read_video_llava_config(path)
+    part = Part(path, _video_llava_key, _unread_prefixes(sizes))
     with torch.device("meta"):
-        model = VideoLlava(sizes)
-    return load_weights(model, [Part(path, _video_llava_key, _unread_prefixes(sizes))], dtype, device)
+        model = VideoLlava(replace(sizes, text=_as_published(sizes.text, part)))
+    return load_weights(model, [part], dtype, device, packing)
 
 
 def read_video_llava_config(path: Path) -> VideoLlavaConfig:
@@ -78,7 +89,8 @@ def read_video_llava_config(path: Path) -> VideoLlavaConfig:
             "use the version published for transformers (LanguageBind/Video-LLaVA-7B-hf)."
         )
     _require_architecture(path, config, "video_llava", "Video-LLaVA")
-    return VideoLlavaConfig.from_hf(config)
+    sizes = VideoLlavaConfig.from_hf(config)
+    return replace(sizes, text=_generating(path, sizes.text))
 
 
 def save_video_llava(model: VideoLlava, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -104,22 +116,27 @@ def save_video_llava(model: VideoLlava, path: Path, dtype: torch.dtype = torch.f
         path,
         tensors,
         {
-            "generation_config.json": _generation_config(config.text),
+            GENERATION: _generation_config(config.text),
             PREPROCESSOR: _preprocessor_config("VideoLlavaImageProcessor", config.vision),
             CONFIG: {**config.to_hf(), "torch_dtype": _dtype_name(dtype)},
         },
     )
 
 
-def load_eventgpt(path: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> EventGpt:
-    """The event model from an EventGPT directory, ready to evaluate; raises CheckpointError as above.
+def load_eventgpt(
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+    packing: Packing | None = None,
+) -> EventGpt:
+    """The event model from an EventGPT directory, ready to evaluate; as above.
 
     Its CLIP tower's weights may lie in its own files or in the tower's directory, inside or beside it.
     """
     sizes = read_eventgpt_config(path)
-    with torch.device("meta"):
-        model = EventGpt(sizes)
     parts = [Part(path, _eventgpt_key)]
+    with torch.device("meta"):
+        model = EventGpt(replace(sizes, text=_as_published(sizes.text, parts[0])))
     if not any(key.startswith(_TOWER_KEYS) for key in published_keys(path)):
         config = _read_config(path)
         tower = _tower_directory(path, config)
@@ -129,14 +146,15 @@ def load_eventgpt(path: Path, dtype: torch.dtype = torch.float32, device: Device
                 "neither inside nor beside the checkpoint; put the tower's directory there."
             )
         parts.append(Part(tower, _clip_key, _UNREAD_CLIP))
-    return load_weights(model, parts, dtype, device)
+    return load_weights(model, parts, dtype, device, packing)
 
 
 def read_eventgpt_config(path: Path) -> EventGptConfig:
     """The sizes of the event model in a directory, no weight read; raises CheckpointError as above."""
     config = _read_config(path)
     _require_architecture(path, config, "EventChat_llama", "EventGPT")
-    return EventGptConfig(LlamaConfig.from_hf(config), _tower_config(_tower_directory(path, config)))
+    text = _generating(path, LlamaConfig.from_hf(config))
+    return EventGptConfig(text, _tower_config(_tower_directory(path, config)))
 
 
 def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -163,7 +181,7 @@ def save_eventgpt(model: EventGpt, path: Path, dtype: torch.dtype = torch.float1
         path,
         tensors,
         {
-            "generation_config.json": _generation_config(model.config.text),
+            GENERATION: _generation_config(model.config.text),
             PREPROCESSOR: preprocessor,
             f"{VISUAL_TOWER}/{PREPROCESSOR}": preprocessor,
             f"{VISUAL_TOWER}/{CONFIG}": model.config.vision.to_hf(),
@@ -260,6 +278,22 @@ def _unread_prefixes(config: VideoLlavaConfig) -> tuple[str, ...]:
     """What is published and `VideoLlava` leaves out: the image tower, the video tower's last layers."""
     unread = range(config.vision_layers, config.vision.num_hidden_layers)
     return ("image_tower.", *(f"video_tower.clip.encoder.layers.{index}." for index in unread))
+
+
+def _generating(path: Path, text: LlamaConfig) -> LlamaConfig:
+    """With the end tokens of generation_config.json, none perhaps, where that file is: transformers'
+    generate then looks nowhere else.
+    """
+    if not (path / GENERATION).is_file():
+        return text
+    return replace(text, end_tokens=whole_numbers(read_json(path / GENERATION), "eos_token_id", ()))
+
+
+def _as_published(text: LlamaConfig, part: Part) -> LlamaConfig:
+    """Not tied where embeddings and output head are both in the files: transformers then reads both."""
+    names = {part.rename(key) for key in published_keys(part.path)} if text.tied else set()
+    both = {"decoder.embed_tokens.weight", "lm_head.weight"} <= names
+    return replace(text, tied=False) if both else text
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -27,6 +27,23 @@ def number(config: Mapping[str, Any], name: str, default: Number) -> Number:
     return type(default)(value)
 
 
+def whole_numbers(config: Mapping[str, Any], name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Entry `name`, which is one whole number or a list of them; `default` where it is absent or null.
+
+    Raises CheckpointError where it is something else.
+    """
+    value = config.get(name)
+    if value is None:
+        return default
+    found = value if isinstance(value, list) else [value]
+    if not all(type(one) is int for one in found):
+        raise CheckpointError(
+            f"The entry {name} of a checkpoint's config is {value!r} instead of a whole number or a list of "
+            "them; restore the file from the model's publisher."
+        )
+    return tuple(found)
+
+
 def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The nested object `name`; raises CheckpointError where it is absent or no object."""
     value = config.get(name)
@@ -47,13 +64,32 @@ def refuse_other(architecture: str, **entries: tuple[Any, Any]) -> None:
         )
 
 
+_OF_A_HEAD: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # by how a dataclass writes its types
+    "int": (lambda value: type(value) is int and value >= 0, "a whole number of at least 0"),
+    "float": (lambda value: type(value) in (int, float) and value > 0, "a number above 0"),
+    "str": (lambda value: type(value) is str, "a text"),
+    "tuple[int, ...]": (
+        lambda value: isinstance(value, list | tuple) and all(type(one) is int for one in value),
+        "a list of whole numbers",
+    ),
+}
+
+
 def entries(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a draft head's `config.json` that a dataclass has as fields; CheckpointError without
-    one.
+    one, and for one of another type.
     """
-    try:
-        return {field.name: config[field.name] for field in fields(kind)}
-    except KeyError as error:
-        raise CheckpointError(
-            f"The draft head's config has no entry {error}; complete it or train the head again."
-        ) from error
+    found = {}
+    for field in fields(kind):
+        if field.name not in config:
+            raise CheckpointError(
+                f"The draft head's config has no entry {field.name!r}; complete it or train the head again."
+            )
+        value = found[field.name] = config[field.name]
+        allowed, wanted = _OF_A_HEAD[str(field.type)]
+        if not allowed(value):
+            raise CheckpointError(
+                f"The entry {field.name} of the draft head's config is {value!r} instead of {wanted}; "
+                "restore it or train the head again."
+            )
+    return found

@@ -39,6 +39,8 @@ class EventGpt(nn.Module):
         self.lm_head = nn.Linear(size, config.text.vocab_size, bias=False)
         for module in (self.visual_projector, self.feature_adaptor, self.lm_head):
             module.apply(initialise)
+        if config.text.tied:
+            self.lm_head.weight = self.decoder.embed_tokens.weight
 
     def encode_events(self, pixels: Tensor) -> Tensor:
         """CLIP-normalised images [..., N, 3, H, W] in order of time -> embeddings [..., N + tokens, D]."""

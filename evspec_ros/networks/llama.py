@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evspec_ros.errors import GenerationError
-from evspec_ros.networks.config_entries import number, refuse_other
+from evspec_ros.networks.config_entries import number, refuse_other, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     bos_token_id: int = 1
-    eos_token_id: int = 2
+    end_tokens: tuple[int, ...] = (2,)  # a text ends behind any of them
+    tied: bool = False  # the output head's weights are the embeddings
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -68,7 +69,8 @@ class LlamaConfig:
             rms_norm_eps=number(config, "rms_norm_eps", cls.rms_norm_eps),
             rope_theta=number({**config, **rope}, "rope_theta", cls.rope_theta),
             bos_token_id=number(config, "bos_token_id", cls.bos_token_id),
-            eos_token_id=number(config, "eos_token_id", cls.eos_token_id),
+            end_tokens=whole_numbers(config, "eos_token_id", cls.end_tokens),
+            tied=bool(config.get("tie_word_embeddings", cls.tied)),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -88,17 +90,24 @@ class LlamaConfig:
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": self.tied,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_id,
         }
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None:
+        """The end tokens as a published config has them."""
+        return self.end_tokens[0] if len(self.end_tokens) == 1 else list(self.end_tokens) or None
 
 
 class KVCache:
     """Keys and values of every layer, `k` and `v` [L, B, K, capacity, d], preallocated.
 
     Rows `0 .. length-1` are valid. A pass of the decoder appends its rows in place; rolling back is a smaller
-    `length`, and nothing is copied except by `keep`.
+    `length`, and nothing is copied except by `keep`. Rows from `length` on that were forgotten are zeros when
+    a pass runs: one that attends to the whole capacity under a mask multiplies them by nothing, and nothing
+    times NaN, which a row may have held, is NaN.
 
     `dtype` is what the rows are kept in; they are read in the dtype in which they are written. With
     torch.int8 each row of each head keeps a float32 scale beside it (`quantise_rows`). A pass then sees its
@@ -122,6 +131,7 @@ class KVCache:
         self.capacity = capacity
         self.length = 0
         self._pass_start = 0  # the length before the last pass
+        self._written = 0  # rows from here on are zeros
 
     def begin(self, rows: int) -> None:
         """Announce a pass of `rows` new rows; raises GenerationError where they do not fit."""
@@ -132,6 +142,10 @@ class KVCache:
             )
         self._pass_start = self.length
         self.length += rows
+        if self._written > self.length:  # forgotten, and this pass does not take their place
+            for stored in (self._kv, self._scales):
+                stored[:, :, :, :, self.length : self._written] = 0
+        self._written = self.length
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the announced rows of one layer [B, K, T, d]; all visible rows [B, K, S, d], as views where

@@ -1,9 +1,10 @@
 """How much memory a target, an event model and a draft head take, from their configs alone.
 
-Weights: the models are built without data and their parameters counted. KV cache: every row of the prompt
-and of the answer, 2 (keys, values) x layers x key/value heads x head size; in int8 one byte each and a
-float32 scale per row and head. Activations: the most that one moment of the prefill holds, which is a layer's
-MLP over the P rows of the prompt,
+Weights: the models are built without data and their parameters counted. KV caches, of the target, of the
+event model and of a head that has one: as many rows as they are allocated with (`sizes`) for one prompt and
+its answer, 2 (keys, values) x layers x key/value heads x head size; in int8 one byte each and a float32 scale
+per row and head. Kept frames: their embeddings. Activations: the most that one moment of the prefill holds,
+which is a layer's MLP over the P rows of the prompt,
 
     P x (3 D + 3 I)  values in the compute dtype
 
@@ -21,40 +22,80 @@ import torch
 from torch import nn
 
 from evspec_ros.errors import CheckpointError
-from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
+from evspec_ros.networks.adapters import FeatureConfig
+from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head
 from evspec_ros.networks.clip import CLIP_L_14_336
 from evspec_ros.networks.draft_head import Eagle3Config, EagleConfig
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
+from evspec_ros.networks.fit import HeadConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.quantisation import bits, compute_dtype, kv_dtype, weight_bytes
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.networks.weights import free_bytes
+from evspec_ros.sizes import (
+    EVENT_AHEAD,
+    EVENT_IMAGES,
+    FRAMES,
+    KEPT_FRAMES,
+    MAX_NEW_TOKENS,
+    MEASURED_ROWS,
+    TREE_SIZE,
+    cache_rows,
+)
 
 GIB = 2**30
-FRAMES = 8
-TEXT_TOKENS = 64  # of the prompt around the video
-NEW_TOKENS = 80
-TREE_NODES = 24
-EVENT_IMAGES = 5
+TEXT_TOKENS = 64  # of a prompt around its video or its events
+ANSWER_ROWS = MAX_NEW_TOKENS + TREE_SIZE
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The sizes of what runs together; without an event model or a head where nobody drafts from them."""
+    """The sizes of what runs together; without an event model or a head where nobody drafts from them.
+
+    event_text: the event model reads a prompt and not the events alone, and writes behind it. text_tokens: of
+    a prompt around its video or its events.
+    """
 
     target: VideoLlavaConfig
     event_model: EventGptConfig | None = None
     draft_head: HeadConfig | None = None
+    event_text: bool = True
+    text_tokens: int = TEXT_TOKENS
 
     @property
     def prompt_rows(self) -> int:
         """Rows that the target reads before it writes: every token of eight frames and the text."""
-        return FRAMES * self.target.vision.tokens + TEXT_TOKENS
+        return FRAMES * self.target.vision.tokens + self.text_tokens
 
     @property
     def rows(self) -> int:
-        """Rows of the target's cache."""
-        return self.prompt_rows + NEW_TOKENS + TREE_NODES
+        """Rows of the target's cache; measuring what passes cost takes more than an answer."""
+        return cache_rows(self.prompt_rows + max(ANSWER_ROWS, MEASURED_ROWS))
+
+    @property
+    def event_tokens(self) -> int:
+        """Tokens that the event model makes of events."""
+        return 0 if self.event_model is None else EVENT_IMAGES + self.event_model.vision.tokens
+
+    @property
+    def event_rows(self) -> int:
+        """Rows of the event model's cache."""
+        if self.event_model is None or not self.event_text:
+            return 0
+        prompt = self.text_tokens + self.event_tokens
+        positions = self.event_model.text.max_positions
+        answer = 0 if isinstance(self.draft_head, FeatureConfig) else ANSWER_ROWS  # features of the prompt
+        return cache_rows(max(prompt + EVENT_AHEAD, min(prompt + answer, positions)))
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the draft head's cache: those of the events, what it reads of the prompt, the answer."""
+        head = self.draft_head
+        if not isinstance(head, EagleConfig | Eagle3Config):
+            return 0
+        before = self.prompt_rows - 1
+        read = min(before, head.context) if isinstance(head, Eagle3Config) else before
+        return min(self.event_tokens + read + 1 + ANSWER_ROWS, head.max_positions)
 
 
 def published() -> Checkpoints:
@@ -96,9 +137,16 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
         parts["draft head"] = _bytes(head, compute)
     cache = _cache_bytes(checkpoints.target.text, checkpoints.rows, kv_dtype(kv) or compute)
     parts["KV cache"] = cache
+    if event_model is not None:
+        parts["event model: KV cache"] = _cache_bytes(
+            event_model.config.text, checkpoints.event_rows, compute
+        )
     if isinstance(checkpoints.draft_head, EagleConfig | Eagle3Config):
-        events = EVENT_IMAGES + (checkpoints.event_model.vision.tokens if checkpoints.event_model else 0)
-        parts["KV cache"] += _cache_bytes(checkpoints.draft_head.layer, checkpoints.rows + events, compute)
+        parts["draft head: KV cache"] = _cache_bytes(
+            checkpoints.draft_head.layer, checkpoints.head_rows, compute
+        )
+    text, vision = checkpoints.target.text, checkpoints.target.vision
+    parts["kept frames"] = KEPT_FRAMES * vision.tokens * text.hidden_size * compute.itemsize
     parts["activations"] = _activation_bytes(checkpoints, dtype, device)
     step = parts["target: decoder layers"] + _bytes(target.lm_head, compute) + cache
     return MemoryMap(dtype, kv, parts, step)

@@ -19,24 +19,25 @@ Its int8 product casts the weights first, so that without torch.compile it saves
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
 from evspec_ros.choices import KV_PRECISIONS, PRECISIONS
 from evspec_ros.errors import CheckpointError
-from evspec_ros.networks.eventgpt import EventGpt
-from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.networks.weights import Device
+from evspec_ros.networks.weights import Device, Packing
 
 _FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _KV = dict(zip(KV_PRECISIONS, (None, torch.float16, torch.int8), strict=True))
 GROUP = 64  # inputs that share a scale in int4
 
-Model = TypeVar("Model", VideoLlava, EventGpt)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -58,33 +59,39 @@ def kv_dtype(precision: str) -> torch.dtype | None:
     return _KV[precision]
 
 
-def load_in(
-    precision: str, load: Callable[[Path, torch.dtype, Device], Model], path: Path, device: torch.device
-) -> Model:
+Load: TypeAlias = Callable[[Path, torch.dtype, Device, Packing | None], Model]  # one of `checkpoints`
+
+
+def load_in(precision: str, load: Load[Model], path: Path, device: torch.device) -> Model:
     """What `load` (of `checkpoints`) reads from `path`, in one of PRECISIONS and ready to evaluate.
 
-    int8 and int4 are read in float16 on the CPU and quantised layer by layer, each layer going to the device
-    alone, so that the device never holds the model in more than its final size and one layer. Raises
+    For int8 and int4 each projection is quantised on the device as soon as it was read, so that neither the
+    host nor the device ever holds more than the model in its final size and one layer. Raises
     CheckpointError as `load` does, for an unknown precision, and where torchao is missing.
     """
     dtype = compute_dtype(precision, device)
-    if precision in _FLOATS:
-        return load(path, dtype, device)
-    torchao = _torchao(precision)
-    model = load(path, torch.float16, "cpu")
-    for name, child in model.named_children():
-        if name != "decoder":
-            child.to(device, dtype)
-    decoder = model.decoder
-    for part in (decoder.embed_tokens, decoder.norm):
-        part.to(device, dtype)
-    decoder.rotary.to(device)  # its tables stay in float32
-    for layer in decoder.layers:
-        layer.to(device, dtype)
-        for module in layer.modules():
-            if isinstance(module, nn.Linear):
-                torchao.quantize_(module, _config(torchao, bits(precision, module.in_features), device))
-    return model
+    packing = None if precision in _FLOATS else WholeNumbers(precision, device, _torchao(precision))
+    return load(path, dtype, device, packing)
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """Projections in int8 or int4 by torchao, see `weights.Packing`."""
+
+    precision: str
+    device: torch.device
+    torchao: Any
+
+    def bytes(self, linear: nn.Linear) -> int:
+        """Scales and zero points included."""
+        return weight_bytes(linear.out_features, linear.in_features, self.precision, self.device)
+
+    def pack(self, linear: nn.Linear) -> None:
+        """In the place of its weights; what that took in between is given back to the system."""
+        width = bits(self.precision, linear.in_features)
+        self.torchao.quantize_(linear, _config(self.torchao, width, self.device))
+        with suppress(AttributeError, OSError):  # glibc keeps freed memory between what lives, others do not
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def bits(precision: str, inputs: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.video_llava import VideoLlavaConfig
@@ -18,17 +18,21 @@ from evspec_ros.prompts import VIDEO_TOKEN
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
+_ANY_SPECIAL = "\0"  # in the place of the special token that plain text stands behind; no text holds it
 
 
 class Tokenizer:
     """Text to token ids and back. `bos` and `eos` are the ids that begin and end a sequence."""
 
     def __init__(self, backend: PreTrainedTokenizerBase) -> None:
+        if not isinstance(backend, PreTrainedTokenizerFast):
+            raise TypeError("it is of a kind that the package tokenizers does not read, as it does LLaMA's")
         if backend.bos_token_id is None or backend.eos_token_id is None:
             raise ValueError("it names no token that begins and none that ends a sequence, as LLaMA's does")
         self.backend = backend
         self.bos = int(backend.bos_token_id)
         self.eos = int(backend.eos_token_id)
+        self._plain = _without_special_tokens(backend.backend_tokenizer)
 
     def __len__(self) -> int:
         return len(self.backend)
@@ -37,6 +41,13 @@ class Tokenizer:
         """Token ids, behind the beginning-of-sequence id if `bos`; special tokens in the text become ids."""
         ids = list(self.backend.encode(text, add_special_tokens=False))
         return [self.bos, *ids] if bos else ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of text that stands behind a special token and has none itself: `<video>` or `</s>` in it
+        is text like any other.
+        """
+        ids: list[int] = self._plain.encode(_ANY_SPECIAL + text, add_special_tokens=False).ids
+        return ids[1:]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -149,6 +160,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError(
             f"The tokenizer in {path} cannot be loaded ({error}); fetch its files again."
         ) from error
+
+
+def _without_special_tokens(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy to which _ANY_SPECIAL alone is special."""
+    content = json.loads(tokenizer.to_str())
+    plain = tokenizers.Tokenizer.from_str(
+        json.dumps({**content, "added_tokens": [], "truncation": None, "padding": None})
+    )
+    plain.add_special_tokens([tokenizers.AddedToken(_ANY_SPECIAL, normalized=False)])
+    return plain
 
 
 def _quoted(token: str | None) -> str:

@@ -46,8 +46,15 @@ class VideoLlavaConfig:
             multimodal_projector_bias=(config.get("multimodal_projector_bias", True), True),
             **({} if isinstance(layer, int) else {"vision_feature_layer": (layer, cls.vision_feature_layer)}),
         )
+        text = dict(section(config, "text_config"))
+        if config.get("eos_token_id") is not None:
+            text["eos_token_id"] = config["eos_token_id"]
+        # transformers 4 looks into the text's config, 5 into the whole one
+        text["tie_word_embeddings"] = any(
+            found.get("tie_word_embeddings") or False for found in (config, text)
+        )
         return cls(
-            text=LlamaConfig.from_hf(section(config, "text_config")),
+            text=LlamaConfig.from_hf(text),
             vision=ClipConfig.from_hf(section(config, "vision_config")),
             image_token_id=number(config, "image_token_index", cls.image_token_id),
             video_token_id=number(config, "video_token_index", cls.video_token_id),
@@ -66,7 +73,7 @@ class VideoLlavaConfig:
             "vision_feature_select_strategy": "default",
             "image_seq_length": self.vision.tokens - 1,
             "video_seq_length": 8 * self.vision.tokens,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": self.text.tied,
             "text_config": self.text.to_hf(),
             "vision_config": self.vision.to_hf(),
         }
@@ -101,6 +108,8 @@ class VideoLlava(nn.Module):
         self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         self.projector.apply(initialise)
         self.lm_head.apply(initialise)
+        if config.text.tied:
+            self.lm_head.weight = self.decoder.embed_tokens.weight
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """CLIP-normalised frames [F, 3, H, W] -> video embeddings [F * tokens, D], class tokens kept."""

@@ -1,7 +1,8 @@
 """The files of a checkpoint: JSON objects and weights, read whole or refused, written atomically.
 
 Weights are read from safetensors, or from torch's pickles through its weights-only loader alone, after every
-problem with their keys was found: file by file, tensor by tensor, straight to the device. Files are written
+problem with their keys was found: layer by layer, tensor by tensor, straight to the device and to the
+precision in which they stay, so that a machine which can hold a model can load it, too. Files are written
 beside their place and then renamed into it: a reader never meets half of one.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +37,8 @@ _OLD_BUFFERS = (
 )  # saved by early versions of transformers, never read
 _OTHER_PICKLES = {".bin", ".pt", ".pth", ".pkl"}
 _MEMINFO = Path("/proc/meminfo")
+_LAYER = re.compile(r"(.*?\.\d+)\.")  # of a parameter's name: the layer to which it belongs
+_PACKED = "decoder.layers."  # where the names of what a Packing is for begin
 
 Device: TypeAlias = torch.device | str
 Network = TypeVar("Network", bound=nn.Module)
@@ -51,6 +55,22 @@ class Part:
     path: Path
     rename: Callable[[str], str] = str
     unread: tuple[str, ...] = ()
+
+
+class Packing(Protocol):
+    """How the projections of a decoder's layers are kept, where that is in fewer bits than they are computed
+    with.
+    """
+
+    @property
+    def precision(self) -> str:
+        """Its name."""
+
+    def bytes(self, linear: nn.Linear) -> int:
+        """What a projection takes."""
+
+    def pack(self, linear: nn.Linear) -> None:
+        """Pack one that was read."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +111,76 @@ def published_keys(path: Path) -> set[str]:
     return {key for file in _weight_files(path) for key in _shapes(file)}
 
 
-def load_weights(model: Network, parts: Sequence[Part], dtype: torch.dtype, device: Device) -> Network:
+def load_weights(
+    model: Network,
+    parts: Sequence[Part],
+    dtype: torch.dtype,
+    device: Device,
+    packing: Packing | None = None,
+) -> Network:
     """Fill a model that was built on the meta device and set it to evaluate.
 
-    The host holds at most one file of weights beyond the model, and that in pages which it can drop. Raises
-    CheckpointError before a tensor is read: with every missing, unexpected, doubled and mis-shaped key, or
-    with the memory that the weights need and the device has not.
+    Beyond the model, the host and the device hold at most one of its layers as it is published and as it is
+    computed with. Raises CheckpointError before a tensor is read: with every missing, unexpected, doubled and
+    mis-shaped key, or with the memory that the weights need and the device has not; and for a tensor that
+    holds NaN or an infinity.
     """
-    state = model.state_dict()
-    parameters = {canonical(name): name for name in state}
+    places = _places(model)
     entries = [entry for part in parts for entry in _entries(part)]
-    _require_keys(
-        parts[0].path, entries, {canonical(name): tuple(value.shape) for name, value in state.items()}
-    )
-    _require_memory(parts[0].path, sum(value.numel() for value in state.values()), dtype, device)
-    for file, grouped in groupby(entries, key=lambda entry: entry.file):
+    _require_keys(parts[0].path, entries, model, places)
+    precision = str(dtype).removeprefix("torch.") if packing is None else packing.precision
+    _require_memory(parts[0].path, _bytes(model, dtype, packing), precision, device)
+    for module in model.modules():  # in no checkpoint, so never on the meta device
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    for (file, _), grouped in groupby(entries, key=_read_together):
         group = list(grouped)
         mapped = _mapped(file, [entry.key for entry in group])
         for entry in group:  # copied even where nothing changes, so that no model hangs on its files
-            state[parameters[entry.name]] = mapped[entry.key].to(device).to(dtype, copy=True)
-    model.load_state_dict(state, assign=True)
-    return model.to(device).eval()
+            value = mapped.pop(entry.key).to(device).to(dtype, copy=True)
+            _require_finite(entry, value)
+            _put(model, places[entry.name], value)
+            owner = model.get_submodule(places[entry.name][0].rpartition(".")[0])
+            if packing is not None and entry.name.startswith(_PACKED) and isinstance(owner, nn.Linear):
+                packing.pack(owner)
+    return model.eval()
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """By canonical name, all names of a model's parameters; of tied ones those of the others as well."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {canonical(name): same for same in names.values() for name in same}
+
+
+def _read_together(entry: _Entry) -> tuple[Path, str]:
+    """What entries that are mapped at once have in common: what was read of a file stays in memory until all
+    of them are copied. Of a pickle, which has to be gone through each time, that is a layer.
+    """
+    layer = _LAYER.match(entry.name) if entry.file.suffix == ".bin" else None
+    return entry.file, layer[1] if layer else entry.name
+
+
+def _put(model: nn.Module, names: Sequence[str], value: Tensor) -> None:
+    """Let a tensor be the parameter of these names."""
+    parameter = nn.Parameter(value, requires_grad=model.get_parameter(names[0]).requires_grad)
+    for name in names:
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, parameter)
+
+
+def _bytes(model: nn.Module, dtype: torch.dtype, packing: Packing | None) -> int:
+    """What a model takes once it is loaded."""
+    whole = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    if packing is None:
+        return whole
+    packed = [
+        module
+        for name, module in model.named_modules()
+        if name.startswith(_PACKED) and isinstance(module, nn.Linear)
+    ]
+    return whole + sum(packing.bytes(linear) - linear.weight.numel() * dtype.itemsize for linear in packed)
 
 
 def free_bytes(device: Device) -> int | None:
@@ -230,17 +299,25 @@ def _entries(part: Part) -> Iterator[_Entry]:
                 yield _Entry(file, key, name, shape)
 
 
-def _require_keys(path: Path, entries: Sequence[_Entry], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _require_keys(
+    path: Path, entries: Sequence[_Entry], model: nn.Module, places: Mapping[str, list[str]]
+) -> None:
     """Raise CheckpointError that lists everything in which the entries differ from the model's shapes."""
     problems = []
     for entry in entries:
-        if entry.name not in shapes:
+        if entry.name not in places:
             problems.append(f"{entry.key} is unexpected")
-        elif entry.shape != shapes[entry.name]:
-            problems.append(f"{entry.key} has shape {entry.shape} instead of {shapes[entry.name]}")
+            continue
+        shape = tuple(model.get_parameter(places[entry.name][0]).shape)
+        if entry.shape != shape:
+            problems.append(f"{entry.key} has shape {entry.shape} instead of {shape}")
     found = Counter(entry.name for entry in entries)
     problems += [f"{name} is there {count} times" for name, count in found.items() if count > 1]
-    problems += [f"{name} is missing" for name in shapes if name not in found]
+    problems += [
+        f"{name} is missing"
+        for name, same in places.items()
+        if not any(canonical(one) in found for one in same)
+    ]
     if problems:
         raise CheckpointError(
             f"The weights in {path} do not fit its {CONFIG}: {'; '.join(problems)}; "
@@ -248,20 +325,30 @@ def _require_keys(path: Path, entries: Sequence[_Entry], shapes: Mapping[str, tu
         )
 
 
-def _require_memory(path: Path, values: int, dtype: torch.dtype, device: Device) -> None:
-    needed, free = values * dtype.itemsize, free_bytes(device)
+def _require_memory(path: Path, needed: int, precision: str, device: Device) -> None:
+    free = free_bytes(device)
     if free is not None and needed > free:
         raise CheckpointError(
-            f"The weights in {path} take {needed / 1e9:.2f} GB as {str(dtype).removeprefix('torch.')} and "
+            f"The weights in {path} take {needed / 1e9:.2f} GB as {precision} and "
             f"{device} has {free / 1e9:.2f} GB free; choose a smaller precision or end what takes the memory."
         )
 
 
+def _require_finite(entry: _Entry, value: Tensor) -> None:
+    """Raise CheckpointError for a tensor with NaN or an infinity; its two extremes tell of either."""
+    if value.numel() and not bool(torch.stack(torch.aminmax(value)).isfinite().all()):
+        raise CheckpointError(
+            f"{entry.key} in {entry.file} holds values that are not finite (NaN or infinite) as "
+            f"{str(value.dtype).removeprefix('torch.')}; fetch the checkpoint again, or choose float32 or "
+            "bfloat16 where its values are too large for float16."
+        )
+
+
 def saved_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Parameters under their canonical names, as `dtype` on the CPU."""
+    """Parameters under their canonical names, as `dtype` on the CPU; tied ones under their first name."""
     return {
-        canonical(name): tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in model.state_dict().items()
+        canonical(name): parameter.detach().to("cpu", dtype).contiguous()
+        for name, parameter in model.named_parameters()
     }
 
 

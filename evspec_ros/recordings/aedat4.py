@@ -6,24 +6,27 @@ nothing in it is trusted, each read is checked against the bytes there are.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 from xml.etree import ElementTree as ET
 
 import cv2
 import lz4.frame
 import numpy as np
 from backports import zstd
-from numpy.typing import NDArray
 
-from evspec_ros.errors import RecordingError
+from evspec_ros.errors import EvspecError, FrameError, RecordingError
+from evspec_ros.events.bounds import Outside, inside_sensor
+from evspec_ros.events.streams import StreamCounts
 from evspec_ros.events.types import Events
-from evspec_ros.frames.encodings import BGR_TO_RGB
+from evspec_ros.frames.encodings import BGR_TO_RGB, eight_bits
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.recording import Piece, Recording, Topic
+from evspec_ros.recordings.times import nanoseconds
 
 MAGIC = b"#!AER-DAT4.0\r\n"
 EVENT = np.dtype(
@@ -41,7 +44,17 @@ DECOMPRESSORS: dict[int, Callable[[bytes], bytes]] = {
     3: zstd.decompress,
     4: zstd.decompress,
 }
-CHANNELS = {0: 1, 16: 3, 24: 4}  # by OpenCV's type codes of 8-bit images
+# What every packet has at a fixed distance behind its start, by which the next one is found after damage: the
+# mark of compressed data; without compression, the name of a buffer of events.
+MARKS: dict[int, tuple[bytes, int]] = {
+    0: (b"EVTS", 16),
+    1: (b"\x04\x22\x4d\x18", 8),
+    2: (b"\x04\x22\x4d\x18", 8),
+    3: (b"\x28\xb5\x2f\xfd", 8),
+    4: (b"\x28\xb5\x2f\xfd", 8),
+}
+DEPTHS = ("u1", "i1", "<u2", "<i2", "<i4", "<f4", "<f8", "<f2")  # of a frame, by OpenCV's type code modulo 8
+READ_DEPTHS = frozenset({"u1", "<u2", "<f4", "<f8"})
 DAMAGE = (struct.error, ValueError, RuntimeError, EOFError, MemoryError, zstd.ZstdError, ET.ParseError)
 
 
@@ -55,29 +68,44 @@ class Stream:
     height: int
 
 
+@dataclass(frozen=True)
+class Packet:
+    """Bytes from start to stop, with the stream that they belong to; None where they are no whole packet."""
+
+    start: int
+    number: int
+    stream: Stream | None
+    stop: int
+
+
 class Aedat4Recording(Recording):
     """An .aedat4 file: the first event stream and the first frame stream; IMU and triggers are counted.
 
     All streams share one clock, microseconds since 1970, so sensor time is the recording's time. Events come
-    as uint16 coordinates; grey frames become RGB by repeating. Raises RecordingError where the file is
-    damaged, with the byte at which that shows.
+    as uint16 coordinates; grey frames become RGB by repeating, 16 bits become 8 as in a mono16 image, and so
+    do floating values from 0 to 1. Events outside the sensor and packets that cannot be read are left out and
+    counted, and reading goes on behind them. Raises RecordingError where the header is damaged, and where
+    nothing at all can be read.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         with self.path.open("rb") as file:
             try:
-                self._decompress, table_position, self._streams = _read_header(file)
+                compression, table_position, self._streams = _read_header(file)
             except DAMAGE as error:
-                self._damaged(file, error)
+                raise RecordingError(
+                    f"The header of {path} is damaged or cut short at byte {file.tell()} ({error}); copy it "
+                    f"again."
+                ) from error
             self._packets_start = file.tell()
             size = file.seek(0, 2)
-        self._packets_stop = size if table_position is None else table_position
-        if not self._packets_start <= self._packets_stop <= size:
-            raise RecordingError(
-                f"The recording {path} is cut short, its packets should end at byte {self._packets_stop} and "
-                f"the file ends at byte {size}; copy it again."
-            )
+        self._decompress, self._mark = DECOMPRESSORS[compression], MARKS[compression]
+        self._packets_stop, self._cut = size, ""
+        if table_position is not None and self._packets_start <= table_position <= size:
+            self._packets_stop = table_position
+        elif table_position is not None:
+            self._cut = f"The packets should end at byte {table_position} and the file ends at byte {size}."
         self._read = {_first(self._streams, "EVTS"), _first(self._streams, "FRME")}
 
     @property
@@ -96,46 +124,86 @@ class Aedat4Recording(Recording):
     def pieces(self, *, events: bool = True, frames: bool = True) -> Iterator[Piece]:
         """One piece per packet."""
         skipped = {kind for kind, wanted in (("EVTS", events), ("FRME", frames)) if not wanted}
+        first_problem, good = "", 0
+        name = next((stream.name for _, stream in sorted(self._streams.items())), "")
         with self.path.open("rb") as file:
-            file.seek(self._packets_start)
-            while (position := file.tell()) < self._packets_stop:
-                try:
-                    number, size = struct.unpack("<ii", file.read(8))
-                    stream = self._streams.get(number)
-                    if size < 0 or stream is None or position + 8 + size > self._packets_stop:
-                        raise ValueError(f"stream {number} of {size} bytes")
-                    if stream.type in skipped:
-                        file.seek(size, 1)
-                        continue
-                    piece = self._piece(number, stream, self._decompress(file.read(size)))
-                except DAMAGE as error:
-                    file.seek(position)
-                    self._damaged(file, error)
-                yield piece
+            position = self._packets_start
+            while position < self._packets_stop:
+                packet = self._packet(file, position)
+                if packet.stream is not None and packet.stream.type in skipped:
+                    position = packet.stop
+                    continue
+                piece = self._piece(file, packet)
+                yield piece if piece.topic else replace(piece, topic=name)
+                good += not piece.read.refused
+                first_problem = first_problem or piece.read.problem
+                lost = packet.stream is None or (
+                    piece.read.refused and not self._may_begin(file, packet.stop)
+                )
+                position = self._next_packet(file, position + 1) if lost else packet.stop
+        if not first_problem and self._cut:
+            first_problem = self._cut
+            yield Piece(name, 0, read=StreamCounts(refused=1, problem=self._cut))
+        if first_problem and not good:
+            raise RecordingError(f"Nothing in {self.path} can be read: {first_problem}")
 
-    def _piece(self, number: int, stream: Stream, packet: bytes) -> Piece:
-        table = Table.root(packet)
-        if number in self._read and stream.type == "EVTS":
-            events = _events(table, stream)
-            return Piece(stream.name, len(events), events=events)
-        if number in self._read and stream.type == "FRME":
-            return Piece(stream.name, 1, frame=_frame(table))
+    def _packet(self, file: BinaryIO, position: int) -> Packet:
+        """The packet that begins at a byte, as far as its own head and the file's length tell."""
+        file.seek(position)
+        head = file.read(8) if position + 8 <= self._packets_stop else b""
+        number, size = struct.unpack("<ii", head) if head else (-1, -1)
+        stop = position + 8 + size
+        whole = size > 0 and stop <= self._packets_stop
+        return Packet(position, number, self._streams.get(number) if whole else None, stop)
+
+    def _may_begin(self, file: BinaryIO, position: int) -> bool:
+        return position == self._packets_stop or self._packet(file, position).stream is not None
+
+    def _next_packet(self, file: BinaryIO, start: int) -> int:
+        """Where the next packet that can be read begins after damage; the end of all where there is none."""
+        mark, before = self._mark
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            at = start + before - 1
+            while (at := content.find(mark, at + 1, self._packets_stop)) >= 0:
+                packet = self._packet(file, at - before)
+                if packet.stream is not None and not self._piece(file, packet).read.refused:
+                    return packet.start
+        return self._packets_stop
+
+    def _piece(self, file: BinaryIO, packet: Packet) -> Piece:
+        """What a packet holds; one that cannot be read is told of."""
+        if packet.stream is None:
+            reason = "no packet begins there, or it is cut short"
+            return Piece("", 0, read=StreamCounts(1, refused=1, problem=_problem(packet, reason)))
+        try:
+            file.seek(packet.start + 8)
+            return self._content(packet, self._decompress(file.read(packet.stop - packet.start - 8)))
+        except (EvspecError, *DAMAGE) as error:
+            read = StreamCounts(1, refused=1, problem=_problem(packet, str(error)))
+            return Piece(packet.stream.name, 0, read=read)
+
+    def _content(self, packet: Packet, data: bytes) -> Piece:
+        stream, table = packet.stream, Table.root(data)
+        assert stream is not None
+        if packet.number in self._read and stream.type == "EVTS":
+            events, outside = _events(table, stream, self.path)
+            return Piece(stream.name, len(events) + outside.count, events=events, outside=outside)
+        if packet.number in self._read and stream.type == "FRME":
+            return Piece(stream.name, 1, frame=_frame(table, self.path))
         samples = 1 if stream.type == "FRME" else table.vector(0)[1]
         return Piece(stream.name, samples, triggers=samples if stream.type == "TRIG" else 0)
 
-    def _damaged(self, file: BinaryIO, error: BaseException) -> NoReturn:
-        raise RecordingError(
-            f"The recording {self.path} is damaged or cut short at byte {file.tell()} ({error}); "
-            f"copy it again."
-        ) from error
+
+def _problem(packet: Packet, reason: str) -> str:
+    return f"The packet at byte {packet.start} is left out ({reason.rstrip('.')}); copy the file again."
 
 
 def _first(streams: dict[int, Stream], kind: str) -> int | None:
     return min((number for number, stream in streams.items() if stream.type == kind), default=None)
 
 
-def _read_header(file: BinaryIO) -> tuple[Callable[[bytes], bytes], int | None, dict[int, Stream]]:
-    """Decompressor, end of the packets (None: the file's end) and streams; leaves the file after them."""
+def _read_header(file: BinaryIO) -> tuple[int, int | None, dict[int, Stream]]:
+    """Compression, end of the packets (None: the file's end) and streams; leaves the file after them."""
     if file.read(len(MAGIC)) != MAGIC:
         raise ValueError("no AEDAT 4.0 file")
     prefix = file.read(4)
@@ -147,7 +215,7 @@ def _read_header(file: BinaryIO) -> tuple[Callable[[bytes], bytes], int | None, 
     table_position = header.scalar(1, "<q", -1)
     start, length = header.vector(2)
     streams = _streams(header.data[start : start + length].decode())
-    return DECOMPRESSORS[compression], None if table_position < 0 else table_position, streams
+    return compression, None if table_position < 0 else table_position, streams
 
 
 def _streams(xml: str) -> dict[int, Stream]:
@@ -212,21 +280,25 @@ class Table:
         return start + 4, struct.unpack_from("<I", self.data, start)[0]
 
 
-def _events(packet: Table, stream: Stream) -> Events:
+def _events(packet: Table, stream: Stream, path: Path) -> tuple[Events, Outside]:
     start, count = packet.vector(0)
     raw = np.frombuffer(packet.data, EVENT, count, start)
-    x, y = raw["x"].copy(), raw["y"].copy()
-    if count and (x.max() >= stream.width or y.max() >= stream.height):
-        raise ValueError(f"an event at ({x.max()}, {y.max()}) of {stream.width}x{stream.height} pixels")
-    return Events(raw["t"] * 1000, x, y, (raw["p"] != 0).astype(np.uint8), stream.width, stream.height)
+    times = nanoseconds(raw["t"], "us", path)
+    return inside_sensor(times, raw["x"], raw["y"], raw["p"], stream.width, stream.height)
 
 
-def _frame(frame: Table) -> Frame:
+def _frame(frame: Table, path: Path) -> Frame:
     code, width, height = frame.scalar(5, "<b", 0), frame.scalar(6, "<h", 0), frame.scalar(7, "<h", 0)
     start, count = frame.vector(10)
-    channels = CHANNELS.get(code)
-    if channels is None or min(width, height) < 1 or count != width * height * channels:
+    depth, channels = np.dtype(DEPTHS[code & 7]), (code >> 3) + 1
+    if DEPTHS[code & 7] not in READ_DEPTHS or channels not in BGR_TO_RGB:
+        raise FrameError(f"frames of {channels} channels of {depth.name} are not supported")
+    if min(width, height) < 1 or count != width * height * channels * depth.itemsize:
         raise ValueError(f"a frame of {width}x{height} pixels, format {code}, with {count} bytes")
-    pixels: NDArray[np.uint8] = np.frombuffer(frame.data, np.uint8, count, start)
+    values = np.frombuffer(frame.data, depth, count // depth.itemsize, start).reshape(height, width, channels)
+    if depth.kind == "f":
+        values = np.nan_to_num(values.clip(0, 1) * 65535, nan=0.0).round().astype(np.uint16)
+    pixels = values if values.dtype == np.uint8 else eight_bits(np.ascontiguousarray(values, np.uint16))
+    stamp_ns = int(nanoseconds(np.array([frame.scalar(0, "<q", 0)]), "us", path)[0])
     image = cv2.cvtColor(pixels.reshape(height, width, channels), BGR_TO_RGB[channels])
-    return Frame(frame.scalar(0, "<q", 0) * 1000, np.asarray(image, np.uint8))
+    return Frame(stamp_ns, np.asarray(image, np.uint8))

@@ -26,6 +26,7 @@ from evspec_ros.events.encoders import encode_libcaer
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.rosbag2_types import EVENT_PACKET, IMAGE, typestore
+from evspec_ros.recordings.times import ros_stamp
 
 EVENTS_TOPIC = "/event_camera/events"
 FRAMES_TOPIC = "/camera/image_raw"
@@ -46,7 +47,8 @@ class BagWriter:
 
     The folder appears at `path` when the block ends well, complete; until then, and after an error, there is
     nothing at `path`. Header stamps and log time are equal. Raises RecordingError where something is there
-    already, where it cannot be written, or where nothing was written at all.
+    already, where it cannot be written, for a time that a ROS stamp cannot hold, or where nothing was written
+    at all.
     """
 
     def __init__(self, path: Path, storage: str = "mcap") -> None:
@@ -135,7 +137,7 @@ class BagWriter:
 
     def _header(self, stamp_ns: int) -> Any:
         types = typestore().types
-        seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+        seconds, nanoseconds = ros_stamp(stamp_ns, self.path)
         stamp = types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanoseconds)
         return types["std_msgs/msg/Header"](stamp=stamp, frame_id=FRAME_ID)
 

@@ -8,7 +8,8 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,18 +20,25 @@ from rosbags.rosbag1 import ReaderError as Rosbag1Error
 from rosbags.rosbag2 import ReaderError as Rosbag2Error
 from rosbags.serde import SerdeError
 
-from evspec_ros.errors import EventDecodingError, FrameError, RecordingError
-from evspec_ros.events.clock import SensorClock
-from evspec_ros.events.decoders import Decoder
+from evspec_ros.errors import EventDecodingError, EvspecError, FrameError, RecordingError
+from evspec_ros.events.decoders import PacketData
 from evspec_ros.events.event_arrays import EventArray
-from evspec_ros.events.types import Events
-from evspec_ros.frames.encodings import message_to_rgb
+from evspec_ros.events.event_packets import EventPacket
+from evspec_ros.events.streams import ArrayFollower, EventFollower, PacketFollower, StreamCounts, Taken
+from evspec_ros.frames.encodings import Look, look_of, message_to_rgb
+from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
-from evspec_ros.recordings.recording import DAMAGE, Piece, Recording, Topic
-from evspec_ros.recordings.rosbag2_types import COMPRESSED_IMAGE, EVENT_ARRAY, EVENT_PACKET, IMAGE
+from evspec_ros.recordings.recording import DAMAGE, WHATEVER, Piece, Recording, Topic, Wanted
+from evspec_ros.recordings.rosbag2_types import (
+    ARRAY_TYPES,
+    COMPRESSED_IMAGE,
+    IMAGE,
+    PACKET_TYPES,
+    read_as,
+)
+from evspec_ros.recordings.stamps import Middle, Strays, header_stamp_ns
+from evspec_ros.recordings.topics import NEITHER, Verdict, one_read, tell_left_out, the_named
 
-PACKET_TYPES = frozenset({EVENT_PACKET, EVENT_ARRAY})
-ARRAY_TYPES = frozenset({"dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray"})
 EVENT_TYPES = PACKET_TYPES | ARRAY_TYPES
 FRAME_TYPES = frozenset({IMAGE, COMPRESSED_IMAGE})
 BAG_DAMAGE = (
@@ -44,28 +52,53 @@ BAG_DAMAGE = (
     AssertionError,
     EOFError,
 )
-UNREADABLE = (EventDecodingError, FrameError, SerdeError, struct.error)  # what a message's content may raise
+UNREADABLE = (  # what a message's content may raise
+    *DAMAGE,
+    EventDecodingError,
+    FrameError,
+    SerdeError,
+    struct.error,
+    AssertionError,
+)
+REPAIRS = {  # by the end of a file's name
+    ".bag": "rosbag reindex {}",
+    ".active": "rosbag reindex {}",
+    ".mcap": "mcap recover {} -o whole.mcap",
+    ".db3": "sqlite3 {} .recover | sqlite3 whole.db3",
+}
+PLACES, AT_FIRST, ELSEWHERE = 8, 64, 8  # where in a bag stamps are compared, and how many there
 
 logger = logging.getLogger(__name__)
 
 
 class BagRecording(Recording):
-    """The busiest readable event topic and the busiest readable image topic of a bag.
+    """One topic of events and one of images of a bag: those named, else the busiest that can be read, of
+    images a colour camera's before all others.
+
+    Messages are taken in as the live node takes them in, log times being when they arrive: one stream of a
+    topic is followed, a bad message is left out and counted, losses and restarts are told by `info`.
 
     Two clocks: the time of an event in an EventPacket is the sensor's, header.stamp is the host's. `events()`
     brings these events onto the clock of the header stamps, packet by packet, by the offset that SensorClock
     tracks, so that events and frames compare; `info().events` stays on the sensor's clock. Events in an
-    EventArray have ROS time as they are. The bag's log time orders messages and is used for nothing else, it
-    may be days away from the stamps.
+    EventArray have ROS time as they are. The bag's log time orders messages and tells how long a stream was
+    silent; it may be days away from the stamps. A message whose stamp is decades away from most others is
+    told in `remarks`, and the stamp is not used.
 
-    Topics that cannot be read are left out, with the reason in `topics` and one sentence in the log. Raises
+    Topics that are not read are left out, with the reason in `topics` and one line in the log. Raises
     RecordingError where the bag is damaged, or where it has event or image topics and none can be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wanted: Wanted = WHATEVER) -> None:
         super().__init__(path)
+        self._warned: set[str] = set()  # topics
         with self._opened() as bag:
-            self._topics = _chosen(bag)
+            self._remarks = [f"{remark}." for remark in bag.reader.remarks]
+            for remark in self._remarks:
+                logger.warning("%s: %s", path, remark)
+            self._topics = _chosen(bag, wanted)
+            self._middle = _middle(bag, bag.connections_of(self._read(EVENT_TYPES | FRAME_TYPES, bag)))
+        tell_left_out(path, self._topics)
 
     @abstractmethod
     def _reader(self) -> Reader:
@@ -91,40 +124,132 @@ class BagRecording(Recording):
         """All topics of the bag, with counts of messages."""
         return self._topics
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not as it should be with the files, and after a pass over them with the stamps."""
+        return tuple(self._remarks)
+
     def pieces(self, *, events: bool = True, frames: bool = True) -> Iterator[Piece]:
         """One piece per message of the topics that are read."""
         types = (EVENT_TYPES if events else frozenset()) | (FRAME_TYPES if frames else frozenset())
-        wanted = {(one.name, one.type) for one in self._topics if one.type in types and not one.left_out}
-        packets = PacketReader()
+        strays = Strays(self._middle)
         with self._opened() as bag:
-            for connection, data in bag.messages(bag.connections_of(wanted)):
-                try:
-                    piece = bag.wire.read(connection.topic, connection.msgtype, data, packets)
-                except UNREADABLE as error:
-                    raise RecordingError(
-                        f"A message on {connection.topic} in {self.path} is not read: {error}"
-                    ) from error
-                yield piece
+            connections = bag.connections_of(self._read(types, bag))
+            readers = {one.topic: TopicReader(one.topic, read_as(one), bag.wire) for one in connections}
+            for connection, log_ns, data in bag.messages(connections):
+                placed = strays.placed(connection, log_ns, data)
+                piece = readers[connection.topic].read(placed, log_ns)
+                self._warn_once(piece)
+                yield strays.cleared(piece)
+        self._tell(strays)
+
+    def _read(self, types: Collection[str], bag: OpenBag) -> set[tuple[str, str]]:
+        """Name and type of the topics that are read, among those read as some types."""
+        read = {(one.name, one.type) for one in self._topics if not one.left_out}
+        return {
+            (one.topic, one.msgtype)
+            for one in bag.connections
+            if (one.topic, one.msgtype) in read and read_as(one) in types
+        }
+
+    def _tell(self, strays: Strays) -> None:
+        """Remark on stray stamps, once."""
+        if strays.count and (remark := str(strays)) not in self._remarks:
+            logger.warning("%s: %s", self.path, remark)
+            self._remarks.append(remark)
+
+    def _warn_once(self, piece: Piece) -> None:
+        """Log the first message of a topic that is left out."""
+        if piece.read.refused and piece.topic not in self._warned:
+            self._warned.add(piece.topic)
+            logger.warning(
+                "A message on %s in %s is left out, as further ones of the kind will be: %s",
+                piece.topic,
+                self.path,
+                piece.read.problem,
+            )
 
 
 @dataclass(frozen=True)
 class Wire:
     """How the messages of a bag are serialised.
 
-    deserialize: bytes and type to a message; event_array: bytes to the events in them.
+    deserialize, event_packet: bytes and type to a message; event_array: bytes to the events in them. The
+    latter two raise EventDecodingError for what is no such message.
     """
 
     deserialize: Callable[[bytes, str], Any]
-    event_array: Callable[[bytes], EventArray]
+    event_packet: Callable[[PacketData, str], EventPacket]
+    event_array: Callable[[PacketData], EventArray]
 
-    def read(self, topic: str, kind: str, data: bytes, packets: PacketReader) -> Piece:
-        """The events or the frame in a serialised message; raises one of UNREADABLE."""
+    def time_ns(self, kind: str, data: bytes) -> int | None:
+        """When a serialised message happened: its header stamp, an event array's first event; None where
+        neither can be read.
+        """
+        try:
+            if kind not in ARRAY_TYPES:
+                return header_stamp_ns(data)
+            events = self.event_array(data).events
+        except UNREADABLE:
+            return None
+        return int(events.t[0]) if len(events) else None
+
+    def follower(self, kind: str) -> EventFollower[Any]:
+        """What takes in event messages of this type."""
         if kind in ARRAY_TYPES:
-            return Piece(topic, 1, events=self.event_array(data).events)
+            return ArrayFollower(self.event_array)
+        return PacketFollower(lambda data: self.event_packet(data, kind))
+
+    def frame(self, data: bytes, kind: str) -> Frame:
+        """The frame in a serialised image; raises one of UNREADABLE."""
         message = self.deserialize(data, kind)
-        if kind in FRAME_TYPES:
-            return Piece(topic, 1, frame=Frame(_stamp_ns(message), message_to_rgb(message)))
-        return packets.read(topic, message)
+        return Frame(stamp_ns(message), message_to_rgb(message))
+
+    def look(self, data: bytes, kind: str) -> Look:
+        """What sends such images as a serialised one that can be read."""
+        return look_of(self.deserialize(data, kind))
+
+
+class TopicReader:
+    """Turns the messages of one topic, in their order, into pieces; those of bad ones are without content."""
+
+    def __init__(self, topic: str, kind: str, wire: Wire) -> None:
+        self._topic, self._kind, self._wire = topic, kind, wire
+        self._follower = wire.follower(kind) if kind in EVENT_TYPES else None
+        self._frame_losses = FrameLosses()
+
+    def read(self, data: bytes, log_ns: int) -> Piece:
+        """The piece of one message that was recorded at log_ns."""
+        if self._follower is None:
+            return self._frame(data, log_ns)
+        return self._events(self._follower.take(data, log_ns / 1e9), log_ns)
+
+    def _events(self, taken: Taken, log_ns: int) -> Piece:
+        events, offset_ns = taken.events, 0
+        if events is not None and len(events):
+            first_ns = int(events.t[0])
+            offset_ns = taken.clock.to_ros(first_ns) - first_ns
+        return Piece(
+            self._topic, 1, events=events, offset_ns=offset_ns, triggers=taken.triggers, read=taken.read,
+            log_ns=log_ns, outside=taken.outside,
+        )  # fmt: skip
+
+    def _frame(self, data: bytes, log_ns: int) -> Piece:
+        try:
+            frame = self._wire.frame(data, self._kind)
+        except UNREADABLE as error:
+            self._frame_losses.refused()
+            read = StreamCounts(messages=1, refused=1, problem=reason_of(error))
+            return Piece(self._topic, 1, read=read, log_ns=log_ns)
+        lost = self._frame_losses.after(frame.stamp_ns)
+        return Piece(self._topic, 1, frame=frame, read=StreamCounts(1, items=1, lost=lost), log_ns=log_ns)
+
+
+def reason_of(error: Exception) -> str:
+    """A sentence about a message that cannot be read; what libraries say is none."""
+    if isinstance(error, EvspecError):
+        return str(error)
+    return f"It is damaged or cut short ({str(error) or type(error).__name__})."
 
 
 class Reader(Protocol):
@@ -140,8 +265,18 @@ class Reader(Protocol):
     def connections(self) -> Collection[Connection]:
         """All topics, by publisher."""
 
-    def messages(self, connections: Collection[Connection]) -> Iterator[tuple[Connection, int, bytes]]:
-        """The messages of some connections, by log time."""
+    @property
+    def span(self) -> tuple[int, int]:
+        """Log time of the first message, and just after the last."""
+
+    @property
+    def remarks(self) -> Collection[str]:
+        """What is not as it should be, as far as reading the index tells."""
+
+    def messages(
+        self, connections: Collection[Connection], start: int | None = None
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """The messages of some connections, by log time, from a log time on."""
 
 
 @dataclass(frozen=True)
@@ -161,107 +296,97 @@ class OpenBag:
         """Those of some topics, given by name and type."""
         return [one for one in self.connections if (one.topic, one.msgtype) in topics]
 
-    def messages(self, connections: Collection[Connection]) -> Iterator[tuple[Connection, bytes]]:
-        """The messages of some connections, by log time."""
+    def messages(
+        self, connections: Collection[Connection], start_ns: int | None = None
+    ) -> Iterator[tuple[Connection, int, bytes]]:
+        """The messages of some connections with their log time, in its order, from a log time on; their type
+        is the one as which they are read.
+        """
         if not connections:
             return
-        messages = self.reader.messages(connections)
+        messages = self.reader.messages(connections, start_ns)
         while True:
             with damage_told(self.path):
                 message = next(messages, None)
             if message is None:
                 return
-            connection, _, data = message
-            yield connection, data
+            connection, log_ns, data = message
+            yield connection._replace(msgtype=read_as(connection)), log_ns, data
 
 
 @contextmanager
 def damage_told(path: Path) -> Iterator[None]:
     """Turns what rosbags raises on a damaged bag into RecordingError."""
-    repair = "rosbag reindex" if path.suffix == ".bag" else "ros2 bag reindex"
     try:
         yield
     except BAG_DAMAGE as error:
+        repair = REPAIRS.get(path.suffix, "").format(path)
         raise RecordingError(
-            f"The bag {path} is damaged, cut short or of an unknown kind ({error}); copy it again or repair "
-            f"it with '{repair}'."
+            f"The bag {path} is damaged, cut short or of an unknown kind ({error}); copy it again"
+            + (f" or repair it with '{repair}'." if repair else ".")
         ) from error
 
 
-@dataclass
-class PacketReader:
-    """Turns the packets of one topic into pieces; carries the decoder's state and the clock."""
-
-    decoder: Decoder | None = None
-    layout: tuple[str, int, int] = ("", 0, 0)
-    clock: SensorClock = field(default_factory=SensorClock)
-
-    def read(self, topic: str, message: Any) -> Piece:
-        """The events of one packet; raises EventDecodingError for an encoding that is not known."""
-        layout = (message.encoding, message.width, message.height)
-        if self.decoder is None or layout != self.layout:
-            self.decoder, self.layout = Decoder(*layout), layout
-        triggers = self.decoder.statistics.triggers
-        events = self.decoder.decode(message.events, message.time_base)
-        triggers = self.decoder.statistics.triggers - triggers
-        return Piece(topic, 1, events=events, offset_ns=self._offset_ns(message, events), triggers=triggers)
-
-    def _offset_ns(self, message: Any, events: Events) -> int:
-        """What brings this packet's events onto the clock of the header stamps."""
-        if not len(events):
-            return 0
-        first = int(events.t[0])
-        self.clock.update(_stamp_ns(message), first)
-        return self.clock.to_ros(first) - first
-
-
-def _stamp_ns(message: Any) -> int:
+def stamp_ns(message: Any) -> int:
+    """A message's header stamp, nanoseconds."""
     return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
 
 
-def _chosen(bag: OpenBag) -> tuple[Topic, ...]:
-    """All topics of the bag, those that are not read with the reason; logs the reasons."""
+def _chosen(bag: OpenBag, wanted: Wanted) -> tuple[Topic, ...]:
+    """All topics of the bag, those that are not read with the reason."""
     counts: Counter[tuple[str, str]] = Counter()
+    kinds: dict[tuple[str, str], str] = {}
     for connection in bag.connections:
         counts[connection.topic, connection.msgtype] += connection.msgcount
-    busiest_first = [
-        Topic(name, kind, count) for (name, kind), count in sorted(counts.items(), key=lambda item: -item[1])
-    ]
-    streams = [*_one_read(bag, busiest_first, EVENT_TYPES), *_one_read(bag, busiest_first, FRAME_TYPES)]
+        kinds[connection.topic, connection.msgtype] = read_as(connection)
+
+    if not counts:
+        raise RecordingError(f"The bag {bag.path} is empty: there is no topic in it; record it again.")
+
+    def judge(topic: Topic) -> Verdict:
+        return _judged(bag, topic)
+
+    streams: list[Topic] = []
+    for types, name, option in (
+        (EVENT_TYPES, wanted.events, "--events"),
+        (FRAME_TYPES, wanted.image, "--image"),
+    ):
+        topics = [Topic(*kind, count) for kind, count in counts.items() if kinds[kind] in types]
+        streams += the_named(bag.path, topics, judge, name, option) if name else one_read(topics, judge)
     if streams and all(topic.left_out for topic in streams):
         reasons = "; ".join(f"{topic.name}: {topic.left_out}" for topic in streams)
         raise RecordingError(f"The bag {bag.path} has no topic that can be read ({reasons}).")
     others = [
-        replace(topic, left_out="it holds neither events nor images")
-        for topic in busiest_first
-        if topic.type not in EVENT_TYPES | FRAME_TYPES
+        Topic(*kind, count, left_out=NEITHER)
+        for kind, count in counts.items()
+        if kinds[kind] not in EVENT_TYPES | FRAME_TYPES
     ]
-    topics = tuple(sorted([*streams, *others], key=lambda topic: topic.name))
-    for topic in topics:
-        if topic.left_out:
-            logger.info("Topic %s of %s is not read: %s.", topic.name, bag.path, topic.left_out)
-    return topics
+    return tuple(sorted([*streams, *others], key=lambda topic: topic.name))
 
 
-def _one_read(bag: OpenBag, busiest_first: list[Topic], types: frozenset[str]) -> list[Topic]:
-    """The topics of some types; the first that can be read is read, the others say why they are not."""
-    topics: list[Topic] = []
-    read = ""
-    for topic in busiest_first:
-        if topic.type in types:
-            left_out = f"{read} is read instead" if read else _problem(bag, topic)
-            read = read or ("" if left_out else topic.name)
-            topics.append(replace(topic, left_out=left_out))
-    return topics
+def _judged(bag: OpenBag, topic: Topic) -> Verdict:
+    """Why a topic cannot be read, which is so where none of its messages can, and what its images show."""
+    problem = f"none of {topic.count} messages is there" if topic.count else "no message was recorded"
+    reader, first = None, True
+    for connection, log_ns, data in bag.messages(bag.connections_of({(topic.name, topic.type)})):
+        reader = reader or TopicReader(topic.name, connection.msgtype, bag.wire)
+        read = reader.read(data, log_ns).read
+        if not read.refused:
+            is_image = connection.msgtype in FRAME_TYPES
+            return Verdict(look=bag.wire.look(data, connection.msgtype) if is_image else Look.COLOUR)
+        if first:
+            problem, first = read.problem.rstrip("."), False
+    return Verdict(problem)
 
 
-def _problem(bag: OpenBag, topic: Topic) -> str:
-    """Why a topic cannot be read, judged by its first message; "" if it can."""
-    _, data = next(bag.messages(bag.connections_of({(topic.name, topic.type)})), (None, b""))
-    if not data:
-        return f"{topic.count} messages are announced and none is there"
-    try:
-        bag.wire.read(topic.name, topic.type, data, PacketReader())
-    except UNREADABLE as error:
-        return str(error).rstrip(".")
-    return ""
+def _middle(bag: OpenBag, connections: Collection[Connection]) -> Middle | None:
+    """What most stamps say, at a few places all over the bag; a stamp that is repeated counts once."""
+    first_ns, end_ns = bag.reader.span
+    stamps: dict[tuple[str, int], int] = {}
+    for place in range(PLACES if first_ns < end_ns else 0):
+        messages = bag.messages(connections, first_ns + (end_ns - first_ns) * place // PLACES)
+        for connection, log_ns, data in islice(messages, ELSEWHERE if place else AT_FIRST):
+            stamp_ns = bag.wire.time_ns(connection.msgtype, data)
+            if stamp_ns is not None:
+                stamps.setdefault((connection.topic, stamp_ns), log_ns)
+    return Middle.of([(stamp_ns, log_ns) for (_, stamp_ns), log_ns in stamps.items()])

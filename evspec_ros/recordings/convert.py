@@ -13,27 +13,35 @@ from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.bag_writer import BagWriter, in_time_order
 from evspec_ros.recordings.opening import open_recording
-from evspec_ros.recordings.recording import Recording
+from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted
+from evspec_ros.recordings.times import ros_stamp
 
 PACKET_NS = 10_000_000
 
 
 def convert(
-    source: Path, destination: Path, storage: str = "mcap", progress: Callable[[float], None] | None = None
+    source: Path,
+    destination: Path,
+    storage: str = "mcap",
+    progress: Callable[[float], None] | None = None,
+    wanted: Wanted = WHATEVER,
 ) -> None:
     """Write the recording at `source` as a rosbag2 folder at `destination`; storage: "mcap" or "sqlite3".
 
     Events become EventPackets of up to 10 ms, frames rgb8 images, all stamped with the time of their first
     datum on the source's clock. Times are kept to the microsecond: events of finer resolution lose what lies
     between, see BagWriter.write_events. Topics that the source's reader leaves out are not carried over.
-    `progress` is called with the seconds of the recording that are written so far.
+    `progress` is called with the seconds of the recording that are written so far; `wanted` names the topics
+    to carry over.
 
-    Raises RecordingError where the source cannot be read, is empty, or the destination exists.
+    Raises RecordingError where the source cannot be read, is empty or has times that a ROS stamp cannot hold,
+    or the destination exists.
     """
-    recording = open_recording(source)
+    recording = open_recording(source, wanted)
     with BagWriter(destination, storage) as bag:
         start_ns: int | None = None
         for stamp_ns, datum in _in_stamp_order(recording):
+            ros_stamp(stamp_ns, source)  # tells of a time that no stamp holds by the source's name
             if isinstance(datum, Frame):
                 bag.write_frame(datum)
             else:

@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evspec_ros.errors import FrameError, RecordingError
+from evspec_ros.events.bounds import Outside, common_sensor, inside_sensor
+from evspec_ros.events.streams import StreamCounts
 from evspec_ros.events.types import Events
 from evspec_ros.frames.encodings import compressed_to_rgb
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.recording import DAMAGE, Piece, Recording, Topic, clipped, shifted
+from evspec_ros.recordings.times import LAST_NS, beyond_range, nanoseconds
+from evspec_ros.recordings.unsupported import unsupported_layout
 
 if TYPE_CHECKING:
     import h5py
@@ -35,6 +39,7 @@ RECTIFY_MAP = "rectify_map.h5"  # beside the events
 EVENTS, FRAMES = "events", "images"
 SENSOR = (640, 480)  # DSEC's
 PIECE = 1 << 18  # events read at a time
+UNIT_ADVICE = "divide its times by 1000, for DSEC counts microseconds"
 
 
 def event_file(folder: Path) -> Path | None:
@@ -47,11 +52,14 @@ class DsecRecording(Recording):
 
     Events are read from `events/{t,x,y,p}`, t in microseconds after `t_offset`, and `ms_to_idx`, which tells
     the first event of each millisecond, so that a slice is read without what comes before it. Sensor time is
-    t; the recording's clock, on which the images are stamped, is t + t_offset. The sensor has 640x480 pixels,
-    or what `events/width` and `events/height` say. A rectify_map.h5 is left aside: events stay in the
-    sensor's own pixels.
+    t; the recording's clock, on which the images are stamped, is t + t_offset. The sensor has as many pixels
+    as `events/width` and `events/height` say, or else 640x480. Where others use this layout (TUM-VIE) there
+    is no t_offset: then the sensor is the smallest common one that holds all events. A rectify_map.h5 is left
+    aside: events stay in the sensor's own pixels.
 
-    Raises RecordingError where something is missing, damaged or out of order; h5py and hdf5plugin are needed.
+    Events outside the sensor and images that cannot be read are left out and counted. Raises RecordingError
+    where something else is missing, damaged or out of order, and for times that nanoseconds in 64 bits do not
+    hold; h5py and hdf5plugin are needed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,10 +67,12 @@ class DsecRecording(Recording):
         self._file = event_file(path) or path
         self._images, self._stamps_ns = _images(path)
         with self._opened() as file:
+            if "ms_to_idx" not in file and "t_offset" not in file:
+                raise RecordingError(f"The recording {self._file} is {unsupported_layout(file)}.")
             self._count = _count(file)
             self._milliseconds = _milliseconds(file, self._count)
             self._width, self._height = _sensor(file)
-            self._offset_ns = int(file["t_offset"][()]) * 1000 if "t_offset" in file else 0
+            self._offset_ns = _offset_ns(file, self._file)
 
     @property
     def topics(self) -> tuple[Topic, ...]:
@@ -80,7 +90,7 @@ class DsecRecording(Recording):
             yield from self._event_pieces(0, self._count)
         if frames:
             for index in range(len(self._images)):
-                yield Piece(FRAMES, 1, frame=self._frame(index))
+                yield self._image(index)
 
     def events(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Events]:
         """Consecutive pieces of the events with start_ns <= t < stop_ns; nothing long before them is read."""
@@ -91,6 +101,7 @@ class DsecRecording(Recording):
                 last = self._index(file, -((self._offset_ns - stop_ns) // 1_000_000), beyond=last)
         for piece in self._event_pieces(first, last):
             assert piece.events is not None
+            self._warn_once(piece)
             events = clipped(shifted(piece.events, piece.offset_ns), start_ns, stop_ns)
             if len(events):
                 yield events
@@ -100,7 +111,10 @@ class DsecRecording(Recording):
         first = 0 if start_ns is None else int(np.searchsorted(self._stamps_ns, start_ns))
         last = len(self._images) if stop_ns is None else int(np.searchsorted(self._stamps_ns, stop_ns))
         for index in range(first, last):
-            yield self._frame(index)
+            piece = self._image(index)
+            self._warn_once(piece)
+            if piece.frame is not None:
+                yield piece.frame
 
     def _index(self, file: h5py.File, millisecond: int, beyond: int | None = None) -> int:
         """The number of the first event of a millisecond of sensor time or of those after it.
@@ -123,24 +137,29 @@ class DsecRecording(Recording):
             columns = [file["events"][name] for name in "txyp"]
             for start in range(first, last, PIECE):
                 part = slice(start, min(start + PIECE, last))
-                events = self._events(*(column[part] for column in columns))
-                yield Piece(EVENTS, len(events), events=events, offset_ns=self._offset_ns)
+                events, outside = self._events(*(column[part] for column in columns))
+                offset_ns = self._offset_ns
+                yield Piece(EVENTS, len(events), events=events, offset_ns=offset_ns, outside=outside)
 
-    def _events(self, t: NDArray[Any], x: NDArray[Any], y: NDArray[Any], p: NDArray[Any]) -> Events:
-        if x.max() >= self._width or y.max() >= self._height or min(x.min(), y.min()) < 0:
-            raise ValueError(f"an event at ({x.max()}, {y.max()}) of {self._width}x{self._height} pixels")
-        t_ns = t.astype(np.int64) * 1000
+    def _events(
+        self, t: NDArray[Any], x: NDArray[Any], y: NDArray[Any], p: NDArray[Any]
+    ) -> tuple[Events, Outside]:
+        t_ns = nanoseconds(t, "us", self._file, UNIT_ADVICE)
         if (t_ns[1:] < t_ns[:-1]).any():
             raise ValueError("events/t steps back")
-        coordinates = x.astype(np.uint16), y.astype(np.uint16)
-        return Events(t_ns, *coordinates, (p > 0).astype(np.uint8), self._width, self._height)
+        if int(t_ns[-1]) + self._offset_ns > LAST_NS:
+            raise beyond_range(int(t[-1]) + self._offset_ns // 1000, "us", self._file, UNIT_ADVICE)
+        return inside_sensor(t_ns, x, y, p, self._width, self._height)
 
-    def _frame(self, index: int) -> Frame:
-        path = self._images[index]
+    def _image(self, index: int) -> Piece:
+        """An image as a frame; one that cannot be read is told of."""
+        path, stamp_ns = self._images[index], int(self._stamps_ns[index])
         try:
-            return Frame(int(self._stamps_ns[index]), compressed_to_rgb(path.read_bytes(), path.suffix))
+            frame = Frame(stamp_ns, compressed_to_rgb(path.read_bytes(), path.suffix))
         except (OSError, FrameError) as error:
-            raise RecordingError(f"The image {path} cannot be read ({error}); copy it again.") from error
+            problem = f"The image {path} cannot be read ({error}); copy it again."
+            return Piece(FRAMES, 1, read=StreamCounts(1, refused=1, problem=problem), log_ns=stamp_ns)
+        return Piece(FRAMES, 1, frame=frame)
 
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
@@ -191,13 +210,28 @@ def _milliseconds(file: h5py.File, count: int) -> int:
     return len(index)
 
 
+def _offset_ns(file: h5py.File, path: Path) -> int:
+    """What is added to events/t for the clock of the images; 0 where the file does not tell it."""
+    if "t_offset" not in file:
+        return 0
+    return int(nanoseconds(np.array([int(file["t_offset"][()])]), "us", path, UNIT_ADVICE)[0])
+
+
 def _sensor(file: h5py.File) -> tuple[int, int]:
     if "events/width" not in file or "events/height" not in file:
-        return SENSOR
+        return SENSOR if "t_offset" in file else _sensor_of_all(file)
     width, height = int(file["events/width"][()]), int(file["events/height"][()])
     if not (0 < width <= 1 << 16 and 0 < height <= 1 << 16):
         raise ValueError(f"a sensor of {width}x{height} pixels")
     return width, height
+
+
+def _sensor_of_all(file: h5py.File) -> tuple[int, int]:
+    width, height = SENSOR
+    for start in range(0, len(file["events/x"]), PIECE):
+        x, y = (file[f"events/{name}"][start : start + PIECE] for name in "xy")
+        width, height = max(width, int(x.max()) + 1), max(height, int(y.max()) + 1)
+    return common_sensor(width, height)
 
 
 def _images(folder: Path) -> tuple[list[Path], NDArray[np.int64]]:
@@ -220,7 +254,7 @@ def _images(folder: Path) -> tuple[list[Path], NDArray[np.int64]]:
             f"There are {len(images)} images in {where} and {len(stamps_us)} times in {times}, which have to "
             f"be as many and ascend; copy the images again."
         )
-    return images, stamps_us * 1000
+    return images, nanoseconds(stamps_us, "us", times, UNIT_ADVICE)
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evspec_ros.errors import RecordingError
-from evspec_ros.events.types import Events
+from evspec_ros.events.bounds import common_sensor, inside_sensor
 from evspec_ros.recordings.recording import DAMAGE, Piece, Recording, Topic
+from evspec_ros.recordings.times import nanoseconds
 
 TOPIC = "events"
 PIECE = 1 << 18  # events read at a time
-SENSORS = ((128, 128), (240, 180), (304, 240), (346, 260), (640, 480), (1280, 720))  # common sizes, ascending
+MOST_PIXELS = 1 << 16  # of a sensor's side
+UNIT_ADVICE = "name the unit with --time-unit"
 KINDS = {"t": "iuf", "x": "iu", "y": "iu", "p": "iufb"}  # numpy's letters for the types of each field
 PICKLE_DAMAGE = (
     *DAMAGE,
@@ -43,18 +45,20 @@ ALLOWED: dict[tuple[str, str], Any] = {
 class NpyRecording(Recording):
     """Events from an .npy file: a dict or a structured array with t, x, y, p of one length; no frames.
 
-    t is in microseconds where its type is an integer and in seconds where it is floating; p > 0 is brighter.
-    The file does not say how large the sensor is: it is taken for the smallest common one that holds all
-    events (EventGPT's samples: 640x480). A structured array is mapped into memory and read piece by piece; a
+    t is in microseconds where its type is an integer and in seconds where it is floating, unless `time_unit`
+    names another; p > 0 is brighter. The file does not say how large the sensor is: it is taken for the
+    smallest common one that holds all events (EventGPT's samples: 640x480); places below 0 or above 65535 are
+    left out and counted. A structured array is mapped into memory and read piece by piece; a
     dict, which holds a sample of 100 ms at most, is read whole. Its pickle may hold numpy arrays, scalars and
     plain containers and nothing else. Raises RecordingError for anything else, naming it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, time_unit: str = "") -> None:
         super().__init__(path)
         try:
             self._columns = _columns(path)
             self._width, self._height = _sensor(self._columns)
+            self._unit = time_unit or ("s" if self._columns["t"].dtype.kind == "f" else "us")
         except PICKLE_DAMAGE as error:
             raise RecordingError(
                 f"The recording {path} cannot be read as events ({error}); give t, x, y and p as a dict or a "
@@ -71,19 +75,10 @@ class NpyRecording(Recording):
         if not events:
             return
         for start in range(0, len(self._columns["t"]), PIECE):
-            part = self._events(slice(start, start + PIECE))
-            yield Piece(TOPIC, len(part), events=part)
-
-    def _events(self, part: slice) -> Events:
-        t, x, y, p = (self._columns[name][part] for name in KINDS)
-        return Events(
-            _nanoseconds(t),
-            x.astype(np.uint16),
-            y.astype(np.uint16),
-            (p > 0).astype(np.uint8),
-            self._width,
-            self._height,
-        )
+            t, x, y, p = (self._columns[name][start : start + PIECE] for name in KINDS)
+            times = nanoseconds(t, self._unit, self.path, UNIT_ADVICE)
+            part, outside = inside_sensor(times, x, y, p, self._width, self._height)
+            yield Piece(TOPIC, len(t), events=part, outside=outside)
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -120,20 +115,13 @@ def _columns(path: Path) -> Mapping[str, NDArray[Any]]:
     return content
 
 
-def _nanoseconds(t: NDArray[Any]) -> NDArray[np.int64]:
-    if t.dtype.kind != "f":
-        return t.astype(np.int64) * 1000
-    if not np.isfinite(t).all():
-        raise RecordingError("A time among the events is no number; repair the recording's t.")
-    return np.round(t.astype(np.float64) * 1e9).astype(np.int64)
-
-
 def _sensor(columns: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
     """The smallest common sensor that holds every event; the events' own extent where none does."""
-    x, y = columns["x"], columns["y"]
-    if not len(x):
-        return SENSORS[0]
-    if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) > np.iinfo(np.uint16).max:
-        raise ValueError(f"x {x.min()} to {x.max()} and y {y.min()} to {y.max()} are no pixels")
-    width, height = int(x.max()) + 1, int(y.max()) + 1
-    return next(((w, h) for w, h in SENSORS if width <= w and height <= h), (width, height))
+    width = height = 0
+    for start in range(0, len(columns["t"]), PIECE):
+        x, y = (columns[name][start : start + PIECE] for name in "xy")
+        pixels = (x >= 0) & (y >= 0) & (x < MOST_PIXELS) & (y < MOST_PIXELS)
+        width, height = (
+            max(size, int(places[pixels].max(initial=0)) + 1) for size, places in ((width, x), (height, y))
+        )
+    return common_sensor(width, height)

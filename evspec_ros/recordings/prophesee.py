@@ -1,4 +1,4 @@
-"""Prophesee's files: .raw, the camera's own stream (EVT 2 and EVT 3), and .dat, decoded events.
+"""Prophesee's files: .raw, the camera's own stream (EVT 2, 2.1 and 3), and .dat, decoded events.
 
 Written after Prophesee's format descriptions (docs.prophesee.ai, "RAW File Format", "DAT File Format"). Both
 begin with lines of ASCII, "% keyword value".
@@ -14,15 +14,18 @@ from typing import BinaryIO
 import numpy as np
 
 from evspec_ros.errors import EventDecodingError, RecordingError
+from evspec_ros.events.bounds import Outside, inside_sensor
 from evspec_ros.events.decoders import Decoder
+from evspec_ros.events.streams import StreamCounts
 from evspec_ros.events.types import Events
 from evspec_ros.recordings.recording import Piece, Recording, Topic
+from evspec_ros.recordings.times import LAST_NS, beyond_range, nanoseconds
 
 TOPIC = "events"
 PIECE_BYTES = 1 << 18  # read at a time
 MOST_HEADER_BYTES = 1 << 16
-WORD_BYTES = {"evt2": 4, "evt3": 2}
-VERSIONS = {"2.0": "evt2", "3.0": "evt3"}  # the keyword `evt` of older headers
+WORD_BYTES = {"evt2": 4, "evt21": 8, "evt3": 2}
+VERSIONS = {"2.0": "evt2", "2.1": "evt21", "3.0": "evt3"}  # the keyword `evt` of older headers
 # Sensors by the keyword system_ID, for headers that do not tell the size (OpenEB, psee_raw_file_header.cpp).
 VGA_SYSTEMS = frozenset({0x15, 0x17, 0x19, 0x1C, 0x1D, 0x21, 0x22, 0x23, 0x28, 0x29, 0x97, 0x99, 0xA1, 0xA2})
 HD_SYSTEMS = frozenset({0x1A, 0x1E, 0x1F, 0x27, 0x2E, 0x30, 0x31, 0x32})
@@ -42,11 +45,13 @@ def open_prophesee(path: Path) -> Recording:
 
 
 class RawRecording(Recording):
-    """A .raw file in EVT 2 or EVT 3, whose times are microseconds since the camera started streaming.
+    """A .raw file in EVT 2, 2.1 or 3, whose times are microseconds since the camera started streaming.
 
     The header has to name the encoding (`format` or `evt`) and the sensor's size (`format` or `geometry`);
-    where it lacks the size, that of the camera system that it names is taken. Raises RecordingError where
-    either is missing or is none that is read here, and where the file ends within a word.
+    where it lacks the size, that of the camera system that it names is taken. Of the two word orders of EVT
+    2.1 the header's `endianness` names one, or the first words tell it. Raises RecordingError where encoding
+    or size is missing or is none that is read here. Events outside the sensor are left out and counted, and
+    so is a last word that is cut.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +59,7 @@ class RawRecording(Recording):
         with path.open("rb") as file:
             header = _read_header(file, path)
             self._start = file.tell()
-        self._encoding, self._width, self._height = _stream_format(header, path)
+        self._encoding, self._order, self._width, self._height = _stream_format(header, path)
         self._decoder()  # names an encoding or a size that cannot be
 
     @property
@@ -67,16 +72,28 @@ class RawRecording(Recording):
         if not events:
             return
         decoder = self._decoder()
-        triggers = 0
+        triggers = outside = 0
         with self.path.open("rb") as file:
             for data in _blocks(file, self._start, WORD_BYTES[self._encoding]):
+                if isinstance(data, StreamCounts):
+                    yield Piece(TOPIC, 0, read=data)
+                    continue
                 decoded = decoder.decode(data)
+                if len(decoded) and decoded.t.max() > LAST_NS:
+                    raise beyond_range(int(decoded.t.max()) // 1000, "us", self.path)
                 seen, triggers = triggers, decoder.statistics.triggers
-                yield Piece(TOPIC, len(decoded), events=decoded, triggers=triggers - seen)
+                left_out, outside = outside, decoder.outside.count
+                yield Piece(
+                    TOPIC,
+                    len(decoded),
+                    events=decoded,
+                    triggers=triggers - seen,
+                    outside=decoder.outside.since(left_out),
+                )
 
     def _decoder(self) -> Decoder:
         try:
-            return Decoder(self._encoding, self._width, self._height)
+            return Decoder(self._encoding + self._order, self._width, self._height)
         except EventDecodingError as error:
             raise RecordingError(f"The recording {self.path} cannot be read: {error}") from error
 
@@ -84,8 +101,8 @@ class RawRecording(Recording):
 class DatRecording(Recording):
     """A .dat file of version 2: microseconds and coordinates, as Metavision writes it.
 
-    Raises RecordingError for other events than those of brightness, a header without Width and Height, an
-    event outside the sensor and where the file ends within an event.
+    Events outside the sensor are left out and counted, and so is a last one that is cut. Raises
+    RecordingError for other events than those of brightness and for a header without Width and Height.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,24 +136,22 @@ class DatRecording(Recording):
         last_us = 0
         with self.path.open("rb") as file:
             for data in _blocks(file, self._start, DAT_EVENT.itemsize):
-                part, last_us = self._events(data, last_us)
-                yield Piece(TOPIC, len(part), events=part)
+                if isinstance(data, StreamCounts):
+                    yield Piece(TOPIC, 0, read=data)
+                    continue
+                part, outside, last_us = self._events(data, last_us)
+                yield Piece(TOPIC, len(part), events=part, outside=outside)
 
-    def _events(self, data: bytes, last_us: int) -> tuple[Events, int]:
-        """The events in data, and the time of the last one; last_us is that of the last one before them."""
+    def _events(self, data: bytes, last_us: int) -> tuple[Events, Outside, int]:
+        """The events in data, those outside the sensor, and the last time; last_us is the one before them."""
         raw = np.frombuffer(data, DAT_EVENT)
         t, pixel = raw["t"].astype(np.int64), raw["pixel"]
         steps = np.diff(t, prepend=last_us % DAT_ROLLOVER_US)
         rollovers = last_us // DAT_ROLLOVER_US + np.cumsum(steps < -DAT_ROLLOVER_US // 2)
         t += rollovers * DAT_ROLLOVER_US
-        x, y = (pixel & 0x3FFF).astype(np.uint16), (pixel >> 14 & 0x3FFF).astype(np.uint16)
-        if x.max() >= self._width or y.max() >= self._height:
-            raise RecordingError(
-                f"The recording {self.path} is damaged or its header names another sensor: there is an event "
-                f"at ({x.max()}, {y.max()}) of {self._width}x{self._height} pixels."
-            )
-        polarity = (pixel >> 28 != 0).astype(np.uint8)
-        return Events(t * 1000, x, y, polarity, self._width, self._height), int(t[-1])
+        times = nanoseconds(t, "us", self.path)
+        x, y, p = pixel & 0x3FFF, pixel >> 14 & 0x3FFF, pixel >> 28
+        return *inside_sensor(times, x, y, p, self._width, self._height), int(t[-1])
 
 
 def _read_header(file: BinaryIO, path: Path) -> dict[str, str]:
@@ -160,8 +175,8 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, str]:
     )
 
 
-def _stream_format(header: dict[str, str], path: Path) -> tuple[str, int, int]:
-    """Encoding, width and height of a .raw file."""
+def _stream_format(header: dict[str, str], path: Path) -> tuple[str, str, int, int]:
+    """A .raw file's encoding, the word order as Decoder takes it ("" without), width and height."""
     name, _, rest = header.get("format", "").partition(";")
     options = dict(re.findall(r"(\w+)=(\w+)", rest))
     encoding = name.lower() or VERSIONS.get(header.get("evt", ""), header.get("evt", ""))
@@ -170,10 +185,11 @@ def _stream_format(header: dict[str, str], path: Path) -> tuple[str, int, int]:
             f"The header of {path} does not name the encoding; add your camera's with "
             f"sed -i '1i % format EVT3;height=720;width=1280' {path}"
         )
-    if encoding not in WORD_BYTES or "big" in (options.get("endianness"), header.get("endianness")):
+    order = options.get("endianness") or header.get("endianness", "")
+    if encoding not in WORD_BYTES or order == "big":
         raise RecordingError(
-            f"The recording {path} is in encoding {header.get('format') or header['evt']!r}; only EVT2 and "
-            f"EVT3 with little-endian words are read, convert it with metavision_file_to_dat."
+            f"The recording {path} is in encoding {header.get('format') or header['evt']!r}; only EVT2, "
+            f"EVT2.1 and EVT3 with little-endian words are read, convert it with metavision_file_to_dat."
         )
     width, height = _whole(options.get("width")), _whole(options.get("height"))
     if not (width and height):
@@ -185,7 +201,7 @@ def _stream_format(header: dict[str, str], path: Path) -> tuple[str, int, int]:
             f"The header of {path} tells neither the sensor's size nor a system_ID whose size is known; add "
             f"your camera's with sed -i '1i % geometry 1280x720' {path}"
         )
-    return encoding, width, height
+    return encoding, f";endianness={order}" if order else "", width, height
 
 
 def _whole(text: str | None) -> int:
@@ -193,15 +209,13 @@ def _whole(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() else 0
 
 
-def _blocks(file: BinaryIO, start: int, word_bytes: int) -> Iterator[bytes]:
-    """Whole words from `start` to the end; raises RecordingError where that lies within one."""
+def _blocks(file: BinaryIO, start: int, word_bytes: int) -> Iterator[bytes | StreamCounts]:
+    """Whole words from `start` to the end; where that lies within a word, what is to be told of it."""
     file.seek(start)
     while data := file.read(PIECE_BYTES):
         whole = len(data) // word_bytes * word_bytes
         if whole:
             yield data[:whole]
         if whole < len(data):
-            raise RecordingError(
-                f"The recording {file.name} is cut short, it ends within an event at byte {file.tell()}; "
-                f"copy it again."
-            )
+            problem = f"The file ends within an event at byte {file.tell()}; copy it again."
+            yield StreamCounts(refused=1, problem=problem)

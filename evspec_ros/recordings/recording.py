@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.events.bounds import NONE_OUTSIDE, Outside
+from evspec_ros.events.streams import NO_MESSAGES, StreamCounts
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.recordings.times import doubts
 
 DAMAGE = (  # what any library may raise on bytes that are not what they should be
     ArithmeticError,
@@ -28,23 +32,74 @@ DAMAGE = (  # what any library may raise on bytes that are not what they should 
 )
 OVERLAP_NS = 1_000_000_000  # how far consecutive pieces of one stream may step back in time
 
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be read, "" where the recording is to decide.
+
+    events, image: names of topics. columns: those of a text in their order, such as "t,x,y,p". time_unit:
+    that of a text or an .npy file, one of times.UNITS.
+    """
+
+    events: str = ""
+    image: str = ""
+    columns: str = ""
+    time_unit: str = ""
+
+
+WHATEVER = Wanted()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A message that was left out.
+
+    number: which message of its topic, from 1 on. log_ns: when it was recorded. reason: a sentence.
+    """
+
+    number: int
+    log_ns: int
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON takes them."""
+        return {"number": self.number, "log_ns": self.log_ns, "reason": self.reason}
+
 
 @dataclass(frozen=True)
 class Topic:
     """One stream of a recording.
 
     count: messages (rosbag2) or samples (other formats). left_out: why it is not read, "" where it is.
+    read: what became of its messages in a pass over the recording. first_refusal: the first message that was
+    left out of those that were read.
     """
 
     name: str
     type: str
     count: int
     left_out: str = ""
+    read: StreamCounts = NO_MESSAGES
+    first_refusal: Refusal | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Name, type, count and, where the topic is not read, the reason."""
+        """Name, type, count and what is not as it should be: why the topic is not read, how many messages
+        were left out and the first of them, losses, restarts.
+        """
         fields: dict[str, Any] = {"name": self.name, "type": self.type, "count": self.count}
-        return fields | {"left_out": self.left_out} if self.left_out else fields
+        wrong = {
+            "left_out": self.left_out,
+            "messages_left_out": self.read.refused,
+            "first_left_out": self.first_refusal.as_dict() if self.first_refusal else None,
+            "lost_messages": self.read.lost,
+            "unplaced_events": self.read.unplaced,
+            "corrupt_words": self.read.corrupt,
+            "restarts": self.read.restarts,
+            "last_restart": self.read.restart,
+        }
+        return fields | {name: value for name, value in wrong.items() if value}
 
 
 @dataclass(frozen=True)
@@ -52,6 +107,7 @@ class EventTotals:
     """Exact sums over all events, in Python integers, on the sensor's own clock.
 
     t_first_ns, t_last_ns: times of the first and the last event in the sensor's order; None without events.
+    outside: what was left out since the sensor does not have its place.
     """
 
     count: int = 0
@@ -63,16 +119,24 @@ class EventTotals:
     t_last_ns: int | None = None
     width: int = 0
     height: int = 0
+    outside: Outside = NONE_OUTSIDE
 
     @property
     def off(self) -> int:
         """Events of falling brightness."""
         return self.count - self.on
 
-    def plus(self, events: Events) -> EventTotals:
-        """The totals after further events."""
+    @property
+    def size_that_holds_all(self) -> tuple[int, int] | None:
+        """Width and height to give instead, where more than one event in a thousand was left out."""
+        return self.outside.size_that_holds_all(self.count, self.width, self.height)
+
+    def plus(self, events: Events, outside: Outside = NONE_OUTSIDE) -> EventTotals:
+        """The totals after further events, with those that were left out among them."""
+        outside = self.outside.plus(outside)
         if not len(events):
-            return self
+            size = (events.width, events.height) if outside.count else (self.width, self.height)
+            return replace(self, outside=outside, width=size[0], height=size[1])
         return EventTotals(
             count=self.count + len(events),
             on=self.on + int(events.p.sum(dtype=np.int64)),
@@ -83,11 +147,12 @@ class EventTotals:
             t_last_ns=int(events.t[-1]),
             width=events.width,
             height=events.height,
+            outside=outside,
         )
 
-    def as_dict(self) -> dict[str, int | None]:
-        """The fields as JSON takes them."""
-        return {
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON takes them; those of events outside the sensor where there are some."""
+        fields: dict[str, Any] = {
             "count": self.count,
             "on": self.on,
             "off": self.off,
@@ -99,6 +164,11 @@ class EventTotals:
             "width": self.width,
             "height": self.height,
         }
+        if not self.outside.count:
+            return fields
+        size = self.size_that_holds_all
+        fields |= {"outside": self.outside.count, "first_outside": list(self.outside.first or ())}
+        return fields | {"size_that_holds_all": list(size)} if size else fields
 
 
 def exact_sum(times: NDArray[np.int64]) -> int:
@@ -113,7 +183,8 @@ class RecordingInfo:
     """What one pass over a recording found.
 
     events: totals on the sensor's clock. start_ns <= every event and frame < stop_ns, on the recording's
-    clock; both 0 in an empty recording. triggers: edges on the camera's external input.
+    clock; both 0 in an empty recording. triggers: edges on the camera's external input. remarks: what is not
+    as it should be with the recording as a whole, a sentence each.
     """
 
     events: EventTotals
@@ -122,6 +193,7 @@ class RecordingInfo:
     start_ns: int
     stop_ns: int
     topics: tuple[Topic, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def duration_s(self) -> float:
@@ -130,13 +202,14 @@ class RecordingInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """What `evspec info --json` prints."""
-        return {
+        fields = {
             "events": self.events.as_dict(),
             "triggers": self.triggers,
             "frames": self.frames,
             "duration_s": self.duration_s,
             "topics": [topic.as_dict() for topic in self.topics],
         }
+        return fields | {"remarks": list(self.remarks)} if self.remarks else fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +217,9 @@ class Piece:
     """A lazily read bit of one topic: a message of a bag, a packet of a file.
 
     events are on the sensor's clock and offset_ns brings them onto the recording's; a frame's stamp is on the
-    recording's clock already.
+    recording's clock already. read: what became of the message, where messages are counted; one that was left
+    out has neither events nor a frame, and its time in the recording is log_ns. outside: the events in it
+    that were left out since the sensor does not have their place.
     """
 
     topic: str
@@ -153,6 +228,9 @@ class Piece:
     frame: Frame | None = None
     offset_ns: int = 0
     triggers: int = 0
+    read: StreamCounts = NO_MESSAGES
+    log_ns: int = 0
+    outside: Outside = NONE_OUTSIDE
 
 
 class Recording(ABC):
@@ -165,6 +243,7 @@ class Recording(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._warned: set[str] = set()  # what was told of already
 
     @abstractmethod
     def pieces(self, *, events: bool = True, frames: bool = True) -> Iterator[Piece]:
@@ -178,12 +257,18 @@ class Recording(ABC):
     def topics(self) -> tuple[Topic, ...]:
         """The streams of the recording."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not as it should be, as far as it was read, a sentence each."""
+        return ()
+
     def events(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Events]:
         """Consecutive pieces of the events with start_ns <= t < stop_ns, none of them empty.
 
         A stateful encoding is decoded from the recording's beginning, so read windows in one sweep.
         """
         for piece in self.pieces(frames=False):
+            self._warn_once(piece)
             if piece.events is None or not len(piece.events):
                 continue
             events = shifted(piece.events, piece.offset_ns)
@@ -196,6 +281,7 @@ class Recording(ABC):
     def frames(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Frame]:
         """The frames with start_ns <= stamp < stop_ns."""
         for piece in self.pieces(events=False):
+            self._warn_once(piece)
             if piece.frame is None:
                 continue
             stamp = piece.frame.stamp_ns
@@ -203,6 +289,24 @@ class Recording(ABC):
                 return
             if (start_ns is None or stamp >= start_ns) and (stop_ns is None or stamp < stop_ns):
                 yield piece.frame
+
+    def _warn_once(self, piece: Piece) -> None:
+        """Log what is left out of a topic when it is met first: whoever reads on does not ask info()."""
+        if piece.read.refused and piece.topic not in self._warned:
+            self._warned.add(piece.topic)
+            logger.warning("%s of %s is not read as a whole: %s", piece.topic, self.path, piece.read.problem)
+        outside = f"{piece.topic} outside"
+        if piece.outside.count and piece.events is not None and outside not in self._warned:
+            self._warned.add(outside)
+            logger.warning(
+                "%s of %s has events outside the sensor of %d x %d pixels, the first of them at %s; they are "
+                "left out, and `evspec info` tells their number.",
+                piece.topic,
+                self.path,
+                piece.events.width,
+                piece.events.height,
+                piece.outside.first,
+            )
 
     @property
     def start_ns(self) -> int:
@@ -218,7 +322,13 @@ class Recording(ABC):
         """Totals, span and topics; the first use reads the whole recording."""
         survey = self.survey
         return RecordingInfo(
-            survey.totals, survey.triggers, survey.frames, survey.start_ns, survey.stop_ns, self.topics
+            survey.totals,
+            survey.triggers,
+            survey.frames,
+            survey.start_ns,
+            survey.stop_ns,
+            tuple(survey.judged(topic) for topic in self.topics),
+            (*self.remarks, *doubts(survey.totals.count, survey.start_ns, survey.stop_ns)),
         )
 
     @cached_property
@@ -240,18 +350,30 @@ class Survey:
     start_ns: int = 0
     stop_ns: int = 0
     samples: Counter[str] = field(default_factory=Counter)
+    read: dict[str, StreamCounts] = field(default_factory=dict)  # by topic
+    first_refusals: dict[str, Refusal] = field(default_factory=dict)  # likewise
 
     def add(self, piece: Piece) -> None:
         """Count one more piece."""
         self.samples[piece.topic] += piece.samples
+        self.read[piece.topic] = self.read.get(piece.topic, NO_MESSAGES).plus(piece.read)
+        if piece.read.refused and piece.topic not in self.first_refusals:
+            refusal = Refusal(self.samples[piece.topic], piece.log_ns, piece.read.problem)
+            self.first_refusals[piece.topic] = refusal
         self.triggers += piece.triggers
         if piece.frame is not None:
             self.frames += 1
             self._span(piece.frame.stamp_ns, piece.frame.stamp_ns)
+        if piece.events is not None:
+            self.totals = self.totals.plus(piece.events, piece.outside)
         if piece.events is not None and len(piece.events):
-            self.totals = self.totals.plus(piece.events)
             times = piece.events.t
             self._span(int(times.min()) + piece.offset_ns, int(times.max()) + piece.offset_ns)
+
+    def judged(self, topic: Topic) -> Topic:
+        """The topic with what became of its messages."""
+        read = self.read.get(topic.name, NO_MESSAGES)
+        return replace(topic, read=read, first_refusal=self.first_refusals.get(topic.name))
 
     def _span(self, first_ns: int, last_ns: int) -> None:
         empty = self.stop_ns == self.start_ns

@@ -11,14 +11,14 @@ from rich.table import Table
 
 from evspec_ros.recordings.convert import convert
 from evspec_ros.recordings.opening import open_recording
-from evspec_ros.recordings.recording import RecordingInfo
+from evspec_ros.recordings.recording import WHATEVER, EventTotals, RecordingInfo, Topic, Wanted
 
 YEAR_2000_NS = 946_684_800_000_000_000  # earlier times count from a start that the recording does not tell
 
 
-def read_info(path: Path) -> RecordingInfo:
+def read_info(path: Path, wanted: Wanted = WHATEVER) -> RecordingInfo:
     """What is in a recording, with progress on stderr meanwhile. Raises RecordingError."""
-    recording = open_recording(path)
+    recording = open_recording(path, wanted)
     with _progress() as progress:
         progress.add_task(f"reading {path}", total=None)
         return recording.info()
@@ -29,9 +29,16 @@ def print_info(path: Path, info: RecordingInfo) -> None:
     console = Console(highlight=False)
     console.print(_totals(path, info))
     console.print(_topics(info))
+    if info.events.outside.count:
+        console.print(_outside(info.events), soft_wrap=True)
+    for remark in info.remarks:
+        console.print(remark, soft_wrap=True, markup=False)
+    for topic in info.topics:
+        for remark in _remarks(topic):
+            console.print(remark, soft_wrap=True, markup=False)
 
 
-def convert_visibly(source: Path, destination: Path, storage: str) -> None:
+def convert_visibly(source: Path, destination: Path, storage: str, wanted: Wanted) -> None:
     """Convert a recording to rosbag2, with progress on stderr meanwhile. Raises RecordingError."""
     with _progress() as progress:
         task = progress.add_task(f"writing {destination}", total=None)
@@ -40,6 +47,7 @@ def convert_visibly(source: Path, destination: Path, storage: str) -> None:
             destination,
             storage,
             lambda seconds: progress.update(task, description=f"writing {destination}: {seconds:.1f} s"),
+            wanted,
         )
 
 
@@ -80,6 +88,40 @@ def _topics(info: RecordingInfo) -> Table:
             topic.name, topic.type, f"{topic.count:,}", f"no: {topic.left_out}" if topic.left_out else "yes"
         )
     return table
+
+
+def _outside(events: EventTotals) -> str:
+    """How many events lie outside the sensor, and which size would hold all where they are many."""
+    outside, size = events.outside, events.size_that_holds_all
+    told = (
+        f"{outside.count:,} of {outside.count + events.count:,} events lie outside the sensor of "
+        f"{events.width} x {events.height} pixels, the first of them at {outside.first}, and were left out"
+    )
+    return f"{told}; a sensor of {size[0]} x {size[1]} would hold all." if size else f"{told}."
+
+
+def _remarks(topic: Topic) -> list[str]:
+    """What was not as it should be among a topic's messages, a sentence each."""
+    read, first = topic.read, topic.first_refusal
+    remarks = []
+    if first is not None:
+        in_bag = (
+            first.log_ns != 0
+        )  # the damaged place of a file has no time, and its reason tells where it is
+        what = "messages" if in_bag else "records"
+        where = f" number {first.number:,} ({_time(first.log_ns)})" if in_bag else ""
+        remarks.append(
+            f"{read.refused:,} of the {what} were left out, the first of them{where}: {first.reason}"
+        )
+    if read.lost:
+        remarks.append(f"{read.lost:,} messages are missing.")
+    if read.unplaced:
+        remarks.append(f"{read.unplaced:,} events were left out, for a loss hid their time or place.")
+    if read.corrupt:
+        remarks.append(f"{read.corrupt:,} words were unreadable.")
+    if read.restarts:
+        remarks.append(f"The stream began anew, times: {read.restarts:,}; the last time: {read.restart}")
+    return [f"{topic.name}: {remark}" for remark in remarks]
 
 
 def _rate(count: int, info: RecordingInfo) -> str:

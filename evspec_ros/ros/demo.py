@@ -32,7 +32,7 @@ from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings import open_recording
-from evspec_ros.recordings.recording import Recording, clipped
+from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted, clipped
 from evspec_ros.ros.parameters import Settings, changed
 from evspec_ros.ros.player import Played, Schedule
 from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
@@ -67,19 +67,21 @@ def run_demo(
     seconds: float | None = None,
     report: Path | None = None,
     parameters: Mapping[str, Any] | None = None,
+    wanted: Wanted = WHATEVER,
 ) -> None:
     """Play a recording (None: a simulated scene) to the node, show its descriptions, write an HTML report.
 
     seconds: how long to play; the recording's own length, at least ten seconds, by default. report: where to
-    write, runs/demo/report.html by default. parameters: of the node. as_json: print one object on stdout, the
-    progress on stderr. Raises RecordingError for a recording without frames, RosError where a process fails.
+    write, runs/demo/report.html by default. parameters: of the node. wanted: the recording's topics. as_json:
+    print one object on stdout, the progress on stderr. Raises RecordingError for a recording without frames,
+    RosError where a process fails.
     """
     console = Console(stderr=as_json, highlight=False)
     settings = changed(Settings(), parameters or {})
     report = report or Path("runs") / "demo" / "report.html"
     with tempfile.TemporaryDirectory(prefix="evspec-demo-") as folder, _terminable():
         path = recording or _simulated_scene(Path(folder), console)
-        opened = open_recording(path)
+        opened = open_recording(path, wanted)
         if next(opened.frames(), None) is None:
             raise RecordingError(
                 f"The recording {path} holds no RGB frames, and a description needs at least one; "
@@ -88,9 +90,9 @@ def run_demo(
         with console.status("Timing the target without drafting, to compare with ..."):
             plain_ms = plain_ms_per_token(opened, settings)
         length_s = (opened.stop_ns - opened.start_ns) / 1e9
-        run = _run(
-            path, seconds or max(length_s, SHORTEST_S), parameters or {}, plain_ms, Path(folder), console
-        )
+        seconds = seconds or max(length_s, SHORTEST_S)
+        playing = [str(path), "--seconds", str(seconds), "--events", wanted.events, "--image", wanted.image]
+        run = _run(playing, parameters or {}, plain_ms, Path(folder), console)
         name = "a simulated scene" if recording is None else str(recording)
         remarks = _remarks(run, taught=recording is None or settings.target != Settings().target)
         write_report(report, _report(name, run, opened, settings, remarks))
@@ -162,7 +164,7 @@ class Run:
 
 
 def _run(
-    path: Path, seconds: float, parameters: Mapping[str, Any], plain_ms: float, folder: Path, console: Console
+    playing: Sequence[str], parameters: Mapping[str, Any], plain_ms: float, folder: Path, console: Console
 ) -> Run:
     os.environ.update(isolated_environment())
     parameter_file = folder / "parameters.yaml"
@@ -174,8 +176,7 @@ def _run(
         with Child("node", "evspec_ros.ros.main", arguments, folder) as node:
             with console.status("Starting the node ..."):
                 listener.spin_until_describing(node)
-            arguments = [str(path), "--seconds", str(seconds)]
-            with Child("player", "evspec_ros.ros.player", arguments, folder) as player:
+            with Child("player", "evspec_ros.ros.player", playing, folder) as player:
                 _watch(listener, node, player, plain_ms, console)
                 schedule, played = (json.loads(line) for line in player.output.splitlines())
         return listener.run(Schedule(**schedule), Played(**played), plain_ms)
@@ -280,12 +281,17 @@ def speed_up(result: Mapping[str, Any], plain_ms: float) -> float:
 
 
 def _age(result: Mapping[str, Any]) -> str:
-    return f"{result['age_ms']:.0f} ms old"
+    return f"{_age_ms(result)} old"
+
+
+def _age_ms(result: Mapping[str, Any]) -> str:
+    age_ms = result["age_ms"]
+    return "unknown" if age_ms is None else f"{age_ms:.0f} ms"
 
 
 def _figures(result: Mapping[str, Any], plain_ms: float) -> dict[str, str]:
     return {
-        "age": f"{result['age_ms']:.0f} ms",
+        "age": _age_ms(result),
         "decoding": f"{tokens_per_second(result):.0f} tokens/s",
         "accepted length": f"{result['mean_accepted_length']:.2f}",
         "speed-up": f"{speed_up(result, plain_ms):.2f}x against plain decoding",
@@ -389,7 +395,10 @@ def _summary(run: Run, settings: Settings) -> dict[str, str]:
     if not run.results:
         return figures
     medians = {
-        "age when published": ("ms", [result["age_ms"] for result in run.results]),
+        "age when published": (
+            "ms",
+            [age for result in run.results if (age := result["age_ms"]) is not None],
+        ),
         "latency": ("ms", [result["latency_ms"]["total"] for result in run.results]),
         "decoding": ("tokens/s", [tokens_per_second(result) for result in run.results]),
         "tokens per target pass": (
@@ -401,6 +410,7 @@ def _summary(run: Run, settings: Settings) -> dict[str, str]:
     figures |= {
         f"{name}, median": f"{statistics.median(values):.2f} {unit}"
         for name, (unit, values) in medians.items()
+        if values
     }
     lossless = all(result["lossless"] for result in run.results)
     return figures | {"text as the target alone would write it": "yes" if lossless else "no"}

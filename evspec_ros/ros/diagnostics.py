@@ -11,13 +11,54 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from evspec_ros.describer import Description
-from evspec_ros.ros.ingest import StreamCounts
+from evspec_ros.events.streams import StreamCounts
 
 SILENT_AFTER_S = 2.0  # a camera that sends nothing for this long is reported
+DELAY_S = 3600.0  # no message is under way for so long: its stamp, or the clock, is wrong
+
+
+@dataclass(frozen=True)
+class Age:
+    """How old a description's window was when it was published.
+
+    ms: None where stamp and clock give no possible number; problem: why they do not, "" where they do.
+    """
+
+    ms: float | None
+    problem: str = ""
+
+    @classmethod
+    def between(cls, stamp_ns: int, begun_ns: int, now_ns: int, silent_s: float) -> Age:
+        """By the node's clock, which said begun_ns when the description was begun.
+
+        silent_s: seconds since the last message arrived, by a clock that nobody sets.
+        """
+        age_s = (now_ns - stamp_ns) / 1e9
+        if now_ns < begun_ns:
+            back_s = (begun_ns - now_ns) / 1e9
+            return cls(None, f"The clock stepped back by {back_s:.1f} s while the description was written.")
+        if age_s < 0:
+            return cls(None, f"The window is stamped {-age_s:.3f} s after now: set the camera's clock.")
+        if age_s > silent_s + DELAY_S:
+            return cls(
+                None,
+                f"The window is stamped {age_s:.0f} s before now, though its messages arrived just now: set "
+                "the camera's clock, or use_sim_time where a bag is played with --clock.",
+            )
+        return cls(1000 * age_s)
+
+    @property
+    def shown(self) -> str:
+        """Milliseconds, or that they are not known."""
+        return "unknown" if self.ms is None else str(round(self.ms, 1))
 
 
 class DescriptionCounts:
-    """Counts the worker's descriptions and failures; safe between threads."""
+    """Counts the node's descriptions and what went wrong; safe between threads.
+
+    problem: why the last window was not described, "" where it was; last_problem: the last one of all, in
+    whatever part of the node.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,26 +67,48 @@ class DescriptionCounts:
     def reset(self) -> None:
         """Count from zero."""
         with self._lock:
-            self.described = self.failed = self.tokens = 0
+            self.described = self.failed = self.errors = self.draft_failures = self.tokens = 0
             self.decode_ms = 0.0
-            self.problem = ""
+            self.problem = self.last_problem = ""
+            self._untold = self._untold_draft = ""  # what no report has told of yet
             self.last: Description | None = None
-            self.last_age_ms = 0.0
+            self.last_age = Age(None)
 
-    def add(self, description: Description, age_ms: float) -> None:
-        """Count one description, which was age_ms old when it was published."""
+    def add(self, description: Description, age: Age) -> None:
+        """Count one description, which was so old when it was published."""
         with self._lock:
             self.described += 1
             self.tokens += len(description.tokens)
             self.decode_ms += description.latency_ms["decode"]
-            self.last, self.last_age_ms = description, age_ms
+            self.last, self.last_age = description, age
             self.problem = ""
 
     def fail(self, problem: str) -> None:
         """Count one window that could not be described."""
         with self._lock:
             self.failed += 1
-            self.problem = problem
+            self.problem = self.last_problem = self._untold = problem
+
+    def note(self, problem: str) -> None:
+        """Count one problem beside the descriptions: in a callback, say."""
+        with self._lock:
+            self.errors += 1
+            self.last_problem = self._untold = problem
+
+    def fail_to_draft(self, problem: str) -> None:
+        """Count one text that the target wrote without its drafter."""
+        with self._lock:
+            self.draft_failures += 1
+            self.last_problem = self._untold_draft = problem
+
+    def tell(self) -> tuple[str, str]:
+        """An error and a warning that have come since the last report, "" where none did: a problem is told
+        though the next window was described well.
+        """
+        with self._lock:
+            told = self._untold, self._untold_draft
+            self._untold = self._untold_draft = ""
+            return told
 
     def values(self) -> dict[str, Any]:
         """The figures for /diagnostics."""
@@ -53,11 +116,14 @@ class DescriptionCounts:
             values: dict[str, Any] = {
                 "descriptions": self.described,
                 "failures": self.failed,
+                "errors": self.errors,
+                "draft_failures": self.draft_failures,
                 "tokens_per_second": round(1000 * self.tokens / self.decode_ms, 1) if self.decode_ms else 0.0,
             }
             if self.last is not None:
                 values |= {
-                    "last_age_ms": round(self.last_age_ms, 1),
+                    "last_age_ms": self.last_age.shown,
+                    "age_problem": self.last_age.problem,
                     "last_total_ms": round(self.last.latency_ms["total"], 1),
                     "mean_accepted_length": round(self.last.statistics.mean_accepted_length, 3),
                     "acceptance_rate": round(self.last.statistics.acceptance_rate, 3),
@@ -113,7 +179,7 @@ class StreamMonitor:
             self._name: counts.items,
             f"{self._name}_per_second": round((counts.items - before.items) / elapsed, 1),
             "age_s": "never" if age_s is None else round(age_s, 3),
-            "lost_messages": counts.lost,
+            "lost_messages": "unknown" if counts.lost is None else counts.lost,
             "refused_messages": counts.refused,
             "corrupt_words": counts.corrupt,
             "unplaced_events": counts.unplaced,
@@ -132,7 +198,7 @@ class StreamMonitor:
             return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} yet."
         if age_s > SILENT_AFTER_S:
             return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} for {age_s:.1f} s."
-        lost, corrupt = counts.lost - before.lost, counts.corrupt - before.corrupt
+        lost, corrupt = (counts.lost or 0) - (before.lost or 0), counts.corrupt - before.corrupt
         if lost or corrupt:
             return DiagnosticStatus.WARN, (
                 f"On {self._topic}, {lost} messages were lost on the way and {corrupt} words were unreadable."

@@ -8,65 +8,33 @@ from __future__ import annotations
 
 import struct
 import time
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from evspec_ros.errors import EventDecodingError, EvspecError, FrameError
-from evspec_ros.events import decoders, event_arrays, event_packets
+from evspec_ros.errors import EventDecodingError, FrameError
+from evspec_ros.events import decoders, event_arrays
 from evspec_ros.events.buffer import EventBuffer
 from evspec_ros.events.clock import SensorClock
 from evspec_ros.events.decoders import PacketData
-from evspec_ros.events.event_packets import EventPacket
 from evspec_ros.events.rendering import render_event_images
+from evspec_ros.events.streams import (
+    NO_MESSAGES,
+    ArrayFollower,
+    EventFollower,
+    PacketFollower,
+    StreamCounts,
+)
 from evspec_ros.events.types import Events
 from evspec_ros.events.window import WindowSize
 from evspec_ros.frames.buffer import FrameBuffer
 from evspec_ros.frames.encodings import message_to_rgb
+from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
 
 STILL_NS = 500_000_000  # a scene without events for this long stands still
 LAST = 2**62  # nanoseconds; later than any stamp
 REORDERING_NS = 100_000_000  # images may overtake each other by this much; beyond, time jumped back
 _EMPTY_ARRAY = struct.pack("<4siII4xIII", b"\0\1\0\0", 0, 0, 1, 1, 1, 0)  # no name, 1 x 1 pixels, no events
-SILENCE_S = 0.2  # after this long without the stream that is followed, another one takes its place
-
-
-@dataclass(frozen=True)
-class StreamCounts:
-    """What became of the messages of one topic since the last reset.
-
-    messages: all that arrived; refused: those that could not be used; items: events or frames kept; lost:
-    messages that never arrived, by their sequence numbers; corrupt: unreadable words inside good packets;
-    unplaced: events left out after a loss, for their time or place was not known; restarts: times the stream
-    began anew (time or sequence went backwards, another size); problem: the last refusal, "" if none;
-    restart: why the stream began anew the last time, "" if it never did.
-    """
-
-    messages: int = 0
-    refused: int = 0
-    items: int = 0
-    lost: int = 0
-    corrupt: int = 0
-    unplaced: int = 0
-    restarts: int = 0
-    problem: str = ""
-    restart: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What stays the same within one event stream."""
-
-    frame_id: str
-    encoding: str
-    width: int
-    height: int
-
-    def __str__(self) -> str:
-        """For messages to users."""
-        name = f" of {self.frame_id!r}" if self.frame_id else ""
-        return f"{self.width} x {self.height} pixels in encoding {self.encoding!r}{name}"
 
 
 def warm_up() -> None:
@@ -77,189 +45,76 @@ def warm_up() -> None:
     render_event_images(Events.empty(1, 1))
 
 
-class _Sensor:
-    """What belongs to one uninterrupted stream; a restart replaces it as a whole."""
-
-    def __init__(self, source: Source, seconds: float, max_bytes: int) -> None:
-        self.source = source
-        self.buffer = EventBuffer(source.width, source.height, seconds, max_bytes)
-        self.clock = SensorClock()
-        self.seq = -1  # of the last packet
-        self.counts = False  # whether numbers went up so far; some drivers send the same one for ever
-        self.stamp_ns = 0  # of the last packet
-
-
-class EventStream(ABC):
+class EventStream:
     """Keeps a sensor's events in a bounded buffer, in the sensor's time, and knows the offset to ROS time.
 
-    One stream is followed at a time. A message of another one, told by its frame, size, encoding or by a
-    sequence number that falls back or comes again, is refused as long as the one that is followed goes on:
-    two cameras on one topic do not mix. Where frame, size and encoding are the same, the camera with the
-    higher numbers wins. After SILENCE_S without the one that is followed (its driver was restarted, it was
-    set to another size), the other one takes its place and begins anew.
+    Which messages belong to it, says the follower.
     """
 
-    def __init__(self, seconds: float, max_bytes: int, *, follow_sensor_clock: bool) -> None:
+    def __init__(self, follower: EventFollower[Any], seconds: float, max_bytes: int) -> None:
+        self._follower = follower
         self._seconds, self._max_bytes = seconds, max_bytes
-        self._follow_sensor_clock = follow_sensor_clock
-        self._sensor: _Sensor | None = None
+        self._held: tuple[EventBuffer, SensorClock] | None = None  # of one stream, replaced as a whole
         self.received_at = 0.0  # monotonic seconds of the last good packet
         self.reset_counts()
 
     def reset_counts(self) -> None:
         """Count from zero."""
-        self._messages = self._refused = self._items = self._lost = 0
-        self._corrupt = self._unplaced = self._restarts = 0
-        self._problem = self._restart = ""
-
-    @property
-    def counts(self) -> StreamCounts:
-        """What was received since the last reset of the counts."""
-        return StreamCounts(
-            self._messages,
-            self._refused,
-            self._items,
-            self._lost,
-            self._corrupt,
-            self._unplaced,
-            self._restarts,
-            self._problem,
-            self._restart,
-        )
+        self.counts = NO_MESSAGES
 
     @property
     def dropped(self) -> int:
         """Events that left the buffer before their time, since the stream last began anew."""
-        return self._sensor.buffer.dropped if self._sensor else 0
+        return self._held[0].dropped if self._held else 0
 
     def add(self, message: PacketData) -> None:
         """Take in a serialised message; raises EventDecodingError for one that is refused, and counts it."""
-        self._messages += 1
-        try:
-            self._take(message)
-        except EvspecError as error:
-            self._refused += 1
-            self._problem = str(error)
-            raise
-        self.received_at = time.monotonic()
-
-    @abstractmethod
-    def _take(self, message: PacketData) -> None:
-        """Decode one message and keep its events."""
+        now_s = time.monotonic()
+        taken = self._follower.take(message, now_s)
+        self.counts = self.counts.plus(taken.read)
+        if taken.events is None:
+            raise EventDecodingError(taken.read.problem)
+        self.received_at = now_s
+        events = taken.events
+        if self._held is None or taken.begins:
+            buffer = EventBuffer(events.width, events.height, self._seconds, self._max_bytes)
+            self._held = buffer, taken.clock
+        self._held[0].append(events)
 
     def restart(self, reason: str) -> None:
         """Forget events and clock; the counts stay."""
-        if self._sensor is not None:
-            self._begin(self._sensor.source, reason)
-
-    def _begin(self, source: Source, reason: str) -> _Sensor:
-        sensor = _Sensor(source, self._seconds, self._max_bytes)
-        if self._sensor is not None:
-            self._count_restart(reason)
-        self._sensor = sensor
-        return sensor
-
-    def _count_restart(self, reason: str) -> None:
-        self._restarts += 1
-        self._restart = reason
-
-    def _newcomer(self, source: Source, what: str) -> _Sensor:
-        """A stream that is not the one followed; raises EventDecodingError while that one goes on."""
-        if time.monotonic() - self.received_at < SILENCE_S:
-            raise EventDecodingError(
-                f"{what} in the middle of a stream; it is left out: let only one camera publish here."
-            )
-        return self._begin(source, f"{what}: the stream began anew.")
-
-    def _keep(self, events: Events, stamp_ns: int, sensor: _Sensor) -> None:
-        if not len(events):
-            return
-        self._items += len(events)
-        first_ns = int(events.t[0])
-        if sensor.clock.update(stamp_ns if self._follow_sensor_clock else first_ns, first_ns):
-            self._count_restart("The sensor's clock or the stamps were set: the stream began anew.")
-            sensor.buffer.clear()
-        sensor.buffer.append(events)
+        if self._follower.restart():
+            self._held = None
+            self.counts = self.counts.plus(StreamCounts(restarts=1, restart=reason))
 
     def newest(self) -> Newest | None:
         """The newest event; None while there is none."""
-        sensor = self._sensor
-        latest_ns = sensor.buffer.latest_ns if sensor else None
-        if sensor is None or latest_ns is None:
+        if (held := self._held) is None or (latest_ns := held[0].latest_ns) is None:
             return None
-        return Newest(sensor.clock.to_ros(latest_ns), latest_ns, sensor.buffer)
+        buffer, clock = held
+        return Newest(clock.to_ros(latest_ns), latest_ns, buffer)
 
 
 class PacketStream(EventStream):
     """A stream of event_camera_msgs/EventPacket, in any encoding."""
 
-    def _begin(self, source: Source, reason: str) -> _Sensor:
-        self._decoder = decoders.Decoder(source.encoding, source.width, source.height)
-        return super()._begin(source, reason)
-
-    def _take(self, message: PacketData) -> None:
-        packet = event_packets.read_cdr(message)
-        self._decode(packet, self._sensor_of(packet))
-
-    def _sensor_of(self, packet: EventPacket) -> _Sensor:
-        """The sensor that sent this packet, after a look at source and sequence number."""
-        if packet.is_bigendian:
-            raise EventDecodingError(
-                "The event packet is marked big-endian; only little-endian ones are read."
-            )
-        source = Source(packet.frame_id, packet.encoding, packet.width, packet.height)
-        sensor = self._sensor
-        if sensor is None:
-            return self._begin(source, "")
-        if source != sensor.source:
-            return self._newcomer(source, f"Packets of {source} follow those of {sensor.source}")
-        if packet.seq < sensor.seq:
-            return self._newcomer(source, f"Packet {packet.seq} follows packet {sensor.seq}")
-        if packet.seq == sensor.seq and packet.stamp_ns == sensor.stamp_ns:
-            raise EventDecodingError(f"Event packet {packet.seq} arrived twice; the second one is left out.")
-        if packet.seq == sensor.seq and sensor.counts:
-            return self._newcomer(
-                source, f"Packet {packet.seq} with another stamp follows packet {sensor.seq}"
-            )
-        if packet.seq > sensor.seq + 1 and sensor.seq >= 0:
-            self._lost += packet.seq - sensor.seq - 1
-            self._decoder.resynchronise()
-        return sensor
-
-    def _decode(self, packet: EventPacket, sensor: _Sensor) -> None:
-        before = self._decoder.statistics
-        events = self._decoder.decode(packet.events, packet.time_base)
-        after = self._decoder.statistics
-        sensor.counts |= packet.seq > sensor.seq >= 0
-        sensor.seq, sensor.stamp_ns = packet.seq, packet.stamp_ns
-        self._corrupt += after.corrupt_words - before.corrupt_words
-        self._unplaced += after.unplaced - before.unplaced
-        self._keep(events, packet.stamp_ns, sensor)
+    def __init__(self, seconds: float, max_bytes: int, *, follow_sensor_clock: bool) -> None:
+        super().__init__(PacketFollower(follow_stamps=follow_sensor_clock), seconds, max_bytes)
 
 
 class ArrayStream(EventStream):
-    """A stream of dvs_msgs/EventArray or prophesee_event_msgs/EventArray; their events have ROS time."""
+    """A stream of dvs_msgs/EventArray, or another package's alike; their events have ROS time."""
 
     def __init__(self, seconds: float, max_bytes: int, *, follow_sensor_clock: bool) -> None:
         del follow_sensor_clock  # there is no other clock than ROS's
-        super().__init__(seconds, max_bytes, follow_sensor_clock=False)
-
-    def _take(self, message: PacketData) -> None:
-        array = event_arrays.read_cdr(message)
-        source = Source("", "EventArray", array.events.width, array.events.height)
-        sensor = self._sensor
-        if sensor is None:
-            sensor = self._begin(source, "")
-        elif source != sensor.source:
-            sensor = self._newcomer(source, f"Events of {source} follow those of {sensor.source}")
-        self._corrupt += array.corrupt
-        self._keep(array.events, array.stamp_ns, sensor)
+        super().__init__(ArrayFollower(), seconds, max_bytes)
 
 
-EVENT_STREAMS: dict[str, type[EventStream]] = {
+EVENT_STREAMS: dict[str, type[PacketStream | ArrayStream]] = {
     "event_camera_msgs/msg/EventPacket": PacketStream,
     "dvs_msgs/msg/EventArray": ArrayStream,
     "prophesee_event_msgs/msg/EventArray": ArrayStream,
+    "dv_ros2_msgs/msg/EventArray": ArrayStream,
 }  # by the type of their messages
 
 
@@ -282,29 +137,28 @@ class ImageStream:
     def __init__(self, seconds: float, max_frames: int) -> None:
         self.buffer = FrameBuffer(seconds, max_frames)
         self._size: tuple[int, ...] | None = None
+        self._losses = FrameLosses()
         self.received_at = 0.0  # monotonic seconds of the last good image
         self.reset_counts()
 
     def reset_counts(self) -> None:
         """Count from zero."""
-        self._messages = self._refused = self._items = self._restarts = 0
-        self._problem = ""
+        self._counts = NO_MESSAGES
 
     @property
     def counts(self) -> StreamCounts:
-        """What was received since the last reset of the counts."""
-        return StreamCounts(
-            self._messages, self._refused, self._items, restarts=self._restarts, problem=self._problem
-        )
+        """What was received since the last reset of the counts; lost is None while the stream has no steady
+        rate that would tell.
+        """
+        return self._counts if self._losses.known else replace(self._counts, lost=None)
 
     def add(self, image: Any, stamp_ns: int) -> None:
         """Keep one image, raw or compressed. Raises FrameError, after counting it, for an unusable one."""
-        self._messages += 1
         try:
             rgb = message_to_rgb(image)
         except FrameError as error:
-            self._refused += 1
-            self._problem = str(error)
+            self._losses.refused()
+            self._count(StreamCounts(messages=1, refused=1, problem=str(error)))
             raise
         size = rgb.shape
         newest = self.buffer.latest_ns
@@ -314,14 +168,18 @@ class ImageStream:
             self.restart()
         self._size = size
         self.buffer.append(Frame(stamp_ns, rgb))
-        self._items += 1
+        self._count(StreamCounts(messages=1, items=1, lost=self._losses.after(stamp_ns)))
         self.received_at = time.monotonic()
 
     def restart(self) -> None:
         """Forget the frames: their size changed or time jumped back. The counts stay."""
         if self._size is not None:
             self.buffer.clear()
-            self._restarts += 1
+            self._losses = FrameLosses()
+            self._count(StreamCounts(restarts=1))
+
+    def _count(self, more: StreamCounts) -> None:
+        self._counts = self._counts.plus(more)
 
 
 @dataclass(frozen=True, eq=False)

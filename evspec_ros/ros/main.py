@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from evspec_ros.errors import EvspecError
+from evspec_ros.ros.memory import use_one_arena
 from evspec_ros.ros.requirements import require_ros
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Spin the node until SIGINT or SIGTERM; 1 and one sentence on stderr if it cannot start."""
+    use_one_arena()
     try:
         require_ros()
         _spin(arguments)

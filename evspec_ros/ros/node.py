@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import array
 import json
 import threading
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
@@ -22,8 +22,9 @@ from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
 from evspec_ros.describer import Description, SceneDescriber
-from evspec_ros.errors import EvspecError, RosError
-from evspec_ros.ros.diagnostics import DescriptionCounts, Health, StreamMonitor
+from evspec_ros.errors import EvspecError, Failure, RosError
+from evspec_ros.ros.diagnostics import Age, DescriptionCounts, Health, StreamMonitor
+from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.ingest import (
     EVENT_STREAMS,
     ImageStream,
@@ -33,14 +34,14 @@ from evspec_ros.ros.ingest import (
     warm_up,
 )
 from evspec_ros.ros.mailbox import Mailbox
-from evspec_ros.ros.overlay import draw_overlay
+from evspec_ros.ros.memory import settle, unsettle
+from evspec_ros.ros.messages import nanoseconds, overlay_message
 from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 from evspec_ros.ros.requirements import message_type
 from evspec_ros.training.online import OnlineSettings
 
 MOST_AT_ONCE = 100  # event packets between two looks at everything else
-LOG_PERIOD_S = 5.0  # a problem that repeats is logged this often; the counts in /diagnostics miss none
 
 
 class DeactivatedError(EvspecError):
@@ -51,33 +52,42 @@ class EvspecNode(LifecycleNode):
     """Subscribes `events` and `image`; publishes ~/description, ~/result and what goes with them.
 
     The executor's thread decodes and stores what arrives, in order; a worker thread describes the newest
-    window.
+    window. No exception ends either: it is logged, told in /diagnostics and answered to whoever waits.
     """
 
     def __init__(self, **node_options: Any) -> None:
         """Raises RosError for a parameter that cannot be what it was started with."""
         super().__init__("evspec", **node_options)
-        self._settings = LiveSettings(self, lambda: self._describer is not None, self._restart_period)
+        self._counts = DescriptionCounts()
+        self._guard = guard = Guard(self.get_logger(), self.context, self._counts)
         self._describer: SceneDescriber | None = None
+        self._settings = LiveSettings(
+            self, lambda: self._describer is not None, self._require_room, self._restart_period, guard
+        )
         self._worker: threading.Thread | None = None
         self._mailbox: Mailbox[Future] = Mailbox()
-        self._counts = DescriptionCounts()
         self._period: Any = None
+        self._inputs: list[Any] = []  # subscriptions
+        self._outputs: list[Any] = []  # publishers of descriptions and what goes with them
         self._problem = ""  # why the last transition failed
         self._new_streams()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         steady = Clock(
             clock_type=ClockType.STEADY_TIME
         )  # in simulated time too, even while that stands still
-        self.create_timer(1.0, self._publish_diagnostics, clock=steady)
-        self.create_service(Trigger, "~/describe", self._describe_on_request)
-        self.create_service(Empty, "~/reset_statistics", self._reset_statistics)
+        told = guard("/diagnostics could not be published", self._publish_diagnostics)
+        self.create_timer(1.0, told, clock=steady)
+        described = guard("A request could not be answered", self._describe_on_request, _unanswered)
+        self.create_service(Trigger, "~/describe", described)
+        reset = guard("Statistics could not be reset", self._reset_statistics, lambda *given: given[-1])
+        self.create_service(Empty, "~/reset_statistics", reset)
         self._jump = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True),
-            post_callback=lambda _: self._forget_streams(),
+            post_callback=guard("The streams could not begin anew", lambda _: self._forget_streams()),
         )
         if self._settings.current.autostart:
-            self._autostart = self.create_timer(0.0, self._start, clock=steady)
+            start = guard("The node could not start by itself", self._start)
+            self._autostart = self.create_timer(0.0, start, clock=steady)
 
     # Lifecycle
 
@@ -89,65 +99,90 @@ class EvspecNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the checkpoints and warm up; a failure is logged and leaves the node unconfigured."""
-        settings = self._settings.current
-        started = time.monotonic()
-        try:
-            events_type = message_type(settings.events_type)
-            describer = self._load(settings)
-        except EvspecError as error:
-            self._problem = str(error)
-            self.get_logger().error(self._problem)
-            return TransitionCallbackReturn.FAILURE
-        self._problem = ""
-        self._events_type = events_type
-        self._description = self.create_lifecycle_publisher(String, "~/description", 10)
-        self._partial = self.create_lifecycle_publisher(String, "~/description/partial", 10)
-        self._result = self.create_lifecycle_publisher(String, "~/result", 10)
-        self._overlay = self.create_lifecycle_publisher(Image, "~/overlay", qos_profile_sensor_data)
-        self._latency = self.create_lifecycle_publisher(DiagnosticArray, "~/latency", 10)
-        self._describer = describer
-        took_s = time.monotonic() - started
-        self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {settings.drafter}.")
-        return super().on_configure(state)
+        inherited = partial(super().on_configure, state)
+        return self._transition("configured", [self._configure, inherited], [self._release])
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to both cameras and start describing."""
-        result = super().on_activate(state)  # enables the publishers, before anyone uses them
-        self._mailbox = Mailbox()
-        self._new_streams()
-        self._offered_ns = 0
-        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="describe")
-        self._worker.start()
-        self._event_subscription = self.create_subscription(
-            self._events_type, "events", self._on_events, EVENT_QOS, raw=True
-        )
-        compressed = self._settings.current.image_transport == "compressed"
-        self._image_subscription = self.create_subscription(
-            CompressedImage if compressed else Image, self._image_topic(), self._on_image, IMAGE_QOS
-        )
-        self._restart_period()
-        return result
+        inherited = partial(super().on_activate, state)  # enables the publishers, before anyone uses them
+        undo: list[Callable[[], Any]] = [self._stop, partial(super().on_deactivate, state)]
+        return self._transition("activated", [inherited, self._activate], undo)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe and stop describing; a description that is being written is left unfinished."""
-        self._stop()
-        return super().on_deactivate(state)
+        inherited = partial(super().on_deactivate, state)
+        return self._transition("deactivated", [self._stop, inherited])
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Let go of the networks and the publishers."""
-        self._release()
-        return super().on_cleanup(state)
+        inherited = partial(super().on_cleanup, state)
+        return self._transition("cleaned up", [self._release, inherited])
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop whatever runs; the node cannot be configured again."""
-        self._stop()
-        self._release()
-        return super().on_shutdown(state)
+        inherited = partial(super().on_shutdown, state)
+        return self._transition("shut down", [self._stop, self._release, inherited])
 
     def destroy_node(self) -> None:
         """Stop the worker, then destroy the node."""
         self._stop()
         super().destroy_node()
+
+    def _transition(
+        self, what: str, steps: Sequence[Callable[[], Any]], undo: Sequence[Callable[[], Any]] = ()
+    ) -> TransitionCallbackReturn:
+        """Take the steps; where one fails, undo what was begun and stay in the state before."""
+        self._problem = ""
+        try:
+            for step in steps:
+                step()
+        except Exception as error:  # noqa: BLE001 - rclpy would finalise the node and say nothing
+            failure = Failure.of(error)
+            self._problem = failure.problem
+            self._guard.log(f"The node could not be {what}", failure)
+            for step in undo:
+                step()
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        settings = self._settings.current
+        started = time.monotonic()
+        self._events_type = message_type(settings.events_type)
+        describer = self._load(settings)
+        self._description = self._output(String, "~/description", 10)
+        self._partial = self._output(String, "~/description/partial", 10)
+        self._result = self._output(String, "~/result", 10)
+        self._overlay = self._output(Image, "~/overlay", qos_profile_sensor_data)
+        self._latency = self._output(DiagnosticArray, "~/latency", 10)
+        self._describer = describer
+        settle()
+        took_s = time.monotonic() - started
+        self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {settings.drafter}.")
+
+    def _output(self, kind: type, topic: str, qos: Any) -> Any:
+        self._outputs.append(self.create_lifecycle_publisher(kind, topic, qos))
+        return self._outputs[-1]
+
+    def _activate(self) -> None:
+        self._mailbox = Mailbox()
+        self._new_streams()
+        self._offered_ns = 0
+        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="describe")
+        self._worker.start()
+        events = self._guard("An event message could not be stored", self._on_events)
+        image = self._guard("An image could not be stored", self._on_image)
+        self._event_subscription = self.create_subscription(
+            self._events_type, "events", events, EVENT_QOS, raw=True
+        )
+        self._inputs.append(self._event_subscription)
+        compressed = self._settings.current.image_transport == "compressed"
+        self._inputs.append(
+            self.create_subscription(
+                CompressedImage if compressed else Image, self._image_topic(), image, IMAGE_QOS
+            )
+        )
+        self._restart_period()
 
     def _load(self, settings: Settings) -> SceneDescriber:
         if settings.threads:
@@ -161,6 +196,9 @@ class EvspecNode(LifecycleNode):
             online=OnlineSettings() if settings.online_distillation else None,
         )  # fmt: skip
         self.get_logger().info(f"The target runs on {describer.execution}.")
+        if describer.left_out:
+            self.get_logger().warning(describer.left_out)
+        describer.require_room(settings.prompts, settings.limits)
         describer.warm_up()
         warm_up()
         return describer
@@ -184,8 +222,8 @@ class EvspecNode(LifecycleNode):
     def _stop(self) -> None:
         if self._worker is None:
             return
-        self.destroy_subscription(self._event_subscription)
-        self.destroy_subscription(self._image_subscription)
+        while self._inputs:
+            self.destroy_subscription(self._inputs.pop())
         if self._period is not None:
             self.destroy_timer(self._period)
             self._period = None
@@ -194,11 +232,15 @@ class EvspecNode(LifecycleNode):
         self._worker = None
 
     def _release(self) -> None:
-        if self._describer is None:
-            return
-        for publisher in (self._description, self._partial, self._result, self._overlay, self._latency):
-            self.destroy_lifecycle_publisher(publisher)
+        while self._outputs:
+            self.destroy_lifecycle_publisher(self._outputs.pop())
         self._describer = None
+        unsettle()
+
+    def _require_room(self, settings: Settings) -> None:
+        """Raise GenerationError where the loaded target has no room for what is asked."""
+        assert self._describer is not None
+        self._describer.require_room(settings.prompts, settings.limits)
 
     # Messages in
 
@@ -221,7 +263,7 @@ class EvspecNode(LifecycleNode):
 
     def _on_image(self, image: Image | CompressedImage) -> None:
         try:
-            self._images.add(image, _nanoseconds(image.header.stamp))
+            self._images.add(image, nanoseconds(image.header.stamp))
         except EvspecError as error:
             self._warn(error)
         self._offer()
@@ -246,7 +288,8 @@ class EvspecNode(LifecycleNode):
             self._period = None
         settings = self._settings.current
         if self._worker is not None and settings.trigger == "period":
-            self._period = self.create_timer(settings.period_s, self._mailbox.offer)
+            offer = self._guard("A description could not be asked for", self._mailbox.offer)
+            self._period = self.create_timer(settings.period_s, offer)
 
     def _forget_streams(self) -> None:
         """Time jumped: what is in the buffers belongs to another time."""
@@ -259,24 +302,24 @@ class EvspecNode(LifecycleNode):
     # Descriptions out, in the worker's thread
 
     def _work(self, mailbox: Mailbox[Future]) -> None:
+        answer = self._guard("A request could not be answered", _answer)
         while (waiting := mailbox.take()) is not None:
-            success, message = self._try_to_describe(mailbox)
-            _answer(waiting, message, success=success)
+            answer(waiting, *self._try_to_describe(mailbox))
 
-    def _try_to_describe(self, mailbox: Mailbox[Future]) -> tuple[bool, str]:
-        """Whether it succeeded, and the text or what went wrong."""
+    def _try_to_describe(self, mailbox: Mailbox[Future]) -> tuple[str, bool]:
+        """The text and True, or what went wrong."""
         try:
-            return True, self._describe_newest(mailbox)
-        except (EvspecError, RuntimeError) as error:  # RuntimeError: torch, out of memory among others
-            if not mailbox.closed and self.context.ok():
-                self._counts.fail(str(error))
-                self.get_logger().error(
-                    f"A window could not be described: {error}", throttle_duration_sec=LOG_PERIOD_S
-                )
-            return False, str(error)
+            return self._describe_newest(mailbox), True
+        except Exception as error:  # noqa: BLE001 - it is logged and told, and the next window is described
+            failure = Failure.of(error)
+            if not isinstance(error, DeactivatedError) and self.context.ok():
+                self._counts.fail(failure.problem)
+                self._guard.log("A window could not be described", failure)
+            return failure.problem, False
 
     def _describe_newest(self, mailbox: Mailbox[Future]) -> str:
         settings = self._settings.current
+        begun_ns = self.get_clock().now().nanoseconds
         window = newest_window(self._events, self._images, settings.window, settings.frames_seconds)
         if window is None:
             raise RosError(f"No image has arrived on {self._image_topic()} yet, so nothing can be described.")
@@ -290,7 +333,11 @@ class EvspecNode(LifecycleNode):
             limits=settings.limits,
             on_text=lambda number, text: self._on_text(number, text, mailbox),
         )
-        self._publish(described, window)
+        for answer in described:
+            if answer.draft_failure is not None:
+                what = f"The target wrote on without its drafter {answer.drafter}"
+                self._counts.fail_to_draft(self._guard.log(what, answer.draft_failure))
+        self._publish(described, window, begun_ns)
         return described[0].text
 
     def _on_text(self, number: int, text: str, mailbox: Mailbox[Future]) -> None:
@@ -299,29 +346,34 @@ class EvspecNode(LifecycleNode):
         if number == 0 and self._partial.get_subscription_count():
             self._partial.publish(String(data=text))
 
-    def _publish(self, described: tuple[Description, ...], window: Window) -> None:
+    def _publish(self, described: tuple[Description, ...], window: Window, begun_ns: int) -> None:
         """The answer to the prompt on every topic, those to further questions as results alone."""
         description = described[0]
-        age_ms = (self.get_clock().now().nanoseconds - description.stamp_ns) / 1e6
-        self._counts.add(description, age_ms)
+        silent_s = time.monotonic() - max(self._events.received_at, self._images.received_at)
+        now_ns = self.get_clock().now().nanoseconds
+        age = Age.between(description.stamp_ns, begun_ns, now_ns, silent_s)
+        self._counts.add(description, age)
         self._description.publish(String(data=description.text))
         shared = {
-            "age_ms": age_ms,
+            "age_ms": age.ms,
+            "age_problem": age.problem,
             "replaced_windows": self._mailbox.replaced,
             "lost_messages": self._events.counts.lost,
             "dropped_events": self._events.dropped,
         }
         for answer in described:
             self._result.publish(String(data=json.dumps(answer.as_dict() | shared)))
-        self._latency.publish(self._latency_message(description, age_ms))
+        self._latency.publish(self._latency_message(description, age))
         if self._overlay.get_subscription_count():
-            self._overlay.publish(_overlay_message(description, window))
+            self._overlay.publish(overlay_message(description, window))
 
-    def _latency_message(self, description: Description, age_ms: float) -> DiagnosticArray:
-        values = {f"{stage}_ms": round(duration, 3) for stage, duration in description.latency_ms.items()}
+    def _latency_message(self, description: Description, age: Age) -> DiagnosticArray:
+        values: dict[str, Any] = {
+            f"{stage}_ms": round(duration, 3) for stage, duration in description.latency_ms.items()
+        }
         values |= {
             "prefill_slowdown": round(description.prefill_slowdown, 3),
-            "age_ms": round(age_ms, 3),
+            "age_ms": age.shown,
             "tokens": len(description.tokens),
             "reused_frames": description.reused_frames,
             "reused_rows": description.statistics.reused_rows,
@@ -341,7 +393,10 @@ class EvspecNode(LifecycleNode):
             return response
         answer = Future(executor=self.executor)
         answer.add_done_callback(lambda _: None)  # a callback is what wakes the executor
-        self._mailbox.offer(answer)
+        mailbox = self._mailbox
+        mailbox.offer(answer)
+        if mailbox.closed:  # meanwhile
+            _answer(mailbox.close(), "The node was deactivated.")
         response.success, response.message = await answer
         return response
 
@@ -369,35 +424,30 @@ class EvspecNode(LifecycleNode):
         values = self._counts.values() | {
             "replaced_windows": self._mailbox.replaced,
             "drafter": self._settings.current.drafter,
-            "last_error": self._problem or self._counts.problem,
+            "last_error": self._problem or self._counts.last_problem,
         }
         return Health("descriptions", *self._judge(), values)
 
     def _judge(self) -> tuple[bytes, str]:
-        if self._problem:
-            return DiagnosticStatus.ERROR, self._problem
+        error, warning = self._counts.tell()
+        if self._problem or error:
+            return DiagnosticStatus.ERROR, self._problem or error
         if self._worker is None:
             return DiagnosticStatus.OK, "inactive" if self._describer else "unconfigured"
         if not self._worker.is_alive():
             return DiagnosticStatus.ERROR, "The describing thread died, see the log; restart the node."
         if self._counts.problem:
             return DiagnosticStatus.ERROR, self._counts.problem
+        if warning or self._counts.last_age.problem:
+            return DiagnosticStatus.WARN, warning or self._counts.last_age.problem
         return DiagnosticStatus.OK, "describing"
 
 
-def _answer(waiting: list[Future], message: str, *, success: bool = False) -> None:
+def _answer(waiting: list[Future], message: str, success: bool = False) -> None:
     for future in waiting:
         future.set_result((success, message))
 
 
-def _nanoseconds(stamp: TimeMessage) -> int:
-    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
-
-
-def _overlay_message(description: Description, window: Window) -> Image:
-    picture = draw_overlay(window.frames[-1].image, window.events, description.text)
-    height, width = picture.shape[:2]
-    message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
-    message.header.stamp = Time(nanoseconds=description.stamp_ns).to_msg()
-    message.data = array.array("B", picture.tobytes())
-    return message
+def _unanswered(failure: Failure, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    response.message = f"The request could not be answered: {failure.problem}."
+    return response

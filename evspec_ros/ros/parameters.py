@@ -14,22 +14,28 @@ from rclpy.parameter import Parameter
 
 from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, OVERLAPS, PRECISIONS
 from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
-from evspec_ros.errors import RosError
+from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory
-from evspec_ros.prompts import DEFAULT_PROMPT
+from evspec_ros.prompts import DEFAULT_PROMPT, require_text
+from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
+
+MOST_PROMPTS = 16  # about one window
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a parameter may be: low <= value <= high, or one of choices; live: it may change while running."""
+    """What a parameter may be: low <= value <= high, or one of choices; spoken: the models are asked it;
+    live: it may change while running.
+    """
 
     description: str
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    spoken: bool = False
     live: bool = False
 
 
@@ -107,10 +113,11 @@ class Settings:
     period_s: float = _row(
         1.0, "seconds between descriptions with trigger=period", low=0.05, high=3600.0, live=True
     )
-    prompt: str = _row(DEFAULT_PROMPT, "what the target is asked", live=True)
+    prompt: str = _row(DEFAULT_PROMPT, "what the target is asked", spoken=True, live=True)
     questions: str = _row(
         "",
         "further questions about each window, separated by |; each is answered in its own result",
+        spoken=True,
         live=True,
     )
     max_new_tokens: int = _row(
@@ -226,7 +233,13 @@ def _descriptor(name: str, defaults: Settings) -> ParameterDescriptor:
 def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
     """Settings with other values, each checked against its row; RosError says which one is wrong and why."""
     checked = {name: _checked(name, value, getattr(settings, name)) for name, value in values.items()}
-    return replace(settings, **checked)
+    settings = replace(settings, **checked)
+    if len(settings.prompts) > MOST_PROMPTS:
+        raise RosError(
+            f"Parameter questions holds {len(settings.prompts) - 1} questions, but has to hold at most "
+            f"{MOST_PROMPTS - 1}: each is drafted and kept in memory by itself."
+        )
+    return settings
 
 
 def _checked(name: str, value: Any, current: Any) -> Any:
@@ -239,29 +252,51 @@ def _checked(name: str, value: Any, current: Any) -> Any:
         raise RosError(f"Parameter {name} is {value!r}, but has to be one of {', '.join(row.choices)}.")
     if row.low is not None and row.high is not None and not row.low <= value <= row.high:
         raise RosError(f"Parameter {name} is {value}, but has to lie between {row.low:g} and {row.high:g}.")
+    if row.spoken:
+        try:
+            require_text(value)
+        except GenerationError as error:
+            raise RosError(f"Parameter {name} cannot be asked. {error}") from error
     return value
 
 
 class LiveSettings:
     """The settings of a running node, replaced as a whole at every accepted change.
 
-    `configured()` says whether the node is past configuring, when only the rows marked live may change.
+    `configured()` says whether the node is past configuring, when only the rows marked live may change and
+    `check` tells what the loaded models have no room for; `on_change` follows every change.
     """
 
-    def __init__(self, node: Node, configured: Callable[[], bool], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        configured: Callable[[], bool],
+        check: Callable[[Settings], None],
+        on_change: Callable[[], None],
+        guard: Guard,
+    ) -> None:
         self.current = declare(node)
         self._configured = configured
+        self._check = check
         self._on_change = on_change
-        node.add_on_set_parameters_callback(self._set)
+        node.add_on_set_parameters_callback(guard("A parameter could not be set", self._set, _refused))
 
     def _set(self, parameters: list[Parameter]) -> SetParametersResult:
         values = {parameter.name: parameter.value for parameter in parameters if parameter.name in ROWS}
+        before = self.current
         try:
             self._refuse_fixed(values)
-            self.current = changed(self.current, values)
-        except RosError as error:
+            settings = changed(before, values)
+            if self._configured():
+                self._check(settings)
+        except EvspecError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        self._on_change()
+        self.current = settings
+        try:
+            self._on_change()
+        except BaseException:
+            self.current = before
+            raise
         return SetParametersResult(successful=True)
 
     def _refuse_fixed(self, values: Mapping[str, Any]) -> None:
@@ -271,3 +306,7 @@ class LiveSettings:
                 f"Parameter {fixed[0]} is read when the node is configured: deactivate and clean up the node "
                 "first, set it, then configure it again."
             )
+
+
+def _refused(failure: Failure, _: list[Parameter]) -> SetParametersResult:
+    return SetParametersResult(successful=False, reason=f"The parameter could not be set: {failure.problem}.")

@@ -26,7 +26,7 @@ from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.bag_writer import in_time_order
-from evspec_ros.recordings.recording import Recording
+from evspec_ros.recordings.recording import Recording, Wanted
 from evspec_ros.ros.requirements import require_ros
 
 if TYPE_CHECKING:
@@ -202,6 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="play this long, over and over if need be"
     )
+    parser.add_argument("--events", default="", help="topic of a bag; default: the busiest one")
+    parser.add_argument("--image", default="", help="topic of a bag; default: a colour camera's")
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 is real time")
     parser.add_argument("--wait", type=float, default=30.0, help="seconds to wait for subscribers")
     parser.add_argument(
@@ -223,7 +225,7 @@ def _play(options: argparse.Namespace) -> None:
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
-    recording = open_recording(options.recording)
+    recording = open_recording(options.recording, Wanted(options.events, options.image))
     rclpy.init(args=["--ros-args", *options.ros_args], signal_handler_options=SignalHandlerOptions.NO)
     try:
         player = Player(recording)

@@ -19,9 +19,9 @@ from evspec_ros.simulation.conditions import condition_of, draw_scene
 from evspec_ros.simulation.scenes import COLOURS, DIRECTIONS, SIZES, STILL, Scene
 from evspec_ros.simulation.sensors import Camera, open_camera
 from evspec_ros.simulation.shapes import SHAPES
+from evspec_ros.sizes import FRAMES
 
 SPLITS = {"train": 0, "held_out": 1}
-FRAMES = 8
 FRAMES_S = 1.0  # the frames cover the last second
 CAMERA_HZ = 30.0
 WINDOW_S = 0.05

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from evspec_ros.speculative.drafter import Drafter, DraftLimits, PassCosts, Prompt
+from evspec_ros.sizes import MEASURED_ROWS, TIMED_ROWS, TIMINGS
+from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, PassCosts, Prompt
 from evspec_ros.speculative.generate import generate
 from evspec_ros.speculative.statistics import DecodingStatistics
-from evspec_ros.speculative.target import Block, Target
+from evspec_ros.speculative.target import Block, DecoderTarget, Target
 from evspec_ros.speculative.tree import DraftTree
 
-ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 60, 64)
-REPETITIONS = 5
 _NODES, _TOKENS = 32, 64  # of drafts and texts that are timed
 
 
@@ -43,10 +43,42 @@ def measure_costs(
     )
 
 
+@dataclass(frozen=True)
+class PrefillCost:
+    """What reading prompts takes while nothing runs beside it: milliseconds a prompt and milliseconds a row
+    of it that is computed.
+    """
+
+    prompt_ms: float
+    row_ms: float
+
+    def slowdown(self, together: Sequence[DecodingStatistics]) -> float:
+        """How many times longer than that the prompts of one `generate_together` took, which share the
+        prefill's time.
+        """
+        rows = sum(one.prompt_rows - one.reused_rows for one in together)
+        return together[0].prefill_ms / (len(together) * self.prompt_ms + rows * self.row_ms)
+
+
+def measure_prefill(target: DecoderTarget, prompt: Prompt) -> PrefillCost:
+    """The line through what all rows of a prompt and its last one alone take, each at its fastest."""
+
+    def read() -> float:
+        return generate(target, NoDrafter(), prompt, max_new_tokens=1).statistics.prefill_ms
+
+    whole_ms, last_ms = [], []
+    for _ in range(TIMINGS):
+        target.forget()
+        whole_ms.append(read())
+        last_ms.append(read())  # the others are known
+    row_ms = max(0.0, min(whole_ms) - min(last_ms)) / (prompt.embeddings.shape[1] - 1)
+    return PrefillCost(min(last_ms) - row_ms, row_ms)
+
+
 @torch.inference_mode()
-def measure_passes(target: Target, prompt: Prompt, rows: Sequence[int] = ROWS) -> tuple[float, ...]:
-    """Milliseconds of a pass over 1, 2, ..., max(rows) rows; the convex minorant of those timed."""
-    (first,) = target.prefill([prompt.embeddings], (REPETITIONS + 1) * len(rows) + max(rows), ())
+def measure_passes(target: Target, prompt: Prompt) -> tuple[float, ...]:
+    """Milliseconds of a pass over 1, 2, ..., max(TIMED_ROWS) rows; the convex minorant of those timed."""
+    (first,) = target.prefill([prompt.embeddings], MEASURED_ROWS, ())
     token = int(first.logits[0].argmax())
 
     def verification(count: int) -> Callable[[], None]:
@@ -58,8 +90,8 @@ def measure_passes(target: Target, prompt: Prompt, rows: Sequence[int] = ROWS) -
 
         return run
 
-    timed = [_least_ms(verification(count)) for count in rows]
-    return tuple(convex_minorant(rows, timed))
+    timed = [_least_ms(verification(count)) for count in TIMED_ROWS]
+    return tuple(convex_minorant(TIMED_ROWS, timed))
 
 
 def convex_minorant(places: Sequence[int], values: Sequence[float]) -> list[float]:
@@ -83,7 +115,7 @@ def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
 def _least_ms(run: Callable[[], None]) -> float:
     run()
     taken = []
-    for _ in range(REPETITIONS):
+    for _ in range(TIMINGS):
         started = time.perf_counter()
         run()
         taken.append((time.perf_counter() - started) * 1e3)

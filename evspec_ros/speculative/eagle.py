@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import Growth
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.target import DecoderTarget
-from evspec_ros.speculative.tree import ROOT, DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
 BRANCHES = CANDIDATES  # children that a node may have
 
@@ -41,6 +42,7 @@ class EagleDrafter:
     """Drafts with a DraftHead, whose cache holds the event rows, then one row per row of the target's.
 
     Rows computed from the head's own outputs are dropped before the target's features take their place.
+    Where the head has no positions left for a text, it drafts no more of it.
     branches: 1 drafts chains, which at a temperature are drawn; more grow trees, without chance.
     """
 
@@ -63,6 +65,7 @@ class EagleDrafter:
         self._engine = choose_head_engine(head, target.decoder, target.lm_head, target.engine.backend)
         self._cache: KVCache | None = None
         self._prompt: _PromptRows | None = None
+        self._positions = head.config.max_positions
         self._accepted_rows = 0  # of the cache, those of the target's own features
         self._ids: list[int] = []  # accepted tokens whose rows are not in the cache yet
         self._features: list[Tensor] = []  # theirs, [n, layers * D] each
@@ -85,12 +88,17 @@ class EagleDrafter:
         if self._prompt is not None:
             self._read_prompt(self._prompt)
             self._prompt = None
+        if self._accepted_rows + len(self._ids) > self._positions:
+            self._accepted_rows, self._ids, self._features = self._positions, [], []
+            return NO_DRAFT
         cache = self._cache
         assert cache is not None, "Cannot propose before start"
         cache.truncate(self._accepted_rows)
         root = self._engine.read(self._ids, torch.cat(self._features), cache)
         self._accepted_rows = cache.length
         self._ids, self._features = [], []
+        left = max(1, self._positions - self._accepted_rows)  # one node needs no row
+        limits = replace(limits, n_max=min(limits.n_max, left), tree_size=min(limits.tree_size, left))
         if self._branches == 1 and not sampling.greedy:
             return self._drawn_chain(root, cache, limits, sampling, generator)
         return self._grown_tree(root, cache, limits)
@@ -160,7 +168,11 @@ class EagleDrafter:
         """Keys and values of the event rows and of the prompt's; its last one goes with the first token."""
         events = self._events.features()
         event_rows = 0 if events is None else len(events)
-        cache = self._empty_cache(event_rows + len(prompt.features) + 1 + prompt.capacity)
+        rows = event_rows + len(prompt.features)
+        if rows >= self._positions:
+            self._accepted_rows = self._positions
+            return
+        cache = self._empty_cache(min(rows + 1 + prompt.capacity, self._positions))
         self._engine.read_prompt(prompt.embeddings, prompt.features, events, cache)
         self._accepted_rows = cache.length
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evspec_ros.events.rendering import EVENT_IMAGES
+from evspec_ros.sizes import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
 
 Reading = Callable[[], bool]  # whether the target is still reading its prompt
@@ -57,6 +57,8 @@ class EventSide:
         self._wanted = False
         if self._pending is not None:  # a text that was written without asking for its events
             self._pending.exception()
+        self.times = EventTimes()
+        self._found = None  # of the prompt before
         self._wanted = self.overlap
         if self._thread is None:
             self._found = self._read(prompt, then)

@@ -17,13 +17,11 @@ from evspec_ros.engines.decoder import DecoderEngine, Rows
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache
+from evspec_ros.sizes import EVENT_AHEAD, cache_rows
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.event_side import EventSide, Reading
 from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
-
-AHEAD = 32  # tokens written at most before the target's first one is known
-CACHE_STEP = 128  # rows
 
 Readout = Callable[[Tensor], Tensor]  # features [D_event] before the final norm -> logits [V]
 
@@ -49,7 +47,7 @@ class EventWriter:
         before, after = (torch.tensor(part, device=events.device) for part in ids)
         embeddings = self._model.embed_prompt(before, events, after)[None]
         rows = embeddings.shape[1]
-        cache = self._empty_cache(rows + AHEAD)
+        cache = self._empty_cache(rows + EVENT_AHEAD)
         hidden: Tensor = self._model.decoder(embeddings, cache).hidden[0, -1]
         self._prompt_rows, self.tokens, self.said = rows, [], [self._likeliest(self._logits(hidden))]
         return hidden
@@ -112,7 +110,7 @@ class EventWriter:
 
     def _new_cache(self, capacity: int) -> KVCache:
         weight = self._model.lm_head.weight
-        rows = -(-capacity // CACHE_STEP) * CACHE_STEP
+        rows = cache_rows(capacity)
         return KVCache(self._model.config.text, rows, dtype=weight.dtype, device=weight.device)
 
 
@@ -196,7 +194,8 @@ class EventGptDrafter:
             return
         writer = self._writer
         writer.read_prompt(prompt.event_ids, features)
-        while reading() and len(writer.tokens) < min(AHEAD, writer.room):
+        most = min(EVENT_AHEAD, writer.room)
+        while reading() and len(writer.tokens) < most:
             writer.read([writer.said[-1][0]])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from evspec_ros.errors import GenerationError
 from evspec_ros.networks.adapters import Adapter, FeatureHead
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Head, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.fit import require_head_fits
 from evspec_ros.speculative.combined import CombinedDrafter
 from evspec_ros.speculative.drafter import Drafter, NoDrafter
 from evspec_ros.speculative.eagle import BRANCHES, EagleDrafter
@@ -33,24 +34,30 @@ class DraftModels:
     """What there is to draft with; every drafter takes what it needs.
 
     head: a trained head of the drafter's `head_kind`; event_model: EventGPT, for the drafters that have it
-    write; events: the side on which events are read.
+    write; events: the side on which events are read; same_tokens: the event model's tokens mean to the target
+    what they mean to it.
     """
 
     head: nn.Module | None = None
     event_model: EventGpt | None = None
     events: EventSide = field(default_factory=EventSide)
+    same_tokens: bool = True
 
 
 @dataclass(frozen=True)
 class DrafterKind:
     """One way of drafting: how it is made, the kind of head that it needs, whether it reads events and
-    whether it hands tokens of the event model over.
+    whether it is nothing without tokens of the event model that it hands over.
     """
 
     make: Callable[[DecoderTarget, DraftModels], Drafter]
     head_kind: str | None = None
     reads_events: bool = True
     shares_tokens: bool = False
+
+    def has_event_text(self, overlap: bool) -> bool:
+        """Whether the event model reads a prompt, which fills a cache, and not the events alone."""
+        return self.shares_tokens or self.head_kind == "feature" or (overlap and self.make is make_combined)
 
 
 def _eagle(
@@ -89,9 +96,11 @@ def make_combined(
 ) -> CombinedDrafter:
     """The combined drafter, or for ablations what is left of it without some of INGREDIENTS.
 
-    The event model writes only where the event side overlaps the target's prefill, and where there is one.
+    The event model writes only where the event side overlaps the target's prefill, where there is one and
+    where its tokens are the target's.
     """
-    writes = models.events.overlap and models.event_model is not None and "eventgpt" not in without
+    able = models.event_model is not None and models.same_tokens
+    writes = able and models.events.overlap and "eventgpt" not in without
     return CombinedDrafter(
         None if "eagle3" in without else _eagle("combined", Eagle3Head, BRANCHES)(target, models),
         None if "previous" in without else PreviousDrafter(),
@@ -124,7 +133,7 @@ def drafter_kind(name: str) -> DrafterKind:
 
 def make_drafter(name: str, target: DecoderTarget, models: DraftModels | None = None) -> Drafter:
     """The drafter of that name; raises GenerationError for a name that is not in DRAFTERS and for a model
-    that is missing or of another size.
+    that is missing, CheckpointError for a head that does not fit.
     """
     return drafter_kind(name).make(target, models or DraftModels())
 
@@ -135,13 +144,9 @@ def _head(models: DraftModels, drafter: str, kind: type[Head], target: DecoderTa
         raise GenerationError(
             f"The drafter {drafter!r} needs a draft head of its kind; give one or choose 'none'."
         )
-    sizes: Any = head.config
-    found = getattr(sizes, "target_size", sizes.hidden_size)
-    if found != target.decoder.config.hidden_size:
-        raise GenerationError(
-            f"The draft head was made for features of {found} values and the target has "
-            f"{target.decoder.config.hidden_size}; give the head that was trained for this target."
-        )
+    model = models.event_model
+    event_size = None if model is None else model.config.text.hidden_size
+    require_head_fits(head.config, target.decoder.config, event_size)
     return head
 
 

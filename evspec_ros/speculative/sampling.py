@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,18 +56,44 @@ class Sampling:
 
 
 GREEDY = Sampling()
+NO_TOKEN = -1  # where logits are not finite, so that nothing can be chosen
 
 
 def likeliest(logits: Tensor) -> list[int]:
-    """The most likely token of each row of logits [N, V], the first of equals.
+    """The most likely token of each row of logits [N, V], the first of equals; NO_TOKEN for a row that holds
+    NaN (both libraries take it for the largest), an infinity, or nothing but negative ones.
 
     On a CPU by numpy, whose argmax takes a sixth of torch's time.
     """
-    chosen = logits.float().numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
-    tokens: list[int] = chosen.tolist()
+    tokens: list[int]
+    if logits.device.type == "cpu":
+        values = logits.float().numpy()
+        chosen = values.argmax(-1)
+        largest = np.take_along_axis(values, chosen[..., None], -1)[..., 0]
+        tokens = np.where(np.isfinite(largest), chosen, NO_TOKEN).tolist()
+    else:  # one look at the device for both
+        most, places = logits.max(-1)
+        tokens = torch.where(most.isfinite(), places, NO_TOKEN).tolist()
     return tokens
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:
     """One token of a distribution [V], which lies on the generator's device."""
     return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+class Warped:
+    """The distribution [V] to draw from after each row of logits [N, V], float32 on the CPU: `warped[row]`.
+
+    On a CPU a row is warped when it is asked for: of a tree those on the accepted path alone. Elsewhere all
+    are warped at once, where that costs less than a second look at the device.
+    """
+
+    def __init__(self, logits: Tensor, sampling: Sampling) -> None:
+        self._logits, self._sampling = logits, sampling
+        self._known = None if logits.device.type == "cpu" else sampling.probabilities(logits).cpu()
+
+    def __getitem__(self, row: int) -> Tensor:
+        if self._known is not None:
+            return self._known[row]
+        return self._sampling.probabilities(self._logits[row])

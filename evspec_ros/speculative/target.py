@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from evspec_ros.engines.decoder import DecoderEngine, Rows, TorchDecoder
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
+from evspec_ros.sizes import cache_rows
 from evspec_ros.speculative.tree import DraftTree
-
-CACHE_STEP = 128  # rows; a question some words longer than the last one still fits into the same cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +136,8 @@ class DecoderTarget:
         """Read prompts [1, P, D] with room for `capacity` more rows each; GenerationError where they do not
         fit.
         """
-        limit = self.decoder.config.max_positions
         for prompt in prompts:
-            if prompt.shape[1] + capacity > limit:
-                raise GenerationError(
-                    f"A prompt of {prompt.shape[1]} embedded tokens and {capacity} more exceed the {limit} "
-                    "positions; shorten the prompt or lower max_new_tokens."
-                )
+            self.require_room(prompt.shape[1], capacity)
         self._layers = layers
         first, *others = [prompt[0] for prompt in prompts]
         common = min((_common_rows(first, other) for other in others), default=len(first))
@@ -152,6 +146,15 @@ class DecoderTarget:
         passes = [self._read_first(first, cache)]
         self._texts = [_Text(len(first), _seen(cache, len(first)))] if others else []
         return passes + [self._read_other(other, common, passes[0], cache) for other in others]
+
+    def require_room(self, rows: int, capacity: int) -> None:
+        """Raise GenerationError where a prompt of so many rows and `capacity` more have no positions."""
+        limit = self.decoder.config.max_positions
+        if rows + capacity > limit:
+            raise GenerationError(
+                f"A prompt of {rows} embedded tokens and {capacity} more exceed the {limit} positions; "
+                "shorten the prompt or lower max_new_tokens."
+            )
 
     def _read_first(self, embeddings: Tensor, cache: KVCache) -> TargetPass:
         """Fill an empty cache with a prompt [P, D], from where it parts from the last one."""
@@ -265,11 +268,10 @@ class DecoderTarget:
     def _cache_for(self, capacity: int) -> KVCache:
         """The cache as it is; a larger one, and no prompt read, where it is too small."""
         if self._cache is None or self._cache.capacity < capacity:
-            steps = -(-capacity // CACHE_STEP)
+            self._prompt = self._cache = None  # before there is another
             self._cache = KVCache(
-                self.decoder.config, steps * CACHE_STEP, dtype=self.kv_dtype, device=self.device
+                self.decoder.config, cache_rows(capacity), dtype=self.kv_dtype, device=self.device
             )
-            self._prompt = None
         return self._cache
 
 

@@ -82,9 +82,8 @@ class Text:
 
     def judge(self, tree: DraftTree, output: TargetPass) -> Verdict:
         """What the target accepts of a tree."""
-        return verify(
-            tree, output.logits, self._settings.sampling, self._generator, self._settings.acceptance
-        )
+        settings, written = self._settings, len(self.tokens)
+        return verify(tree, output.logits, settings.sampling, self._generator, settings.acceptance, written)
 
     def emit(self, tree: DraftTree, verdict: Verdict) -> list[int]:
         """The text's next tokens, up to an end token."""

@@ -9,13 +9,14 @@ Greedy: walk the tree along the target's most likely tokens. Sampling: the resid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from evspec_ros.choices import ACCEPTANCES
 from evspec_ros.errors import GenerationError
-from evspec_ros.speculative.sampling import Sampling, draw, likeliest
+from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, Warped, draw, likeliest
 from evspec_ros.speculative.tree import DraftTree
 
 
@@ -62,30 +63,51 @@ class Verdict:
     tokens: list[int]
 
 
+class Distributions(Protocol):
+    """The target's distribution [V] after each row of a pass, float32 on the CPU."""
+
+    def __getitem__(self, row: int, /) -> Tensor: ...
+
+
 def verify(
     tree: DraftTree,
     logits: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
     acceptance: Acceptance = EXACT,
+    written: int = 0,
 ) -> Verdict:
     """Judge a tree of N nodes by the target's logits [N + 1, V] at its rows.
 
-    The lossy modes read p at temperature 1 where the sampling is greedy.
+    The lossy modes read p at temperature 1 where the sampling is greedy. written: how long the text is that
+    the tree follows. Raises GenerationError where the logits that decide are not finite.
+    """
+    verdict = _judged(tree, logits, sampling, generator, acceptance)
+    if verdict.tokens[-1] == NO_TOKEN:
+        told = written + len(verdict.tokens) - 1
+        raise GenerationError(
+            f"The target's logits behind {f'token {told} of the text' if told else 'the prompt'} are not "
+            "finite (NaN or infinite), so that no token can follow; check the target's files, or choose "
+            "float32 or bfloat16 where its values are too large for float16."
+        )
+    return verdict
+
+
+def _judged(
+    tree: DraftTree, logits: Tensor, sampling: Sampling, generator: torch.Generator, acceptance: Acceptance
+) -> Verdict:
+    """By the rule that was asked for; the last token is NO_TOKEN where the logits that decide are not
+    finite.
     """
     if not acceptance.lossless:
         p = (logits.float().softmax(-1) if sampling.greedy else sampling.probabilities(logits)).cpu()
         if acceptance.mode == "typical":
             return _verify_typical(tree, p, sampling, generator, acceptance)
         p = _cascade(tree, p, acceptance.alpha)
-        return (
-            verify_greedy(tree, p.argmax(-1).tolist())
-            if sampling.greedy
-            else verify_sampled(tree, p, generator)
-        )
+        return verify_greedy(tree, likeliest(p)) if sampling.greedy else verify_sampled(tree, p, generator)
     if sampling.greedy:
         return verify_greedy(tree, likeliest(logits))
-    return verify_sampled(tree, sampling.probabilities(logits).cpu(), generator)
+    return verify_sampled(tree, Warped(logits, sampling), generator)
 
 
 def verify_greedy(tree: DraftTree, choices: list[int]) -> Verdict:
@@ -99,9 +121,9 @@ def verify_greedy(tree: DraftTree, choices: list[int]) -> Verdict:
     return Verdict(rows, [*tokens, choices[row]])
 
 
-def verify_sampled(tree: DraftTree, target: Tensor, generator: torch.Generator) -> Verdict:
-    """Accept or resample by target [N + 1, V] float32 on the CPU, the target's warped distribution after each
-    row.
+def verify_sampled(tree: DraftTree, target: Distributions, generator: torch.Generator) -> Verdict:
+    """Accept or resample by the target's warped distributions, of which those after the accepted rows alone
+    are read.
 
     A child x, drawn from q, is accepted with probability min(1, p(x) / q(x)); else p becomes norm(max(0, p -
     q)) and the next sibling is tried. A child chosen without chance has the one-hot q, so p loses x alone.
@@ -119,7 +141,7 @@ def verify_sampled(tree: DraftTree, target: Tensor, generator: torch.Generator) 
             p = target[row]
         else:
             p = _residual(p, q, token)
-    return Verdict(rows, [*tokens, draw(p, generator)])
+    return Verdict(rows, [*tokens, _drawn(p, generator)])
 
 
 def _verify_typical(
@@ -134,7 +156,7 @@ def _verify_typical(
             paths[node + 1] = [*paths[parent + 1], node + 1]
     rows = max(paths.values(), key=len)
     last = p[rows[-1]]
-    bonus = int(last.argmax()) if sampling.greedy else draw(last, generator)
+    bonus = likeliest(last[None])[0] if sampling.greedy else _drawn(last, generator)
     return Verdict(rows, [*(int(tree.tokens[row - 1]) for row in rows[1:]), bonus])
 
 
@@ -162,6 +184,11 @@ def _cascade(tree: DraftTree, p: Tensor, alpha: float) -> Tensor:
         if stands or tree.distributions is not None:
             decided.add(row)
     return mixed
+
+
+def _drawn(p: Tensor, generator: torch.Generator) -> int:
+    """A token of p [V]; NO_TOKEN where it is NaN, as a softmax is all over where one logit is not finite."""
+    return NO_TOKEN if bool(p[0].isnan()) else draw(p, generator)
 
 
 def _residual(p: Tensor, q: Tensor | None, token: int) -> Tensor:

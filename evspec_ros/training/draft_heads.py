@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from evspec_ros.choices import PLAIN
 from evspec_ros.errors import TrainingError
 from evspec_ros.networks.adapters import AdapterConfig, FeatureConfig
-from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
+from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, ReducedHead
+from evspec_ros.networks.fit import HeadConfig
+from evspec_ros.sizes import MAX_NEW_TOKENS
 from evspec_ros.training.acceptance import acceptance
 from evspec_ros.training.eagle3 import unrolled, unrolled_loss
 from evspec_ros.training.features import (
-    MAX_NEW_TOKENS,
     SHARD,
     Answers,
     Batches,

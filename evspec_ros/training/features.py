@@ -26,17 +26,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evspec_ros.errors import TrainingError
-from evspec_ros.events.rendering import EVENT_IMAGES
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.simulation.samples import FRAMES
+from evspec_ros.sizes import EVENT_IMAGES, FRAMES, MAX_NEW_TOKENS
 from evspec_ros.training.files import claim, read_claim, written_whole
 from evspec_ros.training.loop import Report, fast_bfloat16
 from evspec_ros.training.processes import process
 from evspec_ros.training.rollout import greedy_answers
 
 MANIFEST = "features.json"
-MAX_NEW_TOKENS = 80
 SHARD = 32  # scenes
 
 
@@ -175,7 +173,8 @@ def answer(pair: ModelPair, scenes: SceneBatch, plan: FeaturePlan) -> Answers:
             target.decoder, target.lm_head, prompt, plan.max_new_tokens, layers=plan.layers
         )
     read = read_answers(pair, events, tokens, plan.event_layers)
-    ended = (tokens == target.config.text.eos_token_id).cumsum(1) > 0
+    ends = torch.tensor(target.config.text.end_tokens, dtype=torch.int64, device=tokens.device)
+    ended = torch.isin(tokens, ends).cumsum(1) > 0
     lengths = (~ended).sum(1).add(1).clamp(max=tokens.shape[1])
     first = prompt.shape[1] - plan.context - 1
     return Answers(

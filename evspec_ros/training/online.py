@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from evspec_ros.errors import Failure
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Head
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.event_side import pooled
@@ -75,6 +76,7 @@ class OnlineDistiller:
         self._changed = threading.Condition()  # guards the windows, what is owed and what is offered
         self._writing = False
         self._closed = False
+        self._failure: Failure | None = None
         self._offered: dict[str, Tensor] | None = None
         self._champion = deepcopy(head).float()  # as the head that drafts, for the other thread
         self._student = deepcopy(self._champion)
@@ -125,6 +127,12 @@ class OnlineDistiller:
         self.version += 1
         return True
 
+    def take_failure(self) -> Failure | None:
+        """Why a step of learning failed, told once; None where none did."""
+        with self._changed:
+            failure, self._failure = self._failure, None
+        return failure
+
     def add(self, window: Answers) -> None:
         """Keep one window, float16 and on the CPU, and forget the oldest ones beyond max_bytes."""
         with self._changed:
@@ -149,11 +157,24 @@ class OnlineDistiller:
         _lower_priority()
         while self._wait():
             started = time.monotonic()
-            self.learn()
-            if self.steps % self._settings.trial == 0:
-                self.compare()
+            try:
+                self.learn()
+                if self.steps % self._settings.trial == 0:
+                    self.compare()
+            except Exception as error:  # noqa: BLE001 - the thread goes on with the next window, and it is told
+                self._give_up(Failure.of(error))
             busy = time.monotonic() - started
             time.sleep(busy * (1 / self._settings.share - 1))
+
+    def _give_up(self, failure: Failure) -> None:
+        """Learn no more from the windows that came, and begin anew from the head."""
+        self._begin_anew()
+        with self._changed:
+            self._failure, self._owed = failure, 0
+
+    def _begin_anew(self) -> None:
+        self._student.load_state_dict(self._champion.state_dict())
+        self._optimizer = self._new_optimizer()
 
     def _wait(self) -> bool:
         """Until a step is due; False when it is over."""
@@ -202,8 +223,7 @@ class OnlineDistiller:
             with self._changed:
                 self._offered = weights
         elif ours < theirs:
-            self._student.load_state_dict(self._champion.state_dict())
-            self._optimizer = self._new_optimizer()
+            self._begin_anew()
 
     def _autocast(self) -> torch.autocast:
         """The copies are float32, whatever the models are."""

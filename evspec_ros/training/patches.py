@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
 from evspec_ros.networks.clip import ClipTower
 from evspec_ros.networks.tiny import TINY_CLIP
-from evspec_ros.simulation.samples import FRAMES, FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
+from evspec_ros.simulation.samples import FRAMES_S, MAX_OBJECTS, NO_OBJECT, Samples
 from evspec_ros.simulation.scenes import COLOURS, DIRECTIONS, SIZES, SPEEDS
 from evspec_ros.simulation.shapes import SHAPES
+from evspec_ros.sizes import FRAMES
 
 WAYS = len(DIRECTIONS) + 1  # directions and none
 FRAME_LOOKS = (len(SHAPES), len(COLOURS), len(SIZES), MAX_OBJECTS)  # the last: which one from the left

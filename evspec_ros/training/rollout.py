@@ -11,7 +11,7 @@ from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 
 class Rollout(NamedTuple):
-    """tokens: int64 [B, T], the end token repeated behind each end; features: [B, P + T - 1, layers * D], of
+    """tokens: int64 [B, T], an end token repeated behind each end; features: [B, P + T - 1, layers * D], of
     each layer asked for, one beside the other, for the prompt and for all tokens but the last.
     """
 
@@ -33,7 +33,9 @@ def greedy_answers(
     layers: whose features are wanted, as `LlamaDecoder.forward` counts them; None is the last one's output.
     kv_dtype: what the cache is kept in, as `KVCache`; None keeps what the decoder computes.
     """
-    config, end = decoder.config, decoder.config.eos_token_id
+    config = decoder.config
+    ends = torch.tensor(config.end_tokens, dtype=torch.int64, device=prompts.device)
+    filling = config.end_tokens[0] if config.end_tokens else 0
     batch, rows, _ = prompts.shape
     # under autocast the decoder's keys come out in the lower precision
     computed = (
@@ -49,8 +51,8 @@ def greedy_answers(
     while len(tokens) < max_new_tokens and not bool(ended.all()):
         output = decoder(embeddings, cache, layers=layers or (config.num_layers,))
         features.append(torch.cat(output.features, -1))
-        choice = lm_head(output.hidden[:, -1]).argmax(-1).masked_fill(ended, end)
+        choice = lm_head(output.hidden[:, -1]).argmax(-1).masked_fill(ended, filling)
         tokens.append(choice)
-        ended = ended | (choice == end)
+        ended = ended | torch.isin(choice, ends)
         embeddings = decoder.embed(choice[:, None])
     return Rollout(torch.stack(tokens, 1), torch.cat(features, 1))

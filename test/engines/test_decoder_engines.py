@@ -11,13 +11,24 @@ from torch import Tensor, nn
 from transformers import LlamaConfig as HfLlamaConfig
 from transformers import LlamaForCausalLM
 
-from evspec_ros.engines.cuda_graphs import GraphedDecoder, StaticRows, static_pass
+from evspec_ros.engines import cuda_graphs
+from evspec_ros.engines.cuda_graphs import _WARM_UPS, GraphedDecoder, StaticRows, static_pass
 from evspec_ros.engines.decoder import DecoderEngine, DecoderPass, Rows, TorchDecoder
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError, GenerationError
+from evspec_ros.networks.draft_head import Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder
-from evspec_ros.speculative import DecoderTarget, DraftLimits, DraftTree, NoDrafter, Prompt, generate
+from evspec_ros.speculative import (
+    DecoderTarget,
+    DraftLimits,
+    DraftModels,
+    DraftTree,
+    NoDrafter,
+    Prompt,
+    generate,
+    make_drafter,
+)
 from evspec_ros.speculative.sampling import Sampling
 
 TOLERANCE = 1e-4
@@ -46,7 +57,59 @@ class StaticDecoder:
         return "static"
 
 
-ENGINES = {"torch": TorchDecoder, "onnxruntime": OnnxDecoder, "static": StaticDecoder}
+class EmulatedCapture:
+    """`_Captured` without a GPU: each replay computes `static_pass`."""
+
+    def __init__(
+        self,
+        decoder: LlamaDecoder,
+        lm_head: nn.Module,
+        cache: KVCache,
+        rows: StaticRows,
+        layers: tuple[int, ...],
+    ) -> None:
+        self.rows = rows
+        self._pass = lambda: static_pass(decoder, lm_head, cache, rows, layers)
+        for _ in range(_WARM_UPS):
+            self._output = self._pass()
+
+    def replay(self) -> DecoderPass:
+        """Beside what the last replay gave, so that who still reads that one is found out."""
+        self._output = self._pass()
+        return self._output
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a pass has given."""
+        return self._output.logits, *self._output.features
+
+
+class EmulatedGraphs(GraphedDecoder):
+    """GraphedDecoder on the CPU; whatever an earlier pass gave, over however many rows, is overwritten."""
+
+    def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
+        self._device = torch.device("cpu")
+        self._decoder, self._lm_head = decoder, lm_head
+        self._cache, self._graphs = None, {}
+
+    def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """As on a GPU, after what could be left of other passes is spoilt."""
+        for graph in self._graphs.values():
+            for tensor in graph.tensors:  # type: ignore[attr-defined]
+                tensor.fill_(float("nan"))
+        return super().run(rows, cache, layers)
+
+    def describe(self) -> str:
+        """For tests."""
+        return "emulated"
+
+
+ENGINES = {
+    "torch": TorchDecoder,
+    "onnxruntime": OnnxDecoder,
+    "static": StaticDecoder,
+    "graphed": EmulatedGraphs,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +117,8 @@ def _quiet() -> Iterator[None]:
     """Networks this small only wait for each other's threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.inference_mode():
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_graphs, "_Captured", EmulatedCapture)
         yield
     torch.set_num_threads(threads)
 
@@ -153,6 +217,23 @@ def test_kept_rows_are_the_prefix_of_what_follows(pair: Pair) -> None:
     _assert_equal(found, pair.expected(torch.cat((pair.prefix, ids[[0, 2, 5]], following)))[-3:])
 
 
+@pytest.mark.parametrize("forgotten_by", ["truncate", "keep"])
+def test_forgotten_rows_may_have_held_nan(pair: Pair, forgotten_by: str) -> None:
+    """A drafted row whose values were too large leaves nothing behind, in shorter passes that follow either:
+    for an engine that reads the whole capacity, nothing times NaN would be NaN.
+    """
+    ids = torch.tensor([3, 14, 15, 9, 26, 5, 35])
+    pair.run(Rows(ids))
+    for memory in (pair.cache.k, pair.cache.v):
+        memory[:, :, :, PREFIX + 1 : pair.cache.length] = float("nan")  # as such a pass leaves them
+    if forgotten_by == "truncate":
+        pair.cache.truncate(PREFIX + 1)
+    else:
+        pair.cache.keep(torch.tensor([0]))
+    found = [pair.run(Rows(part)).logits for part in (ids[1:2], ids[2:5])]
+    _assert_equal(torch.cat(found), pair.expected(torch.cat((pair.prefix, ids[:5])))[PREFIX + 1 :])
+
+
 def test_features_are_what_enters_the_layers(pair: Pair) -> None:
     """Of any layers in any order, as the modules give them, the last layer's output before the norm too."""
     rows, layers = Rows(torch.tensor([4, 8, 2])), (3, 0, 2)
@@ -237,6 +318,38 @@ def test_texts_are_those_of_plain_decoding_with_the_modules(engine: str, tempera
             )
             assert drafted.tokens == text
             assert drafted.statistics.mean_accepted_length > (0.9 if right == 0 else 2.0)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "previous", "combined"])
+def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
+    """Drafters that keep features from pass to pass draft through captured passes what they draft through the
+    modules, token for token. The last text begins as the one before it, which alone
+    is followed for a while, and the head reads later what the passes gave.
+    """
+    decoder, lm_head = _networks()
+    size = decoder.config.hidden_size
+    torch.manual_seed(2)
+    head = {
+        "eagle": lambda: EagleHead(EagleConfig(size, 96, 4, 4, 16, 24, 128)),
+        "eagle3": lambda: Eagle3Head(Eagle3Config(size, (0, 2, 3), VOCABULARY, size, 96, 4, 16, 24, 128)),
+        "previous": lambda: None,
+        "combined": lambda: Eagle3Head(Eagle3Config(size, (3,), VOCABULARY, size, 96, 4, 16, 24, 128)),
+    }[kind]()
+    found = []
+    for engine in ("torch", "graphed"):
+        target = DecoderTarget(decoder, lm_head, (), str, engine=ENGINES[engine](decoder, lm_head))
+        drafter = make_drafter(kind, target, DraftModels(head))
+        propose, trees = drafter.propose, []
+        drafter.propose = lambda *given: (trees.append(propose(*given)), trees[-1])[1]  # type: ignore[method-assign] # noqa: B023
+        random = torch.Generator().manual_seed(1)
+        prompts = [torch.randn(1, rows, size, generator=random) for rows in (9, 12)]
+        prompts.append(prompts[-1] + 0.05 * torch.randn(1, 12, size, generator=random))
+        for prompt in prompts:
+            made = generate(target, drafter, Prompt(prompt), max_new_tokens=30, limits=DraftLimits(4, 8))
+            found.append((made.tokens, [tree.tokens.tolist() for tree in trees]))
+    assert found[:3] == found[3:]
+    same = [one == other for one, other in zip(found[1][0], found[2][0], strict=True)]
+    assert same.index(False) > 6
 
 
 def test_sampling_through_an_engine_keeps_the_target_s_distribution() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from evspec_ros import cli
 from evspec_ros.engines.decoder import Rows
-from evspec_ros.errors import EngineError
+from evspec_ros.errors import CheckpointError, EngineError
 from evspec_ros.evaluation.decoder_speed import DecoderBench, _Bench, bench_decoder, print_speed
 
 
@@ -84,6 +84,7 @@ def test_full_size_without_a_gpu_is_refused() -> None:
 def test_too_small_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """With how much is needed and how much is free."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8_000_000_000, 8_000_000_000))
     with pytest.raises(
         EngineError, match=r"need 14 GB of the GPU's memory in torch\.float16 and 8 GB are free"
@@ -93,14 +94,14 @@ def test_too_small_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_that_does_not_exist_is_refused() -> None:
     """In a sentence, not in torch's list of all devices."""
-    with pytest.raises(EngineError, match="no device 'nonsense'; choose cpu"):
+    with pytest.raises(CheckpointError, match="no device 'nonsense' for the networks; choose cpu"):
         bench_decoder(DecoderBench(device="nonsense"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     """Asked for by name."""
-    with pytest.raises(EngineError, match="torch sees none"):
+    with pytest.raises(CheckpointError, match="torch sees no GPU"):
         bench_decoder(DecoderBench(device="cuda"))
 
 

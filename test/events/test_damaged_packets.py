@@ -21,7 +21,7 @@ from serialised import serialised_packet
 
 from evspec_ros.errors import EventDecodingError
 from evspec_ros.evaluation.event_load import EVENT_ARRAY, loads
-from evspec_ros.events import event_arrays, event_packets
+from evspec_ros.events import event_arrays, event_packets, streams
 from evspec_ros.events.decoders import ENCODINGS, Decoder
 from evspec_ros.events.types import Events
 from evspec_ros.ros import ingest
@@ -91,7 +91,7 @@ def reader(name: str) -> Callable[[NDArray[np.uint8]], Events]:
 @pytest.fixture
 def whole_stream(monkeypatch: pytest.MonkeyPatch) -> Callable[[NDArray[np.uint8]], Events]:
     """What the node does with a serialised message, up to the newest window; no stream keeps out another."""
-    monkeypatch.setattr(ingest, "SILENCE_S", 0.0)
+    monkeypatch.setattr(streams, "SILENCE_S", 0.0)
     stream = ingest.PacketStream(0.1, 100_000, follow_sensor_clock=True)
 
     def add(packet: NDArray[np.uint8]) -> Events:

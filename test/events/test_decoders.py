@@ -21,6 +21,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from evspec_ros.errors import EventDecodingError
 from evspec_ros.events import decoders, line_kernels
+from evspec_ros.events.bounds import Outside
 from evspec_ros.events.decoders import ENCODINGS, Decoder, DecoderStatistics
 from evspec_ros.events.types import Events
 from evspec_ros.interfaces import message_texts
@@ -125,6 +126,100 @@ def test_evt2_passes_over_other_words_and_counts_triggers_and_unknown_codes() ->
     decoder = Decoder("evt2", 10, 10)
     assert len(decoder.decode(words32(*(code << 28 for code in codes)))) == 1
     assert decoder.statistics == DecoderStatistics(1, 1, 1, 2, 0, 0)
+
+
+def words64(*words: int) -> bytes:
+    """Little-endian 64-bit words."""
+    return struct.pack(f"<{len(words)}Q", *words)
+
+
+def upper_half_first(data: bytes) -> bytes:
+    """64-bit words as an IMX636 sends them."""
+    return np.frombuffer(data, "<u4").reshape(-1, 2)[:, ::-1].tobytes()
+
+
+def evt21_word(code: int, low: int, x: int, y: int, pixels: int) -> int:
+    """One word of EVT 2.1 with events."""
+    return code << 60 | low << 54 | x << 43 | y << 32 | pixels
+
+
+EVT21_HIGH = 8 << 60
+
+
+def test_evt21_fields_stand_where_the_format_says() -> None:
+    """Code 60-63, six low bits of time 54-59, x 43-53, y 32-42, pixels 0-31; 28 high bits in TIME_HIGH."""
+    data = words64(
+        EVT21_HIGH | 0xABCDEF1 << 32, evt21_word(1, 63, 7, 5, 1 << 31 | 0b101), evt21_word(0, 1, 9, 8, 1)
+    )
+    high = 0xABCDEF1 << 6
+    expected = [((high + 63) * 1000, x, 5, 1) for x in (7, 9, 38)] + [((high + 1) * 1000, 9, 8, 0)]
+    assert rows(Decoder("evt21", 100, 10).decode(data)) == expected
+    assert rows(Decoder("evt21_legacy", 100, 10).decode(upper_half_first(data))) == expected
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("pixels", [1, 0x80000000, 0x88888888, 0xFFFFFFFF, 0x20000000, 0], ids=hex)
+def test_evt21_tells_its_word_order_by_its_first_time_high(legacy: bool, pixels: int) -> None:
+    """Whatever the pixels are, also where the first packet has no time yet; options of the name decide."""
+    start = words64(evt21_word(1, 0, 3, 2, 1))
+    data = words64(EVT21_HIGH | 5 << 32, *(evt21_word(1, k, 32, 7, pixels) for k in range(20)))
+    order = upper_half_first if legacy else bytes
+    told, named = (
+        Decoder("evt21", 64, 10),
+        Decoder("evt21;endianness=" + ("legacy" if legacy else "little"), 64, 10),
+    )
+    for decoder in (told, named):
+        decoder.decode(order(start))
+    assert rows(told.decode(order(data))) == rows(named.decode(order(data)))
+    assert len(told.decode(order(data))) == 20 * pixels.bit_count()
+
+
+def test_evt21_emits_nothing_before_a_time_high_and_none_after_a_loss_before_the_next() -> None:
+    """Time is kept from packet to packet; what came without one is counted pixel by pixel."""
+    decoder, event = Decoder("evt21", 40, 10), evt21_word(0, 0, 3, 4, 0b11)
+    assert rows(decoder.decode(words64(event))) == []
+    assert len(decoder.decode(words64(EVT21_HIGH | 1 << 32, event))) == 2
+    assert rows(decoder.decode(words64(event))) == [(64_000, 3, 4, 0), (64_000, 4, 4, 0)]
+    decoder.resynchronise()
+    assert len(decoder.decode(words64(event, EVT21_HIGH | 2 << 32, event))) == 2
+    assert decoder.statistics == DecoderStatistics(4, 6, 0, 0, 0, 4)
+
+
+def test_evt21_passes_over_other_words_and_counts_triggers_and_unknown_codes() -> None:
+    """EXT_TRIGGER once the time is known, OTHERS and CONTINUED silently, unknown codes counted."""
+    codes = (0xA, 0x8, 0xA, 0xE, 0xF, 0x2, 0xB, 0x0)
+    decoder = Decoder("EVT21;height=10;width=10;endianness=little", 10, 10)
+    assert len(decoder.decode(words64(*(code << 60 | 1 for code in codes)))) == 1
+    assert decoder.statistics == DecoderStatistics(1, 1, 1, 2, 0, 0)
+
+
+def test_evt21_rolls_over_as_evt2_does() -> None:
+    """A fall of TIME_HIGH from the top of its 28 bits to the bottom adds 2^34 us."""
+    decoder = Decoder("evt21", 40, 10)
+    decoder.decode(words64(EVT21_HIGH | 0xFFFFFFF << 32))
+    assert rows(decoder.decode(words64(EVT21_HIGH, 1)))[0][0] == (1 << 34) * 1000
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "first", "size"),
+    [
+        ("evt2", words32(0x80000000, 12 << 11 | 3, 4 << 11 | 30), (12, 3), (13, 31)),
+        ("evt21", words64(EVT21_HIGH, evt21_word(1, 0, 8, 3, 0b10101)), (10, 3), (13, 4)),
+        ("evt3", words16(0x8000, 0x6000, 0x0003, 0x2000 | 12, 0x001E, 0x2001), (12, 3), (13, 31)),
+        ("evt3", words16(0x8000, 0x6000, 0x0003, 0x3000 | 2044, 0x5081), (2044, 3), (2052, 4)),
+        ("libcaer_cmp", words16(0x2000 | 12, 0x3003, 0x2001, 0x301E), (12, 3), (13, 31)),
+        ("libcaer", struct.pack("<IiIi", 12 << 17 | 3 << 2, 0, 4 << 17 | 30 << 2, 0), (12, 3), (13, 31)),
+        ("mono", struct.pack("<QQ", 3 << 48 | 12 << 32, 30 << 48 | 4 << 32), (12, 3), (13, 31)),
+    ],
+)  # fmt: skip
+def test_events_outside_the_sensor_are_told_with_the_first_and_the_size_of_all(
+    encoding: str, data: bytes, first: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Two events of each packet lie beyond 10 x 10 pixels."""
+    decoder = Decoder(encoding, 10, 10)
+    assert decoder.outside == Outside()
+    decoder.decode(data)
+    assert decoder.outside == Outside(2, first, *size)
 
 
 def test_trigger_packets_hold_edges_and_no_events() -> None:
@@ -300,6 +395,17 @@ class Reference:
                 time = self.high * 64 + value // 2**22
                 yield time * 1000, value // 2**11 % 2**11, value % 2**11, code
 
+    def evt21(self, data: bytes, _: int) -> Iterator[Event]:
+        """One u64: its upper half as in evt2, its lower one 32 pixels from x on."""
+        for (word,) in struct.iter_unpack("<Q", data):
+            for time, x, y, p in self.evt2(struct.pack("<I", word >> 32), 0):
+                yield from ((time, x + bit, y, p) for bit in range(32) if word >> bit & 1)
+
+    def evt21_legacy(self, data: bytes, _: int) -> Iterator[Event]:
+        """The upper half comes first."""
+        for upper, lower in struct.iter_unpack("<II", data):
+            yield from self.evt21(struct.pack("<II", lower, upper), 0)
+
     @staticmethod
     def mono(data: bytes, time_base: int) -> Iterator[Event]:
         """One u64 an event."""
@@ -385,6 +491,11 @@ packets = st.lists(st.one_of(plausible_words, any_bytes), max_size=3)
 sides = st.sampled_from([65_536, 2048, 1280, 300, 1])
 
 
+def settled(encoding: str) -> str:
+    """The encoding with a word order that no packet's content changes."""
+    return encoding + ";endianness=little" if encoding == "evt21" else encoding
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(max_examples=150, deadline=None)
 @given(packets=packets, time_base=st.integers(0, 2**61), width=sides, height=sides)
@@ -392,7 +503,7 @@ def test_any_bytes_decode_as_the_plain_reference_decodes_them(
     encoding: str, packets: list[bytes], time_base: int, width: int, height: int
 ) -> None:
     """Packet after packet, random words give the reference's events, none outside the sensor."""
-    decoder, reference = Decoder(encoding, width, height), Reference(encoding, width, height)
+    decoder, reference = Decoder(settled(encoding), width, height), Reference(encoding, width, height)
     for packet in packets:
         assert rows(decoder.decode(packet, time_base)) == reference.decode(packet, time_base)
 
@@ -491,13 +602,15 @@ def test_an_unknown_encoding_is_answered_with_the_known_ones() -> None:
     """The error of a stranger names what would be understood."""
     with pytest.raises(
         EventDecodingError,
-        match=r"'evt9' is unknown: known ones are evt2, evt3, libcaer_cmp, libcaer, mono, trigger",
+        match=r"'evt9' is unknown: known ones are evt2, evt21, evt21_legacy, evt3, libcaer_cmp, libcaer, "
+        r"mono, trigger",
     ):
         Decoder("evt9", 640, 480)
 
 
 @pytest.mark.parametrize(
-    ("encoding", "size"), [("evt2", 6), ("evt3", 3), ("libcaer_cmp", 1), ("libcaer", 12), ("mono", 7)]
+    ("encoding", "size"),
+    [("evt2", 6), ("evt21", 12), ("evt3", 3), ("libcaer_cmp", 1), ("libcaer", 12), ("mono", 7)],
 )
 def test_a_packet_that_is_no_whole_number_of_words_is_refused_and_changes_nothing(
     encoding: str, size: int

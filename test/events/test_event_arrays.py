@@ -76,7 +76,7 @@ def test_what_rosbags_writes_is_read(events: list[Event], frame_id: str, package
     inside = [event for event in events if event[0] < 640 and event[1] < 480]
     assert rows(array) == [(x, y, sec * 10**9 + nanosec, int(p)) for x, y, sec, nanosec, p in inside]
     assert (array.stamp_ns, array.events.width, array.events.height) == (12 * 10**9 + 34, 640, 480)
-    assert (array.corrupt, array.outside_sensor) == (0, len(events) - len(inside))
+    assert (array.corrupt, array.outside.count) == (0, len(events) - len(inside))
 
 
 @pytest.mark.parametrize("wire", READERS)

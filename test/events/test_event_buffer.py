@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import tracemalloc
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evspec_ros.errors import EventDecodingError
+from evspec_ros.events import buffer as buffer_module
 from evspec_ros.events.buffer import BYTES_PER_EVENT, EventBuffer
 from evspec_ros.events.types import Events
 
@@ -68,11 +72,18 @@ packets = st.lists(
 
 
 @settings(deadline=None)
-@given(packets=packets, capacity=st.integers(1, 20), span=st.integers(1, 100))
+@given(packets=packets, capacity=st.integers(1, 20), span=st.integers(1, 100), fewest=st.integers(1, 8))
 def test_any_packets_leave_what_a_sorted_list_leaves(
-    packets: list[list[int]], capacity: int, span: int
+    packets: list[list[int]], capacity: int, span: int, fewest: int
 ) -> None:
-    """Late, unsorted, stepping back, too many: same events, same count of dropped ones, same windows."""
+    """Late, unsorted, stepping back, too many, growing and shrinking: same events, same count of dropped
+    ones, same windows.
+    """
+    with mock.patch.object(buffer_module, "FEWEST", fewest):
+        _compare_with_the_model(packets, capacity, span)
+
+
+def _compare_with_the_model(packets: list[list[int]], capacity: int, span: int) -> None:
     buffer, model = buffer_of(capacity, span), Model(capacity, span)
     number = 0
     for times in packets:
@@ -118,16 +129,56 @@ def test_a_window_copies_its_own_events_and_no_more() -> None:
 
 
 def test_late_packets_are_merged_in_place() -> None:
-    """The same packet again and again allocates far less than it holds (130 kB)."""
+    """The same packet again and again allocates far less than it holds (130 kB), once there is room."""
     buffer, part = buffer_of(100_000), packet(list(range(10_000)))
-    buffer.append(part)
+    for _ in range(10):
+        buffer.append(part)
     tracemalloc.start()
     for _ in range(20):
         buffer.append(part)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20_000
-    assert (len(buffer), buffer.dropped) == (100_000, 110_000)
+    assert (len(buffer), buffer.dropped) == (100_000, 200_000)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use, of all kinds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_memory_is_what_the_seconds_need_however_long_the_stream() -> None:
+    """A thousand packets that go through a buffer of 130 MB, a hundredth of which is held at a time, touch no
+    more than four times what is held.
+    """
+    buffer = buffer_of(10_000_000, span_ns=100_000)
+    buffer.append(packet([0]))
+    before = resident_bytes()
+    for k in range(1_000):
+        buffer.append(packet(list(range(k * 10_000, (k + 1) * 10_000))))
+    assert len(buffer) == 100_001
+    assert buffer.capacity <= 4 * len(buffer)
+    assert resident_bytes() - before < 20_000_000
+
+
+def test_a_burst_takes_memory_and_gives_it_back() -> None:
+    """Of a burst of 130 MB every event is held; a while later the system has the memory back."""
+    buffer = buffer_of(10_000_000, span_ns=20_000_000)
+    burst = np.arange(10_000_000)
+    zeros = np.zeros(len(burst), np.uint16)
+    buffer.append(packet([0]))
+    before = resident_bytes()
+    for k in range(0, len(burst), 1_000_000):
+        part = slice(k, k + 1_000_000)
+        buffer.append(
+            Events(burst[part], zeros[part], zeros[part], zeros[part].view(np.uint8)[::2], SIDE, SIDE)
+        )
+    assert (len(buffer), buffer.dropped) == (10_000_000, 1)
+    assert resident_bytes() - before > 125_000_000
+    for k in range(3):
+        buffer.append(packet([40_000_000 + k]))
+    assert len(buffer) == 3
+    assert resident_bytes() - before < 5_000_000
 
 
 def test_a_late_packet_is_sorted_in_and_a_stale_one_starts_anew() -> None:

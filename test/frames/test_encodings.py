@@ -80,7 +80,7 @@ def test_the_last_row_may_come_without_its_padding() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((bytes(100), 4, 3, "32FC1", 16), "'32FC1' is unknown: known ones are rgb8, bgr8, rgba8, bgra8"),
+        ((bytes(100), 4, 3, "64FC3", 16), "'64FC3' is unknown: known ones are rgb8, bgr8, rgba8, bgra8"),
         ((bytes(100), 5, 2, "uyvy", 10), "uyvy image of 5 x 2 pixels .*: it must be even in width"),
         ((bytes(100), 4, 3, "nv12", 4), "nv12 image of 4 x 3 pixels .* even in width, even in height"),
         ((bytes(23), 4, 4, "nv21", 4), "nv21 image of 4 x 4 pixels has 23 bytes of data, but needs 24"),

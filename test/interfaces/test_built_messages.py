@@ -57,7 +57,7 @@ def test_packets_on_the_wire_are_what_rosbags_reads(
     assert (read.width, read.height, read.header.frame_id) == (640, 480, "camera")
 
 
-@pytest.mark.parametrize("package", ["dvs_msgs", "prophesee_event_msgs"])
+@pytest.mark.parametrize("package", ["dvs_msgs", "prophesee_event_msgs", "dv_ros2_msgs"])
 def test_event_arrays_on_the_wire_are_what_rosbags_reads(package: str, serialization: Any) -> None:
     """Arrays of event messages keep each event's fields."""
     event = message_class(f"{package}/msg/Event")

@@ -21,6 +21,8 @@ def registered() -> Typestore:
 def test_every_package_is_there() -> None:
     """The drivers' packages and no others."""
     assert sorted(message_texts()) == [
+        "dv_ros2_msgs/msg/Event",
+        "dv_ros2_msgs/msg/EventArray",
         "dvs_msgs/msg/Event",
         "dvs_msgs/msg/EventArray",
         "event_array_msgs/msg/EventArray",

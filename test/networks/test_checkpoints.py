@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlamaForCausalLM,
     VideoLlavaForConditionalGeneration,
 )
 
@@ -30,6 +32,8 @@ from evspec_ros.networks.checkpoints import (
     load_eventgpt,
     load_preprocessor_config,
     load_video_llava,
+    read_eventgpt_config,
+    read_video_llava_config,
     save_draft_head,
     save_eventgpt,
     save_video_llava,
@@ -634,3 +638,165 @@ def test_a_failed_save_leaves_the_old_checkpoint(
     with pytest.raises(CheckpointError, match="No space left on device"):
         save_video_llava(video_llava, target, torch.float16)
     assert {file.name: file.read_bytes() for file in target.iterdir()} == before
+
+
+# What ends a text, and weights that two layers share, as transformers reads them
+
+
+def edit_text_config(path: Path, **entries: object) -> None:
+    """Change entries of the text's section of config.json."""
+    config = json.loads((path / "config.json").read_text())
+    edit_config(path, text_config={**config["text_config"], **entries})
+
+
+@pytest.mark.parametrize("generation", [5, [5, 2], [2], None, "absent", "no file"])
+@pytest.mark.parametrize("whole", [None, 9, [9, 10]])
+@pytest.mark.parametrize("text", [7, [7, 8]])
+def test_end_tokens_are_those_of_transformers(
+    target: Path, generation: object, whole: object, text: object
+) -> None:
+    """From generation_config.json, else from the config, else from its text's section; one or several."""
+    edit_text_config(target, eos_token_id=text)
+    if whole is not None:
+        edit_config(target, eos_token_id=whole)
+    file = target / "generation_config.json"
+    file.write_text(json.dumps({} if generation == "absent" else {"eos_token_id": generation}))
+    if generation == "no file":
+        file.unlink()
+    theirs = VideoLlavaForConditionalGeneration.from_pretrained(target).generation_config.eos_token_id
+    expected = [] if theirs is None else theirs if isinstance(theirs, list) else [theirs]
+    assert list(read_video_llava_config(target).text.end_tokens) == expected
+
+
+@pytest.mark.parametrize("generation", [[5, 2], "no file"])
+def test_end_tokens_of_an_event_model_are_read_alike(event_model: Path, generation: object) -> None:
+    """Its config has no section for the text."""
+    edit_config(event_model, eos_token_id=[7, 8])
+    file = event_model / "generation_config.json"
+    if generation == "no file":
+        file.unlink()
+    else:
+        file.write_text(json.dumps({"eos_token_id": generation}))
+    expected = (7, 8) if generation == "no file" else (5, 2)
+    assert read_eventgpt_config(event_model).text.end_tokens == expected
+    assert load_eventgpt(event_model).config.text.end_tokens == expected
+
+
+def test_several_end_tokens_come_back(video_llava: VideoLlava, tmp_path: Path) -> None:
+    """Also none at all."""
+    config = video_llava.config
+    for ends in ((5, 2), (5,), ()):
+        model = VideoLlava(replace(config, text=replace(config.text, end_tokens=ends)))
+        save_video_llava(model, tmp_path)
+        assert load_video_llava(tmp_path).config.text.end_tokens == ends
+
+
+@pytest.mark.parametrize("ends", ["2", [2, "3"], 2.0, True, {"id": 2}])
+def test_an_end_token_that_is_no_whole_number_is_refused(target: Path, ends: object) -> None:
+    """Wherever it stands."""
+    edit_text_config(target, eos_token_id=ends)
+    sentence = "entry eos_token_id .* instead of a whole number or a list"
+    with pytest.raises(CheckpointError, match=sentence):
+        load_video_llava(target)
+    edit_text_config(target, eos_token_id=2)
+    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(CheckpointError, match=sentence):
+        load_video_llava(target)
+
+
+def without(*names: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """All tensors but those whose key contains one of these."""
+    return lambda tensors: {
+        key: tensor for key, tensor in tensors.items() if not any(name in key for name in names)
+    }
+
+
+@pytest.mark.parametrize("gone", [(), ("lm_head",), ("embed_tokens",)])
+def test_tied_embeddings_are_read_as_transformers_reads_them(target: Path, gone: tuple[str, ...]) -> None:
+    """One tensor for both where one is there, whichever; both where both are."""
+    edit_config(target, tie_word_embeddings=True)
+    rewrite(target, without(*gone))
+    theirs = VideoLlavaForConditionalGeneration.from_pretrained(target)
+    found = load_video_llava(target)
+    assert torch.equal(found.lm_head.weight, theirs.lm_head.weight)
+    assert torch.equal(found.decoder.embed_tokens.weight, theirs.model.language_model.embed_tokens.weight)
+    assert (found.lm_head.weight is found.decoder.embed_tokens.weight) == bool(gone)
+    ids = torch.tensor([[1, 5, 9]])
+    hidden = found.decoder(found.decoder.embed(ids)).hidden
+    assert (found.lm_head(hidden) - theirs(input_ids=ids).logits).abs().max() <= 1e-4
+
+
+def test_tied_embeddings_of_an_event_model_are_those_of_a_llama(event_model: Path, tmp_path: Path) -> None:
+    """transformers' decoder on the same tensors; also where the config of the text alone says so."""
+    edit_config(event_model, tie_word_embeddings=True)
+    rewrite(event_model, without("lm_head"))
+    llama = tmp_path / "llama"
+    llama.mkdir()
+    decoder = without("visual", "feature_adaptor")(load_file(event_model / WEIGHTS))
+    save_file(decoder, llama / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((event_model / "config.json").read_text())
+    (llama / "config.json").write_text(
+        json.dumps({**config, "model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    )
+    theirs, found = LlamaForCausalLM.from_pretrained(llama), load_eventgpt(event_model)
+    ids = torch.tensor([[1, 5, 9]])
+    hidden = found.decoder(found.decoder.embed(ids)).hidden
+    assert (found.lm_head(hidden) - theirs(input_ids=ids).logits).abs().max() <= 1e-4
+
+
+def test_a_text_config_may_say_that_embeddings_are_tied(target: Path) -> None:
+    """As transformers 4 wrote it; without a word of it the missing output head is named."""
+    rewrite(target, without("lm_head"))
+    assert_refused(load_video_llava, target, "lm_head.weight is missing")
+    edit_text_config(target, tie_word_embeddings=True)
+    found = load_video_llava(target)
+    assert found.lm_head.weight is found.decoder.embed_tokens.weight
+
+
+def test_tied_embeddings_come_back_tied(target: Path, tmp_path: Path) -> None:
+    """Written once, in a layout that transformers ties as well."""
+    edit_config(target, tie_word_embeddings=True)
+    rewrite(target, without("lm_head"))
+    found = load_video_llava(target)
+    save_video_llava(found, tmp_path / "again", torch.float32)
+    assert not any("lm_head" in key for key in load_file(tmp_path / "again" / WEIGHTS))
+    assert_same(load_video_llava(tmp_path / "again"), found)
+    theirs = VideoLlavaForConditionalGeneration.from_pretrained(tmp_path / "again")
+    assert torch.equal(theirs.lm_head.weight, found.lm_head.weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("key", ["embed_tokens", "layers.1.mlp.up_proj", "lm_head", "linear_1.bias"])
+def test_weights_that_are_not_finite_are_refused(target: Path, key: str, value: float) -> None:
+    """One value of millions, with the tensor and its file."""
+
+    def spoil(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        name = next(name for name in tensors if key in name)
+        tensors[name].view(-1)[-1] = value
+        return tensors
+
+    rewrite(target, spoil)
+    assert_refused(load_video_llava, target, key, WEIGHTS, "not finite (NaN or infinite)")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_too_large_for_a_precision_are_refused_in_it(target: Path, dtype: torch.dtype) -> None:
+    """70,000 is no number in float16; it is one in bfloat16."""
+
+    def enlarge(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        next(tensor for name, tensor in tensors.items() if "lm_head" in name)[0, 0] = 70_000.0
+        return tensors
+
+    rewrite(target, enlarge)
+    if dtype == torch.bfloat16:
+        assert load_video_llava(target, dtype).lm_head.weight.isfinite().all()
+        return
+    with pytest.raises(CheckpointError, match=r"infinite\) as float16; .* choose float32 or bfloat16"):
+        load_video_llava(target, dtype)
+
+
+def test_a_draft_head_with_nan_is_refused(head: EagleHead, tmp_path: Path) -> None:
+    """As every network is."""
+    save_draft_head(head, tmp_path, torch.float32)
+    rewrite(tmp_path, lambda tensors: {**tensors, "fc.bias": tensors["fc.bias"] * float("nan")})
+    assert_refused(load_draft_head, tmp_path, "fc.bias", "not finite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random as random_module
 from dataclasses import replace
 
 import pytest
@@ -264,6 +265,26 @@ def test_an_int8_cache_reads_alike_in_blocks_and_in_steps(pair: tuple[LlamaDecod
     cache = KVCache(ours.config, 20, dtype=torch.int8)
     steps = [ours(inputs[:, index : index + 1], cache).hidden for index in range(20)]
     assert_equal(torch.cat(steps, 1), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+def test_rows_beyond_the_length_are_zeros_in_every_pass(
+    pair: tuple[LlamaDecoder, LlamaModel], dtype: torch.dtype
+) -> None:
+    """Whatever was read, kept and forgotten before, after random turns of all of these."""
+    decoder, random = pair[0], random_module.Random(3)
+    cache = KVCache(decoder.config, 48, dtype=dtype)
+    for _ in range(60):
+        if cache.length > 30:
+            cache.truncate(random.randrange(10))
+        rows = random.randrange(1, 8)
+        decoder(embeddings(rows), cache)
+        for stored in (cache._kv, cache._scales):
+            assert not stored[:, :, :, :, cache.length :].any()
+        if random.random() < 0.5:
+            cache.keep(torch.tensor(sorted(random.sample(range(rows), random.randrange(1, rows + 1)))))
+        else:
+            cache.truncate(cache.length - random.randrange(rows + 1))
 
 
 def test_a_full_cache_is_refused(pair: tuple[LlamaDecoder, LlamaModel]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from random_models import SPECIAL, llama_style_tokenizer
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.tokenizer import (
@@ -21,6 +21,7 @@ from evspec_ros.networks.tokenizer import (
     require_fit,
     save_tokenizer,
 )
+from evspec_ros.prompts import EVENT_PROMPT, TARGET_PROMPT, asked, event_prompt, target_prompt
 
 MODELS = Path(__file__).parents[2] / "models"
 TEXT = ["What moves in the scene? The red circle moves to the left.", "Nothing moves.", "A blue square."]
@@ -106,10 +107,32 @@ def test_a_damaged_tokenizer_is_refused(directory: Path, tmp_path: Path, name: s
         load_tokenizer(tmp_path)
 
 
+def sentence_piece(path: Path, special: tuple[str, ...], *, legacy: bool = False) -> None:
+    """Write a tokenizer.model trained here, and its tokens beside it, as a slow LlamaTokenizer does."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 20),
+        model_prefix=str(path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    (path / "tokenizer.vocab").unlink()
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    added = {token: 300 + index for index, token in enumerate(special)}
+    (path / "added_tokens.json").write_text(json.dumps(added))
+    (path / "special_tokens_map.json").write_text(json.dumps(roles))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({**roles, "tokenizer_class": "LlamaTokenizer", "legacy": legacy, "add_bos_token": True})
+    )
+
+
 def byte_level(path: Path, special: tuple[str, ...]) -> None:
     """Write a tokenizer of GPT-2's family, trained here."""
     other = tokenizers.Tokenizer(models.BPE())
     other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    other.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     other.train_from_iterator(
         TEXT,
@@ -118,6 +141,60 @@ def byte_level(path: Path, special: tuple[str, ...]) -> None:
         ),
     )
     save_tokenizer(other, path, special)
+
+
+# Text in which nothing is special
+
+KINDS = ["shipped target", "shipped event model", "llama", "sentencepiece", "old sentencepiece", "byte level"]
+ORDINARY = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t  <>/"), max_size=40)
+LIKE_SPECIAL = st.lists(
+    st.sampled_from(["<s>", "</s>", "<unk>", *SPECIAL, "<event>", "USER:", " ", "a", "\n", "<", ">"]),
+    max_size=8,
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """Tokenizers of LLaMA's kind as they were written over the years, and one of GPT-2's."""
+    made = {name: tmp_path_factory.mktemp(name.replace(" ", "_")) for name in KINDS[2:]}
+    save_tokenizer(llama_style_tokenizer(), made["llama"], SPECIAL)
+    sentence_piece(made["sentencepiece"], SPECIAL)
+    sentence_piece(made["old sentencepiece"], SPECIAL, legacy=True)
+    byte_level(made["byte level"], ("<unk>", "<s>", "</s>", *SPECIAL))
+    shipped = {"shipped target": MODELS / "tiny_video_llava", "shipped event model": MODELS / "tiny_eventgpt"}
+    return {name: load_tokenizer(path) for name, path in (shipped | made).items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(question=ORDINARY)
+def test_a_question_has_the_ids_that_transformers_gives_the_whole_prompt(
+    every_kind: dict[str, Tokenizer], kind: str, question: str
+) -> None:
+    """Whatever it begins and ends with: merges at the seams are those of the whole."""
+    tokenizer = every_kind[kind]
+    assume(not any(token in question for token in tokenizer.backend.get_added_vocab()))
+    behind = tokenizer.encode_plain(asked(question))
+    if kind != "shipped event model":
+        whole = tokenizer.backend.encode(target_prompt(question), add_special_tokens=False)
+        assert tokenizer.encode(TARGET_PROMPT) + behind == whole
+    if kind != "shipped target":
+        _, after = event_prompt(question)
+        whole = tokenizer.backend.encode(after, add_special_tokens=False)
+        assert tokenizer.encode(EVENT_PROMPT[1]) + behind == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(question=LIKE_SPECIAL)
+def test_words_of_the_template_in_a_question_are_text(
+    every_kind: dict[str, Tokenizer], kind: str, question: str
+) -> None:
+    """No id of a special token comes of them, and they are read as they were written."""
+    tokenizer = every_kind[kind]
+    special = {tokenizer.backend.get_vocab()[token] for token in tokenizer.backend.all_special_tokens}
+    ids = tokenizer.encode_plain(asked(question))
+    assert special.isdisjoint(ids)
+    assert max(ids) < len(tokenizer)
+    assert f"\n{question} ASSISTANT:" in tokenizer.decode([*tokenizer.encode("the"), *ids])
 
 
 # The tokenizers of a pair
@@ -212,23 +289,7 @@ def test_a_tokenizer_without_first_and_last_token_is_refused(tmp_path: Path) -> 
 
 def test_a_sentencepiece_model_with_added_tokens_is_read(tmp_path: Path) -> None:
     """EventGPT's files, saved by a slow LlamaTokenizer: tokenizer.model, and its tokens in a file beside."""
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT * 20),
-        model_prefix=str(tmp_path / "tokenizer"),
-        model_type="bpe",
-        vocab_size=300,
-        byte_fallback=True,
-        character_coverage=1.0,
-        minloglevel=2,
-    )
-    (tmp_path / "tokenizer.vocab").unlink()
-    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    added = {"<ev_patch>": 300, "<ev_start>": 301, "<ev_end>": 302}
-    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps(roles))
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({**roles, "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True})
-    )
+    sentence_piece(tmp_path, ("<ev_patch>", "<ev_start>", "<ev_end>"))
     loaded = load_tokenizer(tmp_path)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     text = "What moves? The é circle."

@@ -93,7 +93,7 @@ def write_aedat4(
     compression: str = "lz4",
     finished: bool = True,
 ) -> None:
-    """Event packets on stream 0, then (stamp_ns, image) on stream 1: grey, BGR or BGRA as OpenCV holds it."""
+    """Event packets on stream 0, then (stamp_ns, image) on stream 1: grey, BGR or BGRA of any type."""
     code, compress = COMPRESSORS[compression]
     packets = [(0, compress(_event_packet(piece))) for piece in events]
     packets += [(1, compress(_frame_packet(stamp, image))) for stamp, image in frames]
@@ -150,7 +150,8 @@ def _frame_packet(stamp_ns: int, image: np.ndarray) -> bytes:
     pixels = builder.CreateByteVector(image.tobytes())
     builder.StartObject(11)
     builder.PrependInt64Slot(0, stamp_ns // 1000, 0)
-    builder.PrependInt8Slot(5, {1: 0, 3: 16, 4: 24}[channels], 0)
+    depth = ["u1", "i1", "u2", "i2", "i4", "f4", "f8"].index(image.dtype.str[1:])
+    builder.PrependInt8Slot(5, 8 * (channels - 1) + depth, 0)
     builder.PrependInt16Slot(6, width, 0)
     builder.PrependInt16Slot(7, height, 0)
     builder.PrependUOffsetTRelativeSlot(10, pixels, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ from recording_files import (
 from rosbags.typesys.store import Typestore
 
 from evspec_ros.errors import RecordingError
+from evspec_ros.events.bounds import Outside
 from evspec_ros.events.types import Events
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import Recording, clipped
 from evspec_ros.recordings.rosbag2_types import COMPRESSED_IMAGE, EVENT_PACKET, IMAGE, typestore
 
-ARRAYS = ("dvs_msgs", "prophesee_event_msgs")
+ARRAYS = ("dvs_msgs", "prophesee_event_msgs", "dv_ros2_msgs")
 DAY_NS = 86_400_000_000_000
 BOOT_NS = 7_000_000_000  # the sensor's time at START_NS
 STORES = {"ros1": ros1_types, "ros2": typestore}
@@ -161,15 +163,22 @@ def test_every_compression_of_ros1_is_read(tmp_path: Path, compression: str) -> 
     assert open_recording(tmp_path / "r.bag").info().events.count == 100
 
 
-def test_truncation_of_ros1_is_refused(tmp_path: Path) -> None:
-    """A .bag cut anywhere, as a recorder leaves it that was killed, is one sentence."""
+def test_a_bag_of_ros1_cut_anywhere_is_told(tmp_path: Path) -> None:
+    """What is there is read and the cut is told, or there is one sentence why not."""
     path = tmp_path / "r.bag"
     write_rosbag1(path, arrays(ros1_types(), "dvs_msgs", 4))
     data = path.read_bytes()
-    for size in [*np.linspace(1, len(data) - 1, 40).astype(int)]:
+    most, reasons = 0, []
+    for size in np.linspace(1, len(data) - 1, 40).astype(int):
         path.write_bytes(data[:size])
-        with pytest.raises(RecordingError, match=r"damaged, cut short|no recording known"):
-            open_recording(path).info()
+        try:
+            recording = open_recording(path)
+            most = max(most, recording.info().events.count)
+            assert "cut short" in recording.remarks[0]
+        except RecordingError as error:
+            reasons.append(str(error))
+    assert most == 200
+    assert all(re.search("damaged, cut|no recording known|is empty|no message", told) for told in reasons)
 
 
 def test_damage_of_ros1_never_escapes_as_another_error(tmp_path: Path) -> None:
@@ -179,3 +188,23 @@ def test_damage_of_ros1_never_escapes_as_another_error(tmp_path: Path) -> None:
     picture = ("/image", IMAGE, START_NS, image(frame.stamp_ns, frame.image[:8, :8], store=store))
     write_rosbag1(path, [*arrays(store, "dvs_msgs", 2), picture])
     assert refusals(path, 150, first=13, most=100) > 20
+
+
+@ROS
+@pytest.mark.parametrize("kind", [EVENT_PACKET, "dvs_msgs/msg/EventArray"])
+def test_events_outside_the_sensor_are_counted_over_all_messages(ros: str, kind: str, tmp_path: Path) -> None:
+    """The first of them is named, with a size that holds all."""
+    store, messages = STORES[ros](), []
+    for index in range(3):
+        events = random_events(50, 0.1, index, START_NS + index * 100_000_000)
+        events.x[[10, 20]], events.y[[10, 20]] = (200 + index, 90), 100
+        stamp = START_NS + index * 100_000_000
+        message = (
+            mono_packet(events, stamp, store=store)
+            if kind == EVENT_PACKET
+            else event_array(events, stamp, "dvs_msgs", store)
+        )
+        messages.append(("/events", kind, stamp, message))
+    info = written(ros, tmp_path, messages).info().events
+    assert (info.count, info.outside) == (144, Outside(6, (200, 100), 203, 101))
+    assert info.size_that_holds_all == (240, 180)

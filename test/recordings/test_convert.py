@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,14 +57,30 @@ def test_a_converted_recording_is_the_same(tmp_path: Path, storage: str) -> None
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
-    """A source that turns out damaged midway leaves no bag behind."""
-    write_aedat4(tmp_path / "r.aedat4", [random_events(50), random_events(50)], compression="none")
-    data = bytearray((tmp_path / "r.aedat4").read_bytes())
-    data[-600:-500] = b"\xff" * 100
-    (tmp_path / "r.aedat4").write_bytes(data)
-    with pytest.raises(RecordingError, match="damaged"):
+    """A source that turns out unreadable midway leaves no bag behind."""
+    late = random_events(50, start_ns=2**31 * 10**9)
+    write_aedat4(tmp_path / "r.aedat4", [random_events(50), late])
+    with pytest.raises(RecordingError, match="a time of 2147483648 seconds, and a ROS stamp holds"):
         convert(tmp_path / "r.aedat4", tmp_path / "bag")
     assert [path.name for path in tmp_path.iterdir()] == ["r.aedat4"]
+
+
+def test_what_a_conversion_leaves_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each kind once: a packet that is damaged, events outside the sensor; the rest is carried over."""
+    parts = [random_events(50, start_ns=START_NS + k * 10**8) for k in range(3)]
+    parts[0].x[3] = parts[2].x[3] = 1000
+    write_aedat4(tmp_path / "r.aedat4", parts, compression="none")
+    data = bytearray((tmp_path / "r.aedat4").read_bytes())
+    second = data.index(b"EVTS", data.index(b"EVTS", data.index(b"EVTS") + 4) + 4)  # the header names it, too
+    data[second - 8 : second + 12] = b"\xff" * 20
+    (tmp_path / "r.aedat4").write_bytes(data)
+    convert(tmp_path / "r.aedat4", tmp_path / "bag")
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("is not read as a whole: The packet at byte" in one for one in told) == 1
+    assert (
+        sum("outside the sensor of 64 x 48 pixels, the first of them at (1000," in one for one in told) == 1
+    )
+    assert open_recording(tmp_path / "bag").info().events.count == 98
 
 
 def test_a_bag_is_not_converted_onto_itself(tmp_path: Path) -> None:
@@ -129,10 +146,40 @@ def npy_of(path: Path, seconds: int) -> None:
     """A structured array of 500,000 events a second."""
     events = random_events(500_000 * seconds, seconds)
     table = np.zeros(len(events), [("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "u1")])
-    for name in "txyp":
+    for name in "xyp":
         table[name] = getattr(events, name)
+    table["t"] = events.t // 1000
     with path.open("wb") as file:
         np.save(file, table)
+
+
+@pytest.mark.parametrize("seconds", [2**31, 4_000_000_000, -1])
+def test_times_that_no_ros_stamp_holds_are_told_by_the_sources_name(tmp_path: Path, seconds: int) -> None:
+    """A stamp counts seconds from 1970 to January 2038; nothing is left at the destination."""
+    events = random_events(100, start_ns=seconds * 10**9)
+    with (tmp_path / "r.npy").open("wb") as file:
+        np.save(file, np.rec.fromarrays([events.t // 1000, events.x, events.y, events.p], names="t,x,y,p"))
+    with pytest.raises(RecordingError, match=rf"r\.npy has a time of {seconds} seconds, .* another unit"):
+        convert(tmp_path / "r.npy", tmp_path / "bag")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.npy"]
+    assert any("no ROS stamp holds" in one for one in open_recording(tmp_path / "r.npy").info().remarks) == (
+        seconds > 0
+    )
+
+
+@pytest.mark.parametrize("seconds", [2**31, -1])
+def test_a_writer_takes_no_stamp_that_ros_cannot_hold(tmp_path: Path, seconds: int) -> None:
+    """Neither for events nor for frames."""
+    events, (frame,) = random_events(10), random_frames(1)
+    for write in (
+        lambda bag: bag.write_events(events, seconds * 10**9),
+        lambda bag: bag.write_frame(Frame(seconds * 10**9, frame.image)),
+    ):
+        with (
+            pytest.raises(RecordingError, match=f"a time of {seconds} seconds"),
+            BagWriter(tmp_path / "b") as bag,
+        ):
+            write(bag)
 
 
 def rosbag1_of(path: Path, seconds: int) -> None:
@@ -169,6 +216,20 @@ def raw_of(path: Path, seconds: int) -> None:
     path.write_bytes(b"% format EVT3;height=48;width=64\n% end\n\x00\x80\x05\x00" + words.tobytes())
 
 
+def text_of(path: Path, seconds: int) -> None:
+    """Lines of t x y p, 200,000 events a second."""
+    events = random_events(200_000 * seconds, seconds)
+    rows = zip(*(getattr(events, name).tolist() for name in "txyp"), strict=True)
+    path.write_text("".join(f"{t // 1000} {x} {y} {p}\n" for t, x, y, p in rows))
+
+
+def zip_of(path: Path, seconds: int) -> None:
+    """The same in an archive."""
+    text_of(path.with_suffix(".txt"), seconds)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path.with_suffix(".txt"), "events.txt")
+
+
 def dsec_of(path: Path, seconds: int) -> None:
     """An HDF5 file in DSEC's layout of 500,000 events a second."""
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
@@ -184,7 +245,8 @@ def dsec_of(path: Path, seconds: int) -> None:
     ("write", "lengths"),
     [
         (bag_of("mcap"), (5, 12)), (bag_of("sqlite3"), (5, 12)), (rosbag1_of, (2, 8)), (aedat4_of, (1, 4)),
-        (npy_of, (1, 5)), (raw_of, (1, 5)), (dat_of, (1, 5)), (dsec_of, (1, 5)),
+        (npy_of, (1, 5)), (text_of, (1, 5)), (zip_of, (1, 5)), (raw_of, (1, 5)), (dat_of, (1, 5)),
+        (dsec_of, (1, 5)),
     ],
 )  # fmt: skip
 def test_memory_does_not_grow_with_length(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,6 @@ SHUFFLED = np.arange(80, dtype=np.uint64)[::-1].copy()
         ({"events/y": np.zeros(1999, np.uint16)}, "its fields differ in length"),
         ({"ms_to_idx": SHUFFLED}, "ms_to_idx does not ascend from 0 to the number of events"),
         ({"ms_to_idx": np.array([0, 5, 2001])}, "ms_to_idx does not ascend"),
-        ({"events/x": np.full(2000, 640, np.uint16)}, r"an event at \(640, \d+\) of 640x480 pixels"),
         ({"events/t": np.arange(2000, dtype=np.uint32)[::-1]}, "events/t steps back"),
         ({"events/width": 0, "events/height": 9}, "a sensor of 0x9 pixels"),
         ({"t_offset": "noon"}, "damaged or cut short .*noon"),
@@ -203,6 +203,88 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path, changes: dict[str, An
     path = write_events(tmp_path / "events.h5", some_events(), **changes)
     with pytest.raises(RecordingError, match=rf"events\.h5 is no DSEC event file.*{told}"):
         open_recording(path).info()
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"events/t": np.arange(2000) * 10**15}, "1999000000000000000"),
+        ({"events/t": np.full(2000, 2**64 - 1, np.uint64)}, "18446744073709551615"),
+        ({"t_offset": 2**60}, "1152921504606846976"),
+        ({"t_offset": 4_611_686_018_400_000}, r"4611686018\d+"),
+    ],
+)
+def test_times_that_64_bits_of_nanoseconds_do_not_hold_are_told(
+    tmp_path: Path, changes: dict[str, Any], value: str
+) -> None:
+    """In t, in t_offset and in their sum: the file, the value, its unit and what to do."""
+    path = write_events(tmp_path / "events.h5", some_events(), **changes)
+    with pytest.raises(
+        RecordingError,
+        match=rf"events\.h5 has a time of {value} microseconds, .* (divide its times|copy it again)",
+    ):
+        open_recording(path).info()
+
+
+def test_events_outside_the_sensor_are_left_out_and_counted(tmp_path: Path) -> None:
+    """640 columns do not hold x = 1279; without t_offset the sensor is as large as the events ask for."""
+    events = some_events()
+    x = np.where(np.arange(2000) < 4, 1279, events.x).astype(np.uint16)
+    info = open_recording(write_events(tmp_path / "a.h5", events, **{"events/x": x})).info().events
+    assert (info.count, info.outside.count, info.outside.first) == (1996, 4, (1279, int(events.y[0])))
+    assert info.size_that_holds_all == (1280, 720)
+    others = {"events/x": x, "t_offset": None}
+    info = open_recording(write_events(tmp_path / "b.h5", events, **others)).info().events
+    assert (info.count, info.outside.count, info.width, info.height) == (2000, 0, 1280, 720)
+
+
+CD_EVENT = np.dtype([("x", "<u2"), ("y", "<u2"), ("p", "<i2"), ("t", "<i8")])
+
+
+@pytest.mark.parametrize(
+    ("datasets", "told"),
+    [
+        (
+            {"CD/events": np.zeros(5, CD_EVENT), "CD/indexes": np.zeros(2)},
+            r"Metavision's own layout \(CD/events",
+        ),
+        ({"prophesee/left/t": np.zeros(5), "prophesee/left/ms_map_idx": np.zeros(5)}, "M3ED's layout"),
+        ({"events/xs": np.zeros(5), "events/ts": np.zeros(5)}, "E-VID and rpg_e2vid's tools"),
+        ({"events/t": np.zeros(5), "events/x": np.zeros(5), "events/height": 720}, "RVT's layout"),
+        ({"davis/left/events": np.zeros((5, 4))}, "MVSEC's layout"),
+        ({"events": np.zeros((5, 4), np.uint32)}, "v2e's layout"),
+        ({"a/b": np.zeros(5), "c": 3}, "a layout that is not supported, only DSEC's is; it holds a/b, c;"),
+        ({}, "it holds nothing"),
+    ],
+)
+def test_other_layouts_are_named_and_not_called_damaged(
+    tmp_path: Path, datasets: dict[str, Any], told: str
+) -> None:
+    """The sentence tells the layout, that it is not supported, and what to do."""
+    path = tmp_path / "r.h5"
+    with h5py.File(path, "w") as file:
+        for name, content in datasets.items():
+            file[name] = content
+    with pytest.raises(RecordingError, match=told) as refusal:
+        open_recording(path)
+    assert "not supported" in str(refusal.value)
+    assert "damaged" not in str(refusal.value)
+
+
+def test_metavisions_codec_is_named(tmp_path: Path) -> None:
+    """A dataset under a filter that nobody has here is no damage."""
+    path = tmp_path / "r.hdf5"
+    with h5py.File(path, "w") as file:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((100,))
+        properties.set_filter(0x8ECF, h5py.h5z.FLAG_OPTIONAL)
+        space = h5py.h5s.create_simple((100,))
+        group = file.create_group("CD")
+        h5py.h5d.create(group.id, b"events", h5py.h5t.py_create(CD_EVENT), space, properties)
+    with pytest.raises(
+        RecordingError, match=r"compressed with Metavision's ECF codec.*metavision_file_to_dat"
+    ):
+        open_recording(path)
 
 
 def test_an_index_that_ascends_but_lies_is_told_by_the_slice_that_needs_it(tmp_path: Path) -> None:
@@ -243,16 +325,19 @@ def test_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
 
 
 def test_images_that_are_missing_or_damaged_are_told(sequence: Path) -> None:
-    """Fewer images than times, a list that is none, a picture that is none, times that step back."""
+    """A picture that is none is left out; fewer images than times, a list that is none or steps back."""
     image = sequence / "images/left/rectified/000001.png"
     content = image.read_bytes()
     image.write_bytes(content[:30])
-    with pytest.raises(RecordingError, match=r"The image .*000001\.png cannot be read .*; copy it again"):
-        open_recording(sequence).info()
-    recording = open_recording(sequence)
+    recording, absent = open_recording(sequence), open_recording(sequence)
+    assert recording.info().frames == 2
     image.unlink()
-    with pytest.raises(RecordingError, match=r"The image .*000001\.png cannot be read"):
-        recording.info()
+    for opened in (recording, absent):
+        assert opened.info().frames == len(list(opened.frames())) == 2
+        refusal = opened.info().topics[1].first_refusal
+        assert refusal is not None
+        assert refusal.number == 2
+        assert re.search(r"The image .*000001\.png cannot be read .*; copy it again", refusal.reason)
     with pytest.raises(RecordingError, match=r"There are 2 images in .* and 3 times in .*timestamps\.txt"):
         open_recording(sequence)
     image.write_bytes(content)

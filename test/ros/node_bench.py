@@ -102,6 +102,10 @@ class Bench:
 
         return dict(json.loads(self.until(described, "a description")[-1].data))
 
+    def last_result(self) -> dict[str, Any]:
+        """What ~/result said last."""
+        return dict(json.loads(self.received["/evspec/result"][-1].data))
+
     def health(self, name: str) -> DiagnosticStatus | None:
         """The latest status of that name on /diagnostics."""
         for message in reversed(self.received["/diagnostics"]):

@@ -209,15 +209,18 @@ def test_the_overlay_and_the_partial_text_come_when_someone_listens(active: Benc
     assert active.received["/evspec/description/partial"]
 
 
-def test_event_arrays_arrive_over_dds_as_their_bytes(spinner: Spinner, checkpoints: Path) -> None:
-    """With events_type the node subscribes dvs_msgs/EventArray, and counts the events in it."""
-    kind = "dvs_msgs/msg/EventArray"
+@pytest.mark.parametrize("package", ["dvs_msgs", "dv_ros2_msgs"])
+def test_event_arrays_arrive_over_dds_as_their_bytes(
+    package: str, spinner: Spinner, checkpoints: Path
+) -> None:
+    """With events_type the node subscribes another package's EventArray, and counts the events in it."""
+    kind = f"{package}/msg/EventArray"
     node = EvspecNode(
         parameter_overrides=[Parameter("events_type", value=kind)],
-        cli_args=["--ros-args", "-r", "events:=arrays", "-r", "__node:=evspec_arrays"],
+        cli_args=["--ros-args", "-r", f"events:={package}", "-r", f"__node:=evspec_{package}"],
     )
-    camera = Node("array_camera")
-    publisher = camera.create_publisher(message_type(kind), "arrays", BEST_EFFORT)
+    camera = Node(f"camera_of_{package}")
+    publisher = camera.create_publisher(message_type(kind), package, BEST_EFFORT)
     for each in (node, camera):
         spinner.executor.add_node(each)
     spinner.until(publisher.get_subscription_count, "the subscription")

@@ -91,3 +91,17 @@ def test_a_bad_start_value_is_one_sentence(ros: None) -> None:
         EvspecNode(parameter_overrides=[Parameter("window_ms", value=1000.0)])
     with pytest.raises(RosError, match="trigger"):
         EvspecNode(parameter_overrides=[Parameter("trigger", value="sometimes")])
+
+
+def test_max_new_tokens_beyond_the_target_s_positions_is_refused(inactive: Bench) -> None:
+    """At once while the node is configured; a start value when it is being configured, which then fails."""
+    assert inactive.set_parameter("max_new_tokens", 2000) == ""
+    assert inactive.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    status = inactive.until(lambda: inactive.health("descriptions"), "diagnostics")
+    assert "max_new_tokens is 2000 and" in status.message
+    assert inactive.set_parameter("max_new_tokens", 12) == ""
+    assert inactive.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert "of the target's 1024 positions" in inactive.set_parameter("max_new_tokens", 2000)
+    assert "shorten the prompt" in inactive.set_parameter("prompt", "word " * 3000)
+    assert inactive.node.get_parameter("max_new_tokens").value == 12
+    assert inactive.set_parameter("max_new_tokens", 13) == ""

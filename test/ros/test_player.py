@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.recordings.bag_writer import BagWriter
 from evspec_ros.recordings.recording import Piece, Recording, Topic
+from evspec_ros.ros import player
 from evspec_ros.ros.player import Schedule, event_packets, timeline
 
 MS = 1_000_000
@@ -84,3 +86,14 @@ def test_time_runs_on_from_lap_to_lap_and_can_be_traced_back(rate: float) -> Non
         assert schedule.to_recording(schedule.to_ros(540 * MS, lap)) == 540 * MS
     times = np.array([500 * MS, 540 * MS])
     assert schedule.to_ros(times, 2).tolist() == [schedule.to_ros(int(t), 2) for t in times]
+
+
+def test_the_player_plays_the_topics_that_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that is not in the bag ends it with status 1 and the names that are."""
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_frame(Frame(MS, np.zeros((4, 4, 3), np.uint8)))
+    assert player.main([str(tmp_path / "bag"), "--image", "/centre"]) == 1
+    assert "no topic /centre for --image; those that would do: /camera/image_raw." in capsys.readouterr().err

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from speculative_fakes import FakeTarget, fake_prompt, markov
 
-from evspec_ros.speculative import DraftLimits
-from evspec_ros.speculative.costs import convex_minorant
+from evspec_ros.speculative import DecodingStatistics, DraftLimits, TargetPass
+from evspec_ros.speculative.costs import PrefillCost, convex_minorant, measure_prefill
 from evspec_ros.speculative.drafter import PassCosts
 
 COSTS = PassCosts(tuple(1.0 + 0.1 * rows for rows in range(20)), 0.05)
@@ -50,3 +53,42 @@ def test_the_minorant_is_convex_and_nowhere_above_the_timings(timed: list[float]
     assert all(found[place - 1] <= value + 1e-9 for place, value in zip(places, timed, strict=True))
     slopes = [after - before for before, after in pairwise(found)]
     assert all(after >= before - 1e-9 for before, after in pairwise(slopes))
+
+
+def test_a_prefill_is_compared_with_what_its_own_rows_take() -> None:
+    """Two prompts of 100 and 7 rows that are computed, at 2 ms a prompt and 0.1 ms a row: 14.7 ms alone."""
+    cost = PrefillCost(2.0, 0.1)
+    whole = DecodingStatistics(prompt_rows=100, prefill_ms=29.4)
+    second = DecodingStatistics(prompt_rows=102, reused_rows=95, prefill_ms=29.4)
+    assert cost.slowdown([whole, second]) == pytest.approx(2.0)
+    assert cost.slowdown(
+        [DecodingStatistics(prompt_rows=100, reused_rows=99, prefill_ms=2.1)]
+    ) == pytest.approx(1.0)
+
+
+def test_what_a_prefill_costs_is_measured_at_both_ends() -> None:
+    """All rows and the last one alone, each several times, the fastest counts."""
+    read: list[int] = []
+
+    class Target(FakeTarget):
+        """Knows the prompt from the second time on."""
+
+        known = 0
+
+        def forget(self) -> None:
+            """Nothing is known."""
+            self.known = 0
+
+        def prefill(self, prompts: Any, capacity: int, layers: tuple[int, ...]) -> list[TargetPass]:
+            """A millisecond and a fifth of one for each row."""
+            (only,) = super().prefill(prompts, capacity, layers)
+            rows = prompts[0].shape[1] - self.known
+            read.append(rows)
+            time.sleep((1 + rows / 5) / 1000)
+            reused, self.known = self.known, prompts[0].shape[1] - 1
+            return [TargetPass(only.logits, only.features, reused)]
+
+    cost = measure_prefill(Target(markov(9, seed=1)), fake_prompt([1, 2] * 50))  # type: ignore[arg-type]
+    assert read == [100, 1] * 5
+    assert cost.prompt_ms > 0.9
+    assert cost.row_ms == pytest.approx(0.2, rel=0.5)

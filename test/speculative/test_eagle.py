@@ -11,7 +11,8 @@ import pytest
 import torch
 from speculative_fakes import ScriptedDrafter, following_script, random_trees
 
-from evspec_ros.errors import GenerationError
+from evspec_ros.engines.onnx_decoder import OnnxDecoder
+from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.networks.checkpoints import DRAFT_HEADS
 from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
@@ -402,8 +403,52 @@ def test_drafters_go_by_name() -> None:
     with pytest.raises(GenerationError, match="needs a draft head"):
         make_drafter("eagle", target)
     other = EagleHead(EagleConfig.for_target(LlamaConfig(9, 16, 16, 1, 2, 2, 8), 4, 2))
-    with pytest.raises(GenerationError, match="trained for this target"):
+    with pytest.raises(CheckpointError, match="trained for this target"):
         make_drafter("eagle", target, DraftModels(other))
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("name", ["eagle", "eagle2", "eagle3", "combined"])
+def test_a_head_with_too_few_positions_drafts_as_far_as_they_go(name: str, engine: str) -> None:
+    """From none at all to enough: no error, the target's own text, and never fewer drafts with more."""
+    target = _target()
+    if engine == "onnxruntime":
+        config = replace(CONFIG, head_dim=16)
+        torch.manual_seed(0)
+        decoder, lm_head = LlamaDecoder(config).eval(), torch.nn.Linear(32, VOCABULARY, bias=False)
+        for parameter in (*decoder.parameters(), lm_head.weight):
+            torch.nn.init.normal_(parameter, std=0.4)
+        target = DecoderTarget(decoder, lm_head, (), str, engine=OnnxDecoder(decoder, lm_head))
+    kind = str(drafter_kind(name).head_kind)
+    sizes = DRAFT_HEADS[kind].config.for_target(target.decoder.config, EVENT_SIZE, 8)
+    prompt = _prompts(2)[1]  # 13 rows and nine event rows
+    alone = generate(target, NoDrafter(), prompt, max_new_tokens=LENGTH).tokens
+    drafted = []
+    for positions in (1, 9, 16, 22, 23, 24, 26, 30, 36, 96):
+        torch.manual_seed(0)
+        head = DRAFT_HEADS[kind].head(replace(sizes, max_positions=positions)).eval()
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        drafter = make_drafter(name, target, DraftModels(head, _event_model()))
+        for temperature in (0.0, 1.0):
+            limits = DraftLimits(6, 12)
+            drafter.forget()
+            found = generate(
+                target, drafter, prompt, max_new_tokens=LENGTH, limits=limits, temperature=temperature
+            )
+            if temperature == 0.0:
+                assert found.tokens == alone
+                drafted.append(found.statistics.drafted)
+    assert drafted[0] == 0 < drafted[-1]
+
+
+def test_the_event_model_writes_only_what_the_target_can_read() -> None:
+    """Where its tokens mean something else, `combined` is what is left without it."""
+    target, events = _target(), EventSide(overlap=True)
+    models = DraftModels(_head("eagle3"), _event_model(), events)
+    assert make_drafter("combined", target, models)._event_writer is not None  # type: ignore[attr-defined]
+    others = replace(models, same_tokens=False)
+    assert make_drafter("combined", target, others)._event_writer is None  # type: ignore[attr-defined]
 
 
 def test_a_prompt_that_begins_as_the_last_one_is_read_from_where_they_part() -> None:
@@ -438,7 +483,7 @@ def test_the_last_row_of_a_prompt_is_always_read() -> None:
 
 def test_a_larger_cache_or_other_layers_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the rows of a smaller cache nor features that were not asked for are there to be reused."""
-    monkeypatch.setattr("evspec_ros.speculative.target.CACHE_STEP", 8)
+    monkeypatch.setattr("evspec_ros.sizes.CACHE_STEP", 8)
     target, prompt = _target(), torch.randn(1, 12, CONFIG.hidden_size)
     with torch.inference_mode():
         reused = [

@@ -195,6 +195,28 @@ def _warped(logits: torch.Tensor) -> torch.Tensor:
     return p / p.sum()
 
 
+@pytest.mark.parametrize("kind", ["none", "perfect", "wrong"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_of_nan_end_a_text_where_they_come(kind: str, temperature: float) -> None:
+    """After its fifth token, told with that place; what was known by then has streamed out."""
+    prompt = _prompts(1)[0]
+    streamed: list[int] = []
+
+    def failing(history: list[int]) -> torch.Tensor:
+        return NEXT(history) * (float("nan") if len(history) >= len(prompt) + 5 else 1.0)
+
+    with pytest.raises(GenerationError, match="behind token 5 of the text are not finite"):
+        generate(
+            FakeTarget(failing),
+            _drafters(prompt)[kind],  # type: ignore[arg-type]
+            fake_prompt(prompt),
+            max_new_tokens=LENGTH,
+            temperature=temperature,
+            on_tokens=streamed.extend,
+        )
+    assert len(streamed) <= 5
+
+
 def test_a_length_of_nothing_is_refused() -> None:
     """The message says what to give."""
     with pytest.raises(GenerationError, match="max_new_tokens"):

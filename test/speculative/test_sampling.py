@@ -7,7 +7,9 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from evspec_ros.errors import GenerationError
-from evspec_ros.speculative.sampling import Sampling, draw
+from evspec_ros.speculative import DraftTree
+from evspec_ros.speculative.sampling import Sampling, Warped, draw
+from evspec_ros.speculative.verification import verify
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
@@ -50,3 +52,29 @@ def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     """The message names the setting."""
     with pytest.raises(GenerationError, match=next(iter(settings))):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (40, 1.0), (0, 0.9), (50, 0.9)])
+def test_a_row_warped_alone_is_that_of_all_rows_together(top_k: int, top_p: float) -> None:
+    """To the last bit, so that a seed's text does not depend on which rows are asked for."""
+    logits = torch.randn(25, 32_064, generator=torch.Generator().manual_seed(5)) * 4
+    sampling = Sampling(0.8, top_p, top_k)
+    together, alone = sampling.probabilities(logits), Warped(logits, sampling)
+    assert all(torch.equal(alone[row], together[row]) for row in range(25))
+
+
+def test_rows_that_nobody_asks_for_are_not_warped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tree of 24 nodes whose first level is refused, the root's row alone."""
+    warped: list[torch.Size] = []
+    exact = Sampling.probabilities
+
+    def counted(self: Sampling, logits: torch.Tensor) -> torch.Tensor:
+        warped.append(logits.shape)
+        return exact(self, logits)
+
+    monkeypatch.setattr(Sampling, "probabilities", counted)
+    logits = torch.zeros(25, 100)
+    logits[:, 99] = 50.0
+    tree = DraftTree.from_parents(list(range(24)), [-1] * 24, [0.1] * 24)
+    assert verify(tree, logits, Sampling(1.0), torch.Generator().manual_seed(0)).tokens == [99]
+    assert warped == [(100,)]

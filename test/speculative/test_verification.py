@@ -56,6 +56,53 @@ def test_without_a_draft_the_target_decides_alone() -> None:
     assert verify(NO_DRAFT, logits, Sampling(temperature=1e-3), generator).tokens == [1]
 
 
+MODES = [
+    (Sampling(), Acceptance()),
+    (Sampling(1.0), Acceptance()),
+    (Sampling(0.7, top_p=0.9, top_k=3), Acceptance()),
+    (Sampling(), Acceptance("typical")),
+    (Sampling(1.0), Acceptance("typical")),
+    (Sampling(), Acceptance("cascade")),
+    (Sampling(1.0), Acceptance("cascade")),
+]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("sampling", "acceptance"), MODES)
+def test_logits_that_are_not_finite_stop_the_text(
+    sampling: Sampling, acceptance: Acceptance, value: float
+) -> None:
+    """One NaN or infinity in the row that decides, wherever in it, is told with its place in the text."""
+    for place in (0, 2):
+        logits = torch.full((3, 4), -30.0)
+        logits[[0, 1, 2], [1, 3, 0]] = 30.0
+        logits[2, place] = value
+        tree, generator = DraftTree.chain([1, 3], [1.0, 1.0]), torch.Generator().manual_seed(0)
+        with pytest.raises(GenerationError, match=r"behind token 9 of the text are not finite"):
+            verify(tree, logits, sampling, generator, acceptance, written=7)
+        with pytest.raises(GenerationError, match="behind the prompt are not finite"):
+            verify(NO_DRAFT, logits[2:], sampling, generator, acceptance)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0)])
+def test_a_row_that_decides_nothing_may_be_anything(sampling: Sampling) -> None:
+    """The target would never have read the refused draft, so its logits do not count; -inf forbids a token
+    and is no fault.
+    """
+    logits = torch.full((3, 4), float("-inf"))
+    logits[0, 1] = 3.0
+    logits[1:] = float("nan")
+    verdict = verify(DraftTree.chain([2, 3], [1.0, 1.0]), logits, sampling, torch.Generator())
+    assert verdict.tokens == [1]
+
+
+def test_a_row_of_nothing_but_minus_infinity_says_nothing() -> None:
+    """No token is left in it."""
+    for sampling in (Sampling(), Sampling(1.0)):
+        with pytest.raises(GenerationError, match="not finite"):
+            verify(NO_DRAFT, torch.full((1, 4), float("-inf")), sampling, torch.Generator())
+
+
 def test_greedy_finds_the_longest_agreeing_path_of_any_tree() -> None:
     """Against trying every path from the root, on 300 random trees."""
     random = np.random.default_rng(1)

@@ -54,7 +54,7 @@ def test_answers_are_the_target_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = noise_scenes(0, 4)
     found = answer(pair, scenes, FeaturePlan.for_pair(pair, max_new_tokens=12))
     end = int(found.tokens[0, 6])  # a token that ends the first answer in mid-block
-    object.__setattr__(target.config.text, "eos_token_id", end)
+    object.__setattr__(target.config.text, "end_tokens", (end,))
     found = answer(pair, scenes, FeaturePlan.for_pair(pair, max_new_tokens=12))
     alone = DecoderTarget(target.decoder, target.lm_head, {end}, str)
     for index in range(4):
@@ -136,7 +136,7 @@ def test_the_acceptance_length_is_what_the_decoder_shows(
 def _decoded(pair: ModelPair, head: Head, n_max: int, max_new_tokens: int) -> DecodingStatistics:
     """Eight scenes, decoded with chains."""
     target = pair.target
-    decoder = DecoderTarget(target.decoder, target.lm_head, {target.config.text.eos_token_id}, str)
+    decoder = DecoderTarget(target.decoder, target.lm_head, target.config.text.end_tokens, str)
     kind, side = head.config.kind, EventSide()
     drafter = (
         EagleDrafter(decoder, head, side)  # type: ignore[arg-type]

@@ -45,9 +45,9 @@ def test_shards_hold_what_the_models_said(tmp_path: Path) -> None:
 
 def test_the_disk_use_is_predicted(tmp_path: Path) -> None:
     """From above, and closely where every answer is as long as it may be."""
-    object.__setattr__(PAIR.target.config.text, "eos_token_id", 1000)  # never said
+    object.__setattr__(PAIR.target.config.text, "end_tokens", (1000,))  # never said
     shards = _extract(tmp_path)
-    object.__setattr__(PAIR.target.config.text, "eos_token_id", 2)
+    object.__setattr__(PAIR.target.config.text, "end_tokens", (2,))
     written = sum(sum(value.nbytes for value in load_file(path).values()) for path in shards.paths)
     assert written == 8 * PLAN.scene_bytes(PAIR)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -201,3 +203,40 @@ def test_a_drafter_without_such_a_head_is_refused() -> None:
     """One sentence."""
     with pytest.raises(GenerationError, match="no head that could learn"):
         SceneDescriber.load(MODELS / "tiny_video_llava", None, None, drafter="none", online=OnlineSettings())
+
+
+def test_a_step_that_fails_is_told_and_learning_goes_on_with_the_next_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread lives, the copy begins anew from the head that drafts, nothing is offered."""
+    distiller = _distiller(settings=replace(QUICK, held_out=1, steps=2))
+    learn = distiller.learn
+    failing = [KeyError("features")]
+
+    def once() -> None:
+        learn()
+        if failing:
+            raise failing.pop()
+
+    monkeypatch.setattr(distiller, "learn", once)
+    distiller.start()
+    try:
+        _describe(distiller, range(3))
+        failure = _until(distiller.take_failure)
+        assert failure.problem == "KeyError: 'features'"
+        assert "in once" in failure.traceback
+        assert distiller.take_failure() is None
+        steps = distiller.steps
+        _describe(distiller, range(3, 6))
+        _until(lambda: distiller.steps > steps)
+    finally:
+        distiller.close()
+        distiller._thread.join()
+
+
+def _until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value

@@ -1,0 +1,19 @@
+"""How much one description reads, writes and keeps: the numbers that several rooms share, without torch."""
+
+FRAMES = 8  # Video-LLaVA reads this many
+KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
+EVENT_IMAGES = 5  # EventGPT sees a window as this many
+MAX_NEW_TOKENS = 80
+TREE_SIZE = 40  # most draft nodes in a pass
+CACHE_STEP = 128  # rows; a question some words longer than the last one still fits into the same cache
+EVENT_AHEAD = 32  # tokens that the event model writes at most before the target's first one is known
+
+# What passes cost is measured once, on so many rows and so often; each run leaves a row in the cache.
+TIMED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 60, 64)
+TIMINGS = 5
+MEASURED_ROWS = (TIMINGS + 1) * len(TIMED_ROWS) + max(TIMED_ROWS)
+
+
+def cache_rows(rows: int) -> int:
+    """The rows of a cache that has to hold so many."""
+    return -(-rows // CACHE_STEP) * CACHE_STEP
