@@ -11,8 +11,9 @@ from transformers import LlamaForCausalLM
 from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig
+from evspec_ros.sizes import EVENT_AHEAD
 from evspec_ros.speculative import EventSide, Prompt
-from evspec_ros.speculative.eventgpt import AHEAD, EventGptDrafter, EventWriter
+from evspec_ros.speculative.eventgpt import EventGptDrafter, EventWriter
 
 VOCABULARY, SIZE = 40, 24
 BEFORE, AFTER = (1, 4, 7), (6, 9, 3)
@@ -76,7 +77,7 @@ def test_it_writes_so_far_ahead_whatever_the_prompt_s_length(rows: int) -> None:
     events = torch.randn(rows - len(BEFORE) - len(AFTER), SIZE)
     prompt = Prompt(torch.zeros(1, 1, SIZE), (), lambda: events, (BEFORE, AFTER))
     drafter._begin(prompt, events, lambda: True)
-    assert len(drafter._writer.tokens) == AHEAD
+    assert len(drafter._writer.tokens) == EVENT_AHEAD
     said = [token for token, _ in drafter._writer.said]
     assert drafter._writer.tokens == said[:-1]
 
