@@ -1,5 +1,7 @@
 """How much one description reads, writes and keeps: the numbers that several rooms share, without torch."""
 
+WINDOW_MS = 50.0  # EventGPT's task; it was made for at most 100
+FRAMES_SECONDS = 1.0  # the frames are spread over this long, as the tiny checkpoints were taught
 FRAMES = 8  # Video-LLaVA reads this many
 KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
 EVENT_IMAGES = 5  # EventGPT sees a window as this many

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from evspec_ros.describer import Limits, SceneDescriber, compute_device
+from evspec_ros.describer import SceneDescriber
+from evspec_ros.description import Limits
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.loading import load_describer
 from evspec_ros.networks import memory
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
+from evspec_ros.networks.devices import compute_device
 from evspec_ros.networks.draft_head import Eagle3Head
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.simulation.samples import sample_scene
@@ -31,19 +34,19 @@ TARGET, EVENT_MODEL, HEAD = (MODELS / f"tiny_{name}" for name in ("video_llava",
 @pytest.fixture(scope="module", params=["none", "combined"])
 def describer(request: pytest.FixtureRequest) -> SceneDescriber:
     """One describer per drafter."""
-    return SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter=request.param)
+    return load_describer(TARGET, EVENT_MODEL, HEAD, drafter=request.param)
 
 
 @pytest.fixture(scope="module")
 def eagle() -> SceneDescriber:
     """The default describer."""
-    return SceneDescriber.load(TARGET, EVENT_MODEL, HEAD)
+    return load_describer(TARGET, EVENT_MODEL, HEAD)
 
 
 @pytest.fixture(scope="module")
 def plain() -> SceneDescriber:
     """The target alone."""
-    return SceneDescriber.load(TARGET, None, None, drafter="none")
+    return load_describer(TARGET, None, None, drafter="none")
 
 
 def _window(index: int) -> tuple[Events, list[Frame]]:
@@ -124,7 +127,7 @@ def test_a_later_window_uses_what_was_computed_for_an_earlier_one() -> None:
     """Frames that both have are encoded once, frames before the first new one are not even read again, and
     the text is the one that a describer without a past writes.
     """
-    past, fresh = (SceneDescriber.load(TARGET, EVENT_MODEL, HEAD) for _ in range(2))
+    past, fresh = (load_describer(TARGET, EVENT_MODEL, HEAD) for _ in range(2))
     events, frames = _window(8)
     first = past.describe(events, [*frames[:6], frames[5], frames[5]], stamp_ns=0)
     later = past.describe(events, frames, stamp_ns=0)
@@ -190,7 +193,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(changes: dict[str, object],
     """One sentence each."""
     arguments = {"target": TARGET, "event_model": EVENT_MODEL, "draft_head": HEAD, **changes}
     with pytest.raises(CheckpointError, match=sentence):
-        SceneDescriber.load(**arguments)  # type: ignore[arg-type]
+        load_describer(**arguments)  # type: ignore[arg-type]
 
 
 def test_a_cuda_device_without_a_gpu_is_refused() -> None:
@@ -198,7 +201,7 @@ def test_a_cuda_device_without_a_gpu_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(CheckpointError, match="sees no GPU"):
-        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, device="cuda")
+        load_describer(TARGET, EVENT_MODEL, HEAD, device="cuda")
 
 
 @pytest.mark.parametrize("name", ["mps", "meta", "xpu", "cpu:1", "cuda:x", "cuda:-1", "", "CPU", "hpu:0"])
@@ -246,7 +249,7 @@ def test_a_head_that_does_not_fit_is_refused_before_weights_are_read(
     config = json.loads((MODELS / f"tiny_{kind}" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(CheckpointError, match=sentence) as caught:
-        SceneDescriber.load(TARGET, EVENT_MODEL, tmp_path, drafter=kind)
+        load_describer(TARGET, EVENT_MODEL, tmp_path, drafter=kind)
     assert str(caught.value).endswith(".")
 
 
@@ -255,7 +258,7 @@ def test_a_head_of_another_kind_is_refused() -> None:
     with pytest.raises(
         CheckpointError, match="of kind 'eagle3' and the drafter 'eagle' needs one of kind 'eagle'"
     ):
-        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter="eagle")
+        load_describer(TARGET, EVENT_MODEL, HEAD, drafter="eagle")
 
 
 def test_a_text_ends_where_generation_config_ends_it(tmp_path: Path, plain: SceneDescriber) -> None:
@@ -266,7 +269,7 @@ def test_a_text_ends_where_generation_config_ends_it(tmp_path: Path, plain: Scen
     shutil.copytree(TARGET, tmp_path / "target")
     ends = {"eos_token_id": [2, tokens[end]]}
     (tmp_path / "target" / "generation_config.json").write_text(json.dumps(ends))
-    found = SceneDescriber.load(tmp_path / "target", EVENT_MODEL, HEAD).describe(events, frames, stamp_ns=0)
+    found = load_describer(tmp_path / "target", EVENT_MODEL, HEAD).describe(events, frames, stamp_ns=0)
     assert found.tokens == tokens[: end + 1]
 
 
@@ -292,7 +295,7 @@ def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
     config = replace(load_draft_head(HEAD).config, event_size=7)
     save_draft_head(Eagle3Head(config), tmp_path / "head")
     with pytest.raises(CheckpointError, match="event features of 7 values"):
-        SceneDescriber.load(TARGET, EVENT_MODEL, tmp_path / "head")
+        load_describer(TARGET, EVENT_MODEL, tmp_path / "head")
 
 
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "int8"), ("int8", "auto"), ("int4", "float16")])
@@ -301,7 +304,7 @@ def test_drafting_is_lossless_in_every_precision(dtype: str, kv_dtype: str) -> N
     if dtype != "float32":
         pytest.importorskip("torchao", reason="int8 and int4 need torchao")
     drafted, alone = (
-        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter=drafter, dtype=dtype, kv_dtype=kv_dtype)
+        load_describer(TARGET, EVENT_MODEL, HEAD, drafter=drafter, dtype=dtype, kv_dtype=kv_dtype)
         for drafter in ("eagle3", "none")
     )
     for index in range(3):
@@ -318,7 +321,7 @@ def test_too_little_memory_is_refused_before_weights_are_read(
     (tmp_path / "config.json").write_bytes((TARGET / "config.json").read_bytes())
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
     with pytest.raises(CheckpointError, match=r"^The networks need about .* fits\.$"):
-        SceneDescriber.load(tmp_path, None, None, drafter="none")
+        load_describer(tmp_path, None, None, drafter="none")
 
 
 def test_a_target_with_the_tokenizer_of_another_is_refused(tmp_path: Path) -> None:
@@ -327,13 +330,13 @@ def test_a_target_with_the_tokenizer_of_another_is_refused(tmp_path: Path) -> No
     for file in EVENT_MODEL.glob("*token*.json"):
         shutil.copy(file, tmp_path / "target")
     with pytest.raises(CheckpointError, match="has no id for '<video>'"):
-        SceneDescriber.load(tmp_path / "target", None, None, drafter="none")
+        load_describer(tmp_path / "target", None, None, drafter="none")
 
 
 def test_an_unknown_drafter_is_refused() -> None:
     """The error lists those that there are."""
     with pytest.raises(GenerationError, match="choose one of none, prompt_lookup"):
-        SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, drafter="oracle")
+        load_describer(TARGET, EVENT_MODEL, HEAD, drafter="oracle")
 
 
 def test_frames_of_any_size_are_read(describer: SceneDescriber) -> None:
@@ -349,7 +352,7 @@ QUESTIONS = ("Describe the scene.", "Is there a person?", "What moves?")
 def test_several_questions_are_answered_as_each_alone(drafter: str, plain: SceneDescriber) -> None:
     """Token for token; the window's frames are encoded once for all of them."""
     head = MODELS / ("tiny_eagle" if drafter == "eagle" else "tiny_eagle3")
-    asked = SceneDescriber.load(TARGET, EVENT_MODEL, head, drafter=drafter)
+    asked = load_describer(TARGET, EVENT_MODEL, head, drafter=drafter)
     for index in range(3):
         events, frames = _window(index)
         found = asked.describe_all(events, frames, prompts=QUESTIONS, stamp_ns=1)
@@ -369,7 +372,7 @@ def test_events_read_beside_the_prefill_change_no_text(drafter: str, plain: Scen
     """
     kind = DRAFTERS[drafter].head_kind
     head = MODELS / f"tiny_{kind}" if kind else None
-    beside = SceneDescriber.load(TARGET, EVENT_MODEL, head, drafter=drafter, overlap="on", event_pooling=2)
+    beside = load_describer(TARGET, EVENT_MODEL, head, drafter=drafter, overlap="on", event_pooling=2)
     for index in range(3):
         events, frames = _window(index)
         found = beside.describe(events, frames, stamp_ns=1)
@@ -384,7 +387,7 @@ def test_the_slowdown_of_a_prefill_is_one_number_for_all_questions() -> None:
     """It compares with what the rows that were computed take alone, few or many: about 1, not the 54 of a
     second question that was taken to have read its own few rows in the whole prefill's time.
     """
-    beside = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, overlap="on")
+    beside = load_describer(TARGET, EVENT_MODEL, HEAD, overlap="on")
     events, frames = _window(0)
     told = []
     for prompts in (QUESTIONS[:2], QUESTIONS[1:], QUESTIONS, QUESTIONS):
@@ -392,14 +395,14 @@ def test_the_slowdown_of_a_prefill_is_one_number_for_all_questions() -> None:
         assert len({answer.prefill_slowdown for answer in found}) == 1
         told.append(found[0].prefill_slowdown)
     assert sorted(told)[1] < 8
-    alone = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, overlap="off")
+    alone = load_describer(TARGET, EVENT_MODEL, HEAD, overlap="off")
     found = alone.describe_all(events, frames, prompts=QUESTIONS, stamp_ns=1)
     assert {answer.prefill_slowdown for answer in found} == {1.0}
 
 
 def test_a_repeated_window_costs_one_verification_until_the_stream_ends() -> None:
     """The default drafter remembers what it said, and forgets it where time jumps."""
-    eagle = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD)
+    eagle = load_describer(TARGET, EVENT_MODEL, HEAD)
     events, frames = _window(4)
     first = eagle.describe(events, frames, stamp_ns=1)
     again = eagle.describe(events, frames, stamp_ns=2)
@@ -420,12 +423,12 @@ def test_tokens_of_another_vocabulary_are_no_drafts(tmp_path: Path) -> None:
     words[one], words[other] = words[other], words[one]
     tokenizer.write_text(json.dumps(vocabulary), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"hands no tokens over.*differ in their vocabulary"):
-        SceneDescriber.load(TARGET, tmp_path / "events", None, drafter="eventgpt")
-    SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="eagle3")
-    combined = SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="combined", overlap="on")
+        load_describer(TARGET, tmp_path / "events", None, drafter="eventgpt")
+    load_describer(TARGET, tmp_path / "events", HEAD, drafter="eagle3")
+    combined = load_describer(TARGET, tmp_path / "events", HEAD, drafter="combined", overlap="on")
     assert "differ in their vocabulary" in combined.left_out
     events, frames = _window(0)
     found = combined.describe(events, frames, stamp_ns=0, limits=Limits(max_new_tokens=8))
     assert found.drafter == "combined without eventgpt"
-    alone = SceneDescriber.load(TARGET, tmp_path / "events", HEAD, drafter="combined", overlap="off")
+    alone = load_describer(TARGET, tmp_path / "events", HEAD, drafter="combined", overlap="off")
     assert (alone.drafter, alone.left_out) == ("combined", "")

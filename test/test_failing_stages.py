@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import evspec_ros.describer
-from evspec_ros.describer import Description, Limits, SceneDescriber
+import evspec_ros.reading
+import evspec_ros.speculative.text
+from evspec_ros.describer import SceneDescriber
+from evspec_ros.description import Description, Limits
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.loading import load_describer
 from evspec_ros.simulation.samples import sample_scene
-from evspec_ros.training.online import OnlineSettings
+from evspec_ros.training.online import OnlineDistiller, OnlineSettings
 
 MODELS = Path(__file__).parents[1] / "models"
 TARGET, EVENT_MODEL, HEAD = (MODELS / f"tiny_{name}" for name in ("video_llava", "eventgpt", "eagle3"))
@@ -25,7 +28,9 @@ LIMITS = Limits(max_new_tokens=16)
 SETTINGS: dict[str, dict[str, Any]] = {
     "in turn": {},
     "beside": {"overlap": "on"},
-    "learning": {"online": OnlineSettings(held_out=1, steps=1)},
+    "learning": {
+        "learner": partial(OnlineDistiller.between_windows, settings=OnlineSettings(held_out=1, steps=1))
+    },
 }
 
 Window = tuple[Events, list[Frame]]
@@ -53,26 +58,26 @@ class Preprocessing:
 
 
 STAGES = {
-    "preprocess": Stage(lambda d: d._frame_preprocessor, "run", True),
-    "encode frames": Stage(lambda d: d._target, "encode_frames", True),
-    "gather frames": Stage(lambda d: d._frame_features, "gather", True),
-    "tokenise": Stage(lambda d: d._tokenizer, "encode_plain", True),
-    "embed": Stage(lambda d: d._target, "embed_prompt", True),
-    "prefill": Stage(lambda d: d._decoder, "prefill", True),
-    "read the first prompt": Stage(lambda d: d._decoder, "_read_first", True),
-    "read the second prompt": Stage(lambda d: d._decoder, "_read_other", True),
-    "verify": Stage(lambda d: d._decoder, "extend", True),
-    "verify in the engine": Stage(lambda d: d._decoder.engine, "run", True),
-    "judge": Stage(lambda _: sys.modules["evspec_ros.speculative.generate"], "verify", True),
-    "keep": Stage(lambda d: d._decoder, "keep", True),
-    "detokenise": Stage(lambda d: d._tokenizer, "decode", True),
-    "render": Stage(lambda _: evspec_ros.describer, "render_event_images", False),
-    "event preprocess": Stage(lambda d: d._event_reader.preprocessor, "run", False),
-    "encode events": Stage(lambda d: d._event_reader.model, "encode_events", False),
+    "preprocess": Stage(lambda d: d._reader.target.preprocessor, "run", True),
+    "encode frames": Stage(lambda d: d._reader.target.model, "encode_frames", True),
+    "gather frames": Stage(lambda d: d._reader._frame_features, "gather", True),
+    "tokenise": Stage(lambda d: d._reader.target.tokenizer, "encode_plain", True),
+    "embed": Stage(lambda d: d._reader.target.model, "embed_prompt", True),
+    "prefill": Stage(lambda d: d._target, "prefill", True),
+    "read the first prompt": Stage(lambda d: d._target, "_read_first", True),
+    "read the second prompt": Stage(lambda d: d._target, "_read_other", True),
+    "verify": Stage(lambda d: d._target, "extend", True),
+    "verify in the engine": Stage(lambda d: d._target.engine, "run", True),
+    "judge": Stage(lambda _: evspec_ros.speculative.text, "verify", True),
+    "keep": Stage(lambda d: d._target, "keep", True),
+    "detokenise": Stage(lambda d: d._target, "detokenize", True),
+    "render": Stage(lambda _: evspec_ros.reading, "render_event_images", False),
+    "event preprocess": Stage(lambda d: d._reader.events.preprocessor, "run", False),
+    "encode events": Stage(lambda d: d._reader.events.model, "encode_events", False),
     "read the head's prompt": Stage(lambda d: _combined(d)._head._head, "fuse", False),
     "the head's engine": Stage(lambda d: _combined(d)._head._engine, "run", False),
-    **{step: Stage(lambda d: d._drafters[0], step, False) for step in ("prepare", "start", "propose")},
-    **{step: Stage(lambda d: d._drafters[0], step, False) for step in ("accept", "finish")},
+    **{step: Stage(lambda d: d._drafters.get(1)[0], step, False) for step in ("prepare", "start", "propose")},
+    **{step: Stage(lambda d: d._drafters.get(1)[0], step, False) for step in ("accept", "finish")},
 }
 BESIDE = {
     "the event model's prompt": Stage(lambda d: _combined(d)._event_writer._writer, "read_prompt", False),
@@ -87,7 +92,7 @@ ERRORS: list[Exception] = [
 
 
 def _combined(describer: SceneDescriber) -> Any:
-    drafter = describer._drafters[0]
+    drafter = describer._drafters.get(1)[0]
     return getattr(drafter, "_drafter", drafter)  # learning stands before it
 
 
@@ -106,23 +111,25 @@ def windows() -> list[Window]:
 @pytest.fixture(scope="module")
 def texts(windows: list[Window]) -> list[list[tuple[int, ...]]]:
     """What the target alone says about each of them."""
-    plain = SceneDescriber.load(TARGET, None, None, drafter="none")
+    plain = load_describer(TARGET, None, None, drafter="none")
     return [[answer.tokens for answer in _describe(plain, window)] for window in windows]
 
 
 @pytest.fixture(scope="module", params=list(SETTINGS))
 def describer(request: pytest.FixtureRequest) -> Iterator[SceneDescriber]:
     """Events read before the target, beside it, and a head that learns."""
-    made = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD, **SETTINGS[request.param])
-    made._frame_preprocessor = Preprocessing(made._frame_preprocessor)  # type: ignore[assignment]
-    assert made._event_reader is not None
-    reads: Any = Preprocessing(made._event_reader.preprocessor)
-    made._event_reader = replace(made._event_reader, preprocessor=reads)
+    made = load_describer(TARGET, EVENT_MODEL, HEAD, **SETTINGS[request.param])
+    reader = made._reader
+    assert reader.events is not None
+    frames: Any = Preprocessing(reader.target.preprocessor)
+    events: Any = Preprocessing(reader.events.preprocessor)
+    reader.target = replace(reader.target, preprocessor=frames)
+    reader.events = replace(reader.events, preprocessor=events)
     made.warm_up()
     yield made
-    if made._online is not None:  # a thread in the middle of a step would meet the interpreter's end
-        made._online.close()
-        made._online._thread.join()
+    if hasattr(made._learner, "_thread"):  # a thread in the middle of a step would meet the interpreter's end
+        made._learner.close()
+        made._learner._thread.join()
 
 
 def _describe(
@@ -158,7 +165,7 @@ def test_the_next_window_is_described_after_an_exception_at_any_stage(
     """Token for token. Where the target itself failed there is no text; where a drafter did, the target's
     text is there, and why it was written alone.
     """
-    if name in BESIDE and not describer._sides[0].overlap:
+    if name in BESIDE and not describer._drafters._sides[0].overlap:
         pytest.skip("the event model writes beside the target alone")
     describer.forget_stream()
     assert [answer.tokens for answer in _describe(describer, windows[0])] == texts[0]
@@ -204,7 +211,7 @@ def test_a_drafter_that_always_fails_costs_its_own_question_the_drafts(
 ) -> None:
     """The other question's drafter goes on; window after window is described."""
     _describe(describer, windows[0])
-    broken = describer._drafters[1]
+    broken = describer._drafters.get(2)[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(broken, "propose", None)
         for index in (1, 2):
@@ -219,7 +226,7 @@ def test_a_warm_up_that_failed_is_made_up_for(
     windows: list[Window], texts: list[list[tuple[int, ...]]]
 ) -> None:
     """The first description warms up, and so does the second where the first could not."""
-    cold = SceneDescriber.load(TARGET, EVENT_MODEL, HEAD)
+    cold = load_describer(TARGET, EVENT_MODEL, HEAD)
     with _failing_once(cold, STAGES["verify"], 1, KeyError("x")), pytest.raises(KeyError):
         _describe(cold, windows[0])
     assert cold._costs is None

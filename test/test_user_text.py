@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evspec_ros.describer import Limits, SceneDescriber
+from evspec_ros.describer import SceneDescriber
+from evspec_ros.description import Limits
 from evspec_ros.errors import GenerationError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.loading import load_describer
 from evspec_ros.simulation.samples import sample_scene
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -41,9 +43,9 @@ def describers() -> list[SceneDescriber]:
     """One that hands a question to both models, drafter and copied words included; the target alone."""
     target, events = MODELS / "tiny_video_llava", MODELS / "tiny_eventgpt"
     return [
-        SceneDescriber.load(target, events, None, drafter="eventgpt"),
-        SceneDescriber.load(target, None, None, drafter="prompt_lookup"),
-        SceneDescriber.load(target, None, None, drafter="none"),
+        load_describer(target, events, None, drafter="eventgpt"),
+        load_describer(target, None, None, drafter="prompt_lookup"),
+        load_describer(target, None, None, drafter="none"),
     ]
 
 

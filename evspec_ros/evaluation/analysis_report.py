@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from evspec_ros.describer import compute_device
 from evspec_ros.errors import EvspecError
 from evspec_ros.evaluation.analysis import BIN_RANGE, PLAIN, SHUFFLED, Analysis, analyse
 from evspec_ros.networks.checkpoints import load_draft_head
+from evspec_ros.networks.devices import compute_device
 from evspec_ros.training.features import FeatureShards
 from evspec_ros.training.head_run import load_pair
 

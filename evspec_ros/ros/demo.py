@@ -25,12 +25,12 @@ from rich.panel import Panel
 from rich.text import Text
 from std_msgs.msg import String
 
-from evspec_ros.describer import SceneDescriber
 from evspec_ros.errors import RecordingError, RosError
 from evspec_ros.evaluation.report import Moment, Report, Timing, write_report
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.loading import load_describer
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted, clipped
 from evspec_ros.ros.parameters import Settings, changed
@@ -310,7 +310,7 @@ def plain_ms_per_token(recording: Recording, settings: Settings) -> float:
     """
     torch.set_num_threads(THREADS)
     target, _, _ = settings.checkpoints
-    describer = SceneDescriber.load(
+    describer = load_describer(
         target,
         None,
         None,

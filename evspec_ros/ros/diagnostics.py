@@ -10,7 +10,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from evspec_ros.describer import Description
+from evspec_ros.description import Description
 from evspec_ros.events.streams import StreamCounts
 
 SILENT_AFTER_S = 2.0  # a camera that sends nothing for this long is reported

@@ -8,7 +8,7 @@ from builtin_interfaces.msg import Time as TimeMessage
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 
-from evspec_ros.describer import Description
+from evspec_ros.description import Description
 from evspec_ros.ros.ingest import Window
 from evspec_ros.ros.overlay import draw_overlay
 

@@ -21,8 +21,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
-from evspec_ros.describer import Description, SceneDescriber
+from evspec_ros.describer import SceneDescriber
+from evspec_ros.description import Description
 from evspec_ros.errors import EvspecError, Failure, RosError
+from evspec_ros.loading import load_describer
 from evspec_ros.ros.diagnostics import Age, DescriptionCounts, Health, StreamMonitor
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.ingest import (
@@ -39,7 +41,7 @@ from evspec_ros.ros.messages import nanoseconds, overlay_message
 from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 from evspec_ros.ros.requirements import message_type
-from evspec_ros.training.online import OnlineSettings
+from evspec_ros.training.online import OnlineDistiller
 
 MOST_AT_ONCE = 100  # event packets between two looks at everything else
 
@@ -188,12 +190,12 @@ class EvspecNode(LifecycleNode):
         if settings.threads:
             torch.set_num_threads(settings.threads)  # the worker, a thread to come, takes it over
         target, event_model, draft_head = settings.checkpoints
-        describer = SceneDescriber.load(
+        describer = load_describer(
             target, event_model, draft_head,
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
             kv_dtype=settings.kv_dtype, backend=settings.backend,
             overlap=settings.overlap, event_pooling=settings.event_pooling,
-            online=OnlineSettings() if settings.online_distillation else None,
+            learner=OnlineDistiller.between_windows if settings.online_distillation else None,
         )  # fmt: skip
         self.get_logger().info(f"The target runs on {describer.execution}.")
         if describer.left_out:

@@ -13,13 +13,14 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, OVERLAPS, PRECISIONS
-from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS, Limits
+from evspec_ros.description import Limits
 from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT, require_text
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
+from evspec_ros.sizes import FRAMES_SECONDS, WINDOW_MS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 
 MOST_PROMPTS = 16  # about one window

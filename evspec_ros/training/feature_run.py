@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from evspec_ros.choices import PLAIN
-from evspec_ros.describer import compute_device
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.checkpoints import load_preprocessor_config
+from evspec_ros.networks.devices import compute_device
 from evspec_ros.training.features import FeaturePlan, ModelPair, Scenes, extract
 from evspec_ros.training.head_run import load_pair, simulated
 from evspec_ros.training.processes import own_device, process

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from evspec_ros.choices import PLAIN
-from evspec_ros.describer import compute_device
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava, save_draft_head
+from evspec_ros.networks.devices import compute_device
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.networks.tokenizer import load_fitting_tokenizer, load_target_tokenizer
 from evspec_ros.prompts import DEFAULT_PROMPT, event_prompt, target_prompt

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from evspec_ros.errors import Failure
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Head
+from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.event_side import pooled
 from evspec_ros.speculative.sampling import Sampling
@@ -83,6 +85,21 @@ class OnlineDistiller:
         self._random = torch.Generator().manual_seed(0)
         self._optimizer = self._new_optimizer()
         self._thread = threading.Thread(target=self._work, name="distil", daemon=True)
+
+    @classmethod
+    def between_windows(
+        cls,
+        target: VideoLlava,
+        event_model: EventGpt,
+        head: DraftHead,
+        pooling: int,
+        settings: OnlineSettings = OnlineSettings(),
+    ) -> OnlineDistiller:
+        """What teaches the head of a describer: what it reads of the windows comes from the describer's own
+        passes, and never from prompts of its own.
+        """
+        nothing = torch.empty(0, dtype=torch.int64, device=target.lm_head.weight.device)
+        return cls(ModelPair(target, event_model, nothing, (nothing, nothing)), head, settings, pooling)
 
     def start(self) -> bool:
         """Begin to learn; False where it has begun already."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from evspec_ros.describer import FRAMES_SECONDS, WINDOW_MS
 from evspec_ros.errors import TrainingError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
@@ -20,6 +19,7 @@ from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings import Recording, open_recording
 from evspec_ros.recordings.recording import OVERLAP_NS, clipped, shifted
+from evspec_ros.sizes import FRAMES_SECONDS, WINDOW_MS
 from evspec_ros.training.features import SceneBatch
 
 WINDOW_NS = round(WINDOW_MS * 1e6)

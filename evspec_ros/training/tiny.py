@@ -22,9 +22,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor, nn
 
 from evspec_ros.choices import PLAIN
-from evspec_ros.describer import compute_device
 from evspec_ros.networks.checkpoints import save_eventgpt, save_video_llava
 from evspec_ros.networks.clip import ClipTower
+from evspec_ros.networks.devices import compute_device
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import DecoderLayer, LlamaDecoder
 from evspec_ros.networks.tiny import tiny_eventgpt, tiny_video_llava

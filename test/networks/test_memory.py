@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from evspec_ros.describer import SceneDescriber
 from evspec_ros.errors import CheckpointError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.loading import load_describer
 from evspec_ros.networks import memory
 from evspec_ros.networks.checkpoints import (
     load_draft_head,
@@ -97,8 +97,8 @@ def test_the_map_is_what_a_describer_allocates(drafter: str, head: str | None, o
     """Caches byte for byte, after the warm-up and a text of full length; and the frames that are kept."""
     before = _held(KVCache)
     path = MODELS / head if head else None
-    describer = SceneDescriber.load(TARGET, EVENT_MODEL, path, drafter=drafter, overlap=overlap)
-    ids = describer._tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True)
+    describer = load_describer(TARGET, EVENT_MODEL, path, drafter=drafter, overlap=overlap)
+    ids = describer._reader.target.tokenizer.encode(target_prompt(DEFAULT_PROMPT), bos=True)
     sizes = Checkpoints(
         read_video_llava_config(TARGET),
         read_eventgpt_config(EVENT_MODEL) if drafter_kind(drafter).reads_events else None,
@@ -115,7 +115,7 @@ def test_the_map_is_what_a_describer_allocates(drafter: str, head: str | None, o
     assert sum(count for part, count in parts.items() if "cache" in part) == _held(KVCache) - before
     kept = {
         feature.untyped_storage().data_ptr(): feature.untyped_storage().nbytes()
-        for feature in describer._frame_features._features.values()
+        for feature in describer._reader._frame_features._features.values()
     }
     assert sum(kept.values()) == parts["kept frames"]
 

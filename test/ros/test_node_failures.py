@@ -115,11 +115,11 @@ def _told(bench: Bench, level: bytes, what: str) -> Any:
 
 STAGES: dict[str, tuple[Callable[[Bench], Any], str]] = {
     "cut the window": (lambda _: node, "newest_window"),
-    "encode frames": (lambda b: b.node._describer._target, "encode_frames"),
-    "tokenise": (lambda b: b.node._describer._tokenizer, "encode_plain"),
-    "prefill": (lambda b: b.node._describer._decoder, "prefill"),
-    "verify": (lambda b: b.node._describer._decoder, "extend"),
-    "detokenise": (lambda b: b.node._describer._tokenizer, "decode"),
+    "encode frames": (lambda b: b.node._describer._reader.target.model, "encode_frames"),
+    "tokenise": (lambda b: b.node._describer._reader.target.tokenizer, "encode_plain"),
+    "prefill": (lambda b: b.node._describer._target, "prefill"),
+    "verify": (lambda b: b.node._describer._target, "extend"),
+    "detokenise": (lambda b: b.node._describer._target, "detokenize"),
     "publish the partial text": (lambda b: b.node._partial, "publish"),
     "publish the description": (lambda b: b.node._description, "publish"),
     "publish the result": (lambda b: b.node._result, "publish"),
@@ -165,9 +165,9 @@ def test_a_drafter_that_fails_is_left_out_of_one_window(
     describer = bench.node._describer
     describer.forget_stream()  # or the text is known, and two drafters are not asked
     owner, attribute = (
-        (describer._event_reader.model, "encode_events")
+        (describer._reader.events.model, "encode_events")
         if name == "events"
-        else (describer._drafters[0], name)
+        else (describer._drafters.get(1)[0], name)
     )
     _fail_once(monkeypatch, owner, attribute, KeyError("feature"))
     bench.received["/evspec/result"].clear()
@@ -258,12 +258,12 @@ def test_a_jump_of_time_that_fails_ends_nothing(
     _told(bench, DiagnosticStatus.ERROR, "KeyError: 'jump'")
     _send(bench)
     assert bench.call(Trigger, "/evspec/describe").success
-    assert describer._drafters[0]._previous._memory
+    assert describer._drafters.get(1)[0]._previous._memory
     jump(back)
     _send(bench)
     forgotten: list[bool] = []
-    forget = describer._drafters[0].forget
-    monkeypatch.setattr(describer._drafters[0], "forget", lambda: (forget(), forgotten.append(True)))
+    forget = describer._drafters.get(1)[0].forget
+    monkeypatch.setattr(describer._drafters.get(1)[0], "forget", lambda: (forget(), forgotten.append(True)))
     assert bench.call(Trigger, "/evspec/describe").success
     assert forgotten == [True]
 

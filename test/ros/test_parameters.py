@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy")
 
-from evspec_ros.describer import Limits
+from evspec_ros.description import Limits
 from evspec_ros.errors import RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from random_pair import PROMPT, noise_scenes, random_pair
 
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.errors import GenerationError
+from evspec_ros.loading import load_describer
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
 from evspec_ros.recordings import open_recording
 from evspec_ros.simulation.recorded_scene import record_scene
@@ -169,10 +171,11 @@ def test_a_describer_says_which_head_drafted(tmp_path: Path) -> None:
     recording = open_recording(tmp_path / "bag")
     frames = list(recording.frames())
 
-    def loaded(online: OnlineSettings | None) -> SceneDescriber:
-        return SceneDescriber.load(
+    def loaded(settings: OnlineSettings | None) -> SceneDescriber:
+        return load_describer(
             MODELS / "tiny_video_llava", MODELS / "tiny_eventgpt", tmp_path / "head",
-            drafter="eagle3", online=online,
+            drafter="eagle3",
+            learner=None if settings is None else partial(OnlineDistiller.between_windows, settings=settings),
         )  # fmt: skip
 
     settings = OnlineSettings(held_out=2, steps=40, trial=20, learning_rate=3e-3, share=1.0)
@@ -202,7 +205,9 @@ def test_a_describer_says_which_head_drafted(tmp_path: Path) -> None:
 def test_a_drafter_without_such_a_head_is_refused() -> None:
     """One sentence."""
     with pytest.raises(GenerationError, match="no head that could learn"):
-        SceneDescriber.load(MODELS / "tiny_video_llava", None, None, drafter="none", online=OnlineSettings())
+        load_describer(
+            MODELS / "tiny_video_llava", None, None, drafter="none", learner=OnlineDistiller.between_windows
+        )
 
 
 def test_a_step_that_fails_is_told_and_learning_goes_on_with_the_next_window(
