@@ -6,6 +6,7 @@ import ctypes
 import gc
 import sys
 
+COLLECTION_PERIOD_S = 10.0
 _M_ARENA_MAX = -8  # malloc.h
 
 
@@ -20,15 +21,14 @@ def use_one_arena() -> None:
 
 
 def settle() -> None:
-    """Leave what was loaded out of garbage collection, until `unsettle`.
+    """Leave what was loaded out of garbage collection, until `unsettle`, so that `gc.collect` takes
+    milliseconds and can be called every few seconds.
 
-    Whether a full collection is worth it Python judges by what there is: with half a million objects of
-    libraries there is none for hours, and the lists of free tuples, which it alone empties, grow to
-    megabytes. With the rest alone it is cheap and comes often.
+    Python hardly ever makes a full collection of itself where half a million objects of libraries lie about,
+    and that alone empties its lists of free tuples, which grow by megabytes meanwhile.
     """
     gc.collect()
     gc.freeze()
-    gc.collect()  # tells the collector how little is left
 
 
 def unsettle() -> None:
