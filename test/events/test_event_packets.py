@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serialised import serialised_packet
+from serialised import serialised_packet, typestore
 
 from evspec_ros.errors import EventDecodingError
 from evspec_ros.events.event_packets import read_cdr
@@ -62,7 +62,17 @@ def test_events_are_a_view() -> None:
     assert np.shares_memory(read_cdr(data).events, data)
 
 
-def test_a_big_endian_message_is_refused() -> None:
+def test_a_message_serialised_big_endian_is_read() -> None:
+    """As rosbags writes it; the order of the events' own words is another matter."""
+    kind = "event_camera_msgs/msg/EventPacket"
+    little = serialised_packet(7 * 10**9 + 8, frame_id="cam", events=bytes(8), **FIELDS)
+    message = typestore().deserialize_cdr(little, kind)
+    packet = read_cdr(bytes(typestore().serialize_cdr(message, kind, little_endian=False)))
+    assert (packet.stamp_ns, packet.frame_id, len(packet.events)) == (7 * 10**9 + 8, "cam", 8)
+    assert {name: getattr(packet, name) for name in FIELDS} == FIELDS
+
+
+def test_what_is_not_cdr_is_refused() -> None:
     """The first bytes say how it is serialised."""
-    with pytest.raises(EventDecodingError, match="begins with 00 00 00 00"):
-        read_cdr(b"\0\0\0\0" + bytes(60))
+    with pytest.raises(EventDecodingError, match="begins with 00 02 00 00"):
+        read_cdr(b"\0\2\0\0" + bytes(60))
