@@ -14,8 +14,9 @@ from evspec_ros.speculative.registry import (
     make_combined,
     make_drafter,
 )
+from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics
-from evspec_ros.speculative.target import Block, DecoderTarget, Target, TargetPass
+from evspec_ros.speculative.target import DecoderTarget, Target, TargetPass
 from evspec_ros.speculative.tree import DraftTree
 
 __all__ = [

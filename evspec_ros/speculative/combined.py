@@ -20,7 +20,7 @@ TRUSTED = 0.8  # what follows the last description with this probability needs n
 
 
 class CombinedDrafter:
-    """One tree of what its parts propose, drafted without chance; any of them may be missing.
+    """One tree of what its parts propose, drafted without sampling; any of them may be missing.
 
     The head, which costs time, is asked only where the last descriptions are not trusted.
     """
@@ -56,7 +56,7 @@ class CombinedDrafter:
         trees: list[DraftTree] = []
         trusted = False
         if self._event_writer is not None:
-            trees.append(self._event_writer.ahead(limits))
+            trees.append(self._event_writer.free_draft(limits))
         if self._previous is not None:
             followed = self._previous.propose(limits, sampling, generator)
             trusted = len(followed) > 0 and bool(followed.probabilities[0] >= TRUSTED)
@@ -83,27 +83,29 @@ class CombinedDrafter:
 
 
 def merged(trees: Sequence[DraftTree], limits: DraftLimits) -> DraftTree:
-    """Trees drafted without chance as one: their paths, the likeliest first, as far as they are worth it.
+    """Trees drafted without sampling as one: their paths, the likeliest first, as far as they pay.
 
     Of a path that two trees hold the higher probability counts.
     """
     trees = [tree for tree in trees if len(tree)]
     if len(trees) <= 1:
         return trees[0] if trees else NO_DRAFT
-    chances: dict[tuple[int, ...], float] = {(): 1.0}
+    of_paths: dict[tuple[int, ...], float] = {(): 1.0}
     for tree in trees:
-        for path, chance in zip(tree.paths(), tree.path_chances(), strict=True):
-            chances[path] = max(chance, chances.get(path, 0.0))
-    gain = 1.0
+        for path, probability in zip(tree.paths(), tree.path_probabilities(), strict=True):
+            of_paths[path] = max(probability, of_paths.get(path, 0.0))
+    expected_length = 1.0
     nodes: dict[tuple[int, ...], int] = {(): ROOT}
-    shares: list[float] = []
-    for path in sorted(chances, key=lambda path: (-chances[path], len(path)))[1:]:
+    of_nodes: list[float] = []
+    for path in sorted(of_paths, key=lambda path: (-of_paths[path], len(path)))[1:]:
         count = len(nodes) - 1
-        if count == limits.tree_size or chances[path] < limits.floor(count, gain):
+        if count == limits.tree_size or of_paths[path] < limits.floor(count, expected_length):
             break
         if path[:-1] in nodes:  # or the other tree thought less of the beginning
             nodes[path] = count
-            shares.append(min(1.0, chances[path] / chances[path[:-1]]))
-            gain += chances[path]
+            of_nodes.append(min(1.0, of_paths[path] / of_paths[path[:-1]]))
+            expected_length += of_paths[path]
     paths = list(nodes)[1:]
-    return DraftTree.from_parents([path[-1] for path in paths], [nodes[path[:-1]] for path in paths], shares)
+    return DraftTree.from_parents(
+        [path[-1] for path in paths], [nodes[path[:-1]] for path in paths], of_nodes
+    )

@@ -12,8 +12,9 @@ import torch
 from evspec_ros.sizes import MEASURED_ROWS, TIMED_ROWS, TIMINGS
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, PassCosts, Prompt
 from evspec_ros.speculative.generate import generate
+from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics
-from evspec_ros.speculative.target import Block, DecoderTarget, Target
+from evspec_ros.speculative.target import DecoderTarget, Target
 from evspec_ros.speculative.tree import DraftTree
 
 _NODES, _TOKENS = 32, 64  # of drafts and texts that are timed

@@ -15,8 +15,8 @@ from torch import Tensor
 from evspec_ros.sizes import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
 
-Reading = Callable[[], bool]  # whether the target is still reading its prompt
-Then = Callable[[Tensor | None, Reading], None]
+Prefilling = Callable[[], bool]  # whether the target is still reading its prompt
+Then = Callable[[Tensor | None, Prefilling], None]
 
 
 @dataclass(frozen=True)

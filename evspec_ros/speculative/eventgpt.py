@@ -19,7 +19,7 @@ from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.sizes import EVENT_AHEAD, cache_rows
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
-from evspec_ros.speculative.event_side import EventSide, Reading
+from evspec_ros.speculative.event_side import EventSide, Prefilling
 from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
@@ -27,7 +27,7 @@ Readout = Callable[[Tensor], Tensor]  # features [D_event] before the final norm
 
 
 class EventWriter:
-    """One text of the event model's: what it has read behind its prompt, and what it says after each row."""
+    """One text of the event model's: the tokens behind its prompt, and the likeliest one after each."""
 
     def __init__(self, model: EventGpt, readout: Readout | None = None) -> None:
         """readout: in the place of its own head; reads the features [n, D_event] after the final norm."""
@@ -37,8 +37,9 @@ class EventWriter:
         self._cache: KVCache | None = None
         self._prompt_rows = 0
         self.vocabulary = model.config.text.vocab_size
-        self.tokens: list[int] = []  # read behind the prompt
-        self.said: list[tuple[int, float]] = []  # the likeliest token after the prompt and after each of them
+        self.tokens: list[int] = []  # whose rows are in the cache, behind the prompt's
+        # the likeliest after the prompt and after each of them, with its probability
+        self.next_tokens: list[tuple[int, float]] = []
 
     def read_prompt(self, ids: tuple[Sequence[int], Sequence[int]], events: Tensor) -> Tensor:
         """Begin anew with the ids before the event tokens, those tokens [E, D_event] and the ids behind them;
@@ -49,12 +50,13 @@ class EventWriter:
         rows = embeddings.shape[1]
         cache = self._empty_cache(rows + EVENT_AHEAD)
         hidden: Tensor = self._model.decoder(embeddings, cache).hidden[0, -1]
-        self._prompt_rows, self.tokens, self.said = rows, [], [self._likeliest(self._logits(hidden))]
+        self._prompt_rows, self.tokens = rows, []
+        self.next_tokens = [self._likeliest(self._logits(hidden))]
         return hidden
 
-    def read(self, tokens: Sequence[int]) -> None:
-        """Read on."""
-        assert self._cache is not None, "Cannot read on before a prompt"
+    def append(self, tokens: Sequence[int]) -> None:
+        """Append tokens."""
+        assert self._cache is not None, "Cannot append before a prompt"
         output = self._engine.run(Rows(torch.tensor(tokens)), self._cache, self._layers)
         for row in range(len(tokens)):
             logits = (
@@ -62,7 +64,7 @@ class EventWriter:
                 if self._readout is None
                 else self._logits(self._model.decoder.norm(output.features[0][row]))
             )
-            self.said.append(self._likeliest(logits))
+            self.next_tokens.append(self._likeliest(logits))
         self.tokens += tokens
 
     @cached_property
@@ -87,11 +89,11 @@ class EventWriter:
         assert self._cache is not None, "There is no room before a prompt"
         return min(self._cache.capacity, self._model.config.text.max_positions) - self._cache.length
 
-    def forget(self, count: int) -> None:
+    def truncate(self, count: int) -> None:
         """Keep the first `count` tokens alone."""
-        assert self._cache is not None, "Cannot forget before a prompt"
+        assert self._cache is not None, "Cannot truncate before a prompt"
         self._cache.truncate(self._prompt_rows + count)
-        del self.tokens[count:], self.said[count + 1 :]
+        del self.tokens[count:], self.next_tokens[count + 1 :]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = (self._readout or self._model.lm_head)(hidden)
@@ -99,8 +101,8 @@ class EventWriter:
 
     @staticmethod
     def _likeliest(logits: Tensor) -> tuple[int, float]:
-        chance, token = torch.softmax(logits, -1, dtype=torch.float32).max(-1)
-        return int(token), float(chance)
+        probability, token = torch.softmax(logits, -1, dtype=torch.float32).max(-1)
+        return int(token), float(probability)
 
     def _empty_cache(self, capacity: int) -> KVCache:
         if self._cache is None or self._cache.capacity < capacity:
@@ -115,7 +117,7 @@ class EventWriter:
 
 
 class EventGptDrafter:
-    """Chains of the event model's likeliest tokens, drafted without chance."""
+    """Chains of the event model's likeliest tokens, drafted without sampling."""
 
     layers: tuple[int, ...] = ()
 
@@ -133,50 +135,50 @@ class EventGptDrafter:
         self._events = events
         self._vocabulary = vocabulary
         self._text: list[int] = []
-        self._able = False  # whether there were events to write about
+        self._has_events = False
 
     def prepare(self, prompt: Prompt) -> None:
         """Read events and question, and write ahead as long as the target reads."""
-        self._events.begin(prompt, lambda features, reading: self._begin(prompt, features, reading))
+        self._events.begin(prompt, lambda features, prefilling: self._begin(prompt, features, prefilling))
 
     def start(self, _: Prompt, __: tuple[Tensor, ...], token: int, capacity: int) -> None:
         """The first token is known."""
         self._events.features()
         self._text = [token]
-        if self._able:
+        if self._has_events:
             self._writer.make_room(capacity)
 
     def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
-        """What it writes behind the text, while its confidence is at least the limits' floor."""
+        """What it writes behind the text, while the path's probability is at least the limits' floor."""
         writer, text = self._writer, self._text
-        if not self._able or max(text) >= writer.vocabulary:
+        if not self._has_events or max(text) >= writer.vocabulary:
             return NO_DRAFT
-        known = agreeing(writer.tokens, text)
-        if known < len(text):
-            writer.forget(known)
-            if writer.room < len(text) - known:
+        prefix = common_prefix(writer.tokens, text)
+        if prefix < len(text):
+            writer.truncate(prefix)
+            if writer.room < len(text) - prefix:
                 return NO_DRAFT
-            writer.read(text[known:])
+            writer.append(text[prefix:])
         return self._chain(limits, writer.room)
 
-    def ahead(self, limits: DraftLimits) -> DraftTree:
-        """What it has written already behind the text, within the limits."""
-        if not self._able or agreeing(self._writer.tokens, self._text) < len(self._text):
+    def free_draft(self, limits: DraftLimits) -> DraftTree:
+        """What it wrote behind the text while the target read its prompt, within the limits."""
+        if not self._has_events or common_prefix(self._writer.tokens, self._text) < len(self._text):
             return NO_DRAFT
         return self._chain(limits, 0)
 
     def _chain(self, limits: DraftLimits, more: int) -> DraftTree:
-        """The tokens behind the text, at most `more` of them not written yet."""
+        """The tokens behind the text, at most `more` of which are still to be written."""
         writer, first = self._writer, len(self._text)
-        most = min(limits.n_max, limits.tree_size, len(writer.said) - first + more)
+        longest = min(limits.n_max, limits.tree_size, len(writer.next_tokens) - first + more)
 
-        def following(tokens: list[int]) -> tuple[int, float] | None:
-            if first + len(tokens) == len(writer.said):
-                writer.read(tokens[-1:])
-            token, chance = writer.said[first + len(tokens)]
-            return (token, chance) if token < self._vocabulary else None
+        def next_token(tokens: list[int]) -> tuple[int, float] | None:
+            if first + len(tokens) == len(writer.next_tokens):
+                writer.append(tokens[-1:])
+            token, probability = writer.next_tokens[first + len(tokens)]
+            return (token, probability) if token < self._vocabulary else None
 
-        return grow_chain(limits, most, following)
+        return grow_chain(limits, longest, next_token)
 
     def accept(self, tokens: Sequence[int], _: tuple[Tensor, ...]) -> None:
         """The text goes on."""
@@ -188,20 +190,20 @@ class EventGptDrafter:
     def forget(self) -> None:
         """Every text begins anew."""
 
-    def _begin(self, prompt: Prompt, features: Tensor | None, reading: Reading) -> None:
-        self._able = features is not None and prompt.event_ids is not None
+    def _begin(self, prompt: Prompt, features: Tensor | None, prefilling: Prefilling) -> None:
+        self._has_events = features is not None and prompt.event_ids is not None
         if features is None or prompt.event_ids is None:
             return
         writer = self._writer
         writer.read_prompt(prompt.event_ids, features)
-        most = min(EVENT_AHEAD, writer.room)
-        while reading() and len(writer.tokens) < most:
-            writer.read([writer.said[-1][0]])
+        longest = min(EVENT_AHEAD, writer.room)
+        while prefilling() and len(writer.tokens) < longest:
+            writer.append([writer.next_tokens[-1][0]])
 
 
-def agreeing(read: Sequence[int], text: Sequence[int]) -> int:
-    """How many tokens of the text were read, from the first on."""
-    for index, (one, other) in enumerate(zip(read, text, strict=False)):
-        if one != other:
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common from the first on."""
+    for index, (token, also) in enumerate(zip(one, other, strict=False)):
+        if token != also:
             return index
-    return min(len(read), len(text))
+    return min(len(one), len(other))

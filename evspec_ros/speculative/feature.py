@@ -12,7 +12,7 @@ from torch import Tensor
 from evspec_ros.networks.adapters import FeatureHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
-from evspec_ros.speculative.event_side import EventSide, Reading
+from evspec_ros.speculative.event_side import EventSide, Prefilling
 from evspec_ros.speculative.eventgpt import EventWriter
 from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.target import DecoderTarget
@@ -20,7 +20,7 @@ from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
 
 class FeatureDrafter:
-    """Chains drafted without chance. It never sees a token: only the target's last feature and its own."""
+    """Chains drafted without sampling. It never sees a token: only the target's last feature and its own."""
 
     name = "feature"
 
@@ -36,7 +36,7 @@ class FeatureDrafter:
 
     def prepare(self, prompt: Prompt) -> None:
         """Read events and question."""
-        self._events.begin(prompt, lambda features, reading: self._begin(prompt, features, reading))
+        self._events.begin(prompt, lambda features, prefilling: self._begin(prompt, features, prefilling))
 
     def start(self, _: Prompt, features: tuple[Tensor, ...], __: int, ___: int) -> None:
         """The target's feature at the prompt's last row is the first one before."""
@@ -44,19 +44,19 @@ class FeatureDrafter:
         self._last = features[0][-1:].clone()
 
     def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
-        """Feature after feature, while the confidence is at least the limits' floor."""
+        """Feature after feature, while the path's probability is at least the limits' floor."""
         if self._adapted is None:
             return NO_DRAFT
         assert self._last is not None, "Cannot propose before start"
         feature = self._last
 
-        def following(_: list[int]) -> tuple[int, float]:
+        def next_token(_: list[int]) -> tuple[int, float]:
             nonlocal feature
             feature = self._head(self._adapted, feature)
-            chance, token = torch.softmax(self._target.head(feature)[0], -1, dtype=torch.float32).max(-1)
-            return int(token), float(chance)
+            probability, token = torch.softmax(self._target.head(feature)[0], -1, dtype=torch.float32).max(-1)
+            return int(token), float(probability)
 
-        return grow_chain(limits, min(limits.n_max, limits.tree_size), following)
+        return grow_chain(limits, min(limits.n_max, limits.tree_size), next_token)
 
     def accept(self, _: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """The target's own feature takes the place of the drafted ones."""
@@ -68,7 +68,7 @@ class FeatureDrafter:
     def forget(self) -> None:
         """Every text begins anew."""
 
-    def _begin(self, prompt: Prompt, features: Tensor | None, _: Reading) -> None:
+    def _begin(self, prompt: Prompt, features: Tensor | None, _: Prefilling) -> None:
         if features is None or prompt.event_ids is None:
             self._adapted = None
         else:

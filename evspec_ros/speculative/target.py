@@ -13,7 +13,7 @@ from evspec_ros.engines.decoder import DecoderEngine, Rows, TorchDecoder
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 from evspec_ros.sizes import cache_rows
-from evspec_ros.speculative.tree import DraftTree
+from evspec_ros.speculative.shared_cache import Block, SharedCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +29,6 @@ class TargetPass:
     logits: Tensor
     features: tuple[Tensor, ...]
     reused: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """What is read of one text in a pass: the last token emitted, the root, and a tree behind it."""
-
-    text: int
-    root: int
-    tree: DraftTree
 
 
 class Target(Protocol):
@@ -76,7 +67,7 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
+class _Prefilled:
     """The prompt that the cache begins with: embeddings [P, D]; features [P, D] of each of these layers."""
 
     embeddings: Tensor
@@ -86,16 +77,6 @@ class _Read:
     def common_rows(self, embeddings: Tensor, layers: tuple[int, ...]) -> int:
         """How many rows another prompt [Q, D] has in common with it from the first on, its last one never."""
         return _common_rows(self.embeddings, embeddings) if layers == self.layers else 0
-
-
-@dataclass
-class _Text:
-    """One of several texts in one cache: how long it is, prompt included, and which rows of the cache are its
-    own, bool [capacity].
-    """
-
-    length: int
-    seen: Tensor
 
 
 class DecoderTarget:
@@ -127,28 +108,26 @@ class DecoderTarget:
         self.device, self.kv_dtype = weight.device, kv_dtype or weight.dtype
         self._layers: tuple[int, ...] = ()
         self._cache: KVCache | None = None
-        self._prompt: _Read | None = None
-        self._read = 0  # rows in the cache that are not the last pass's
-        self._blocks: list[tuple[int, int]] = []  # of the last pass: each block's text and rows
-        self._texts: list[_Text] = []  # where there are several
+        self._prompt: _Prefilled | None = None
+        self._prefix = 0  # rows in the cache before those of the last pass
+        self._shared: SharedCache | None = None  # where several texts are written
 
     def prefill(self, prompts: Sequence[Tensor], capacity: int, layers: tuple[int, ...]) -> list[TargetPass]:
         """Read prompts [1, P, D] with room for `capacity` more rows each; GenerationError where they do not
         fit.
         """
         for prompt in prompts:
-            self.require_room(prompt.shape[1], capacity)
+            self._require_positions(prompt.shape[1], capacity)
         self._layers = layers
         first, *others = [prompt[0] for prompt in prompts]
         common = min((_common_rows(first, other) for other in others), default=len(first))
         own = len(first) + sum(len(other) - common for other in others)
         cache = self._cache_for(own + capacity * len(prompts))
-        passes = [self._read_first(first, cache)]
-        self._texts = [_Text(len(first), _seen(cache, len(first)))] if others else []
-        return passes + [self._read_other(other, common, passes[0], cache) for other in others]
+        passes = [self._prefill_first(first, cache)]
+        self._shared = SharedCache(cache, len(first)) if others else None
+        return passes + [self._prefill_other(other, common, passes[0], cache) for other in others]
 
-    def require_room(self, rows: int, capacity: int) -> None:
-        """Raise GenerationError where a prompt of so many rows and `capacity` more have no positions."""
+    def _require_positions(self, rows: int, capacity: int) -> None:
         limit = self.decoder.config.max_positions
         if rows + capacity > limit:
             raise GenerationError(
@@ -156,29 +135,30 @@ class DecoderTarget:
                 "shorten the prompt or lower max_new_tokens."
             )
 
-    def _read_first(self, embeddings: Tensor, cache: KVCache) -> TargetPass:
+    def _prefill_first(self, embeddings: Tensor, cache: KVCache) -> TargetPass:
         """Fill an empty cache with a prompt [P, D], from where it parts from the last one."""
         layers = self._layers
-        known, self._prompt = self._prompt, None  # forgotten for good if this pass fails
-        reused = known.common_rows(embeddings, layers) if known else 0
+        last, self._prompt = self._prompt, None  # forgotten for good if this pass fails
+        reused = last.common_rows(embeddings, layers) if last else 0
         cache.truncate(reused)
         output = self.decoder(embeddings[None, reused:], cache, layers=layers)
         features = tuple(feature[0] for feature in output.features)
-        if known and reused:
-            old = (feature[:reused] for feature in known.features)
+        if last and reused:
+            old = (feature[:reused] for feature in last.features)
             features = tuple(torch.cat(pair) for pair in zip(old, features, strict=True))
-        self._prompt = _Read(embeddings, layers, features)
+        self._prompt = _Prefilled(embeddings, layers, features)
         return TargetPass(self.lm_head(output.hidden[0, -1:]), features, reused)
 
-    def _read_other(self, embeddings: Tensor, common: int, first: TargetPass, cache: KVCache) -> TargetPass:
+    def _prefill_other(
+        self, embeddings: Tensor, common: int, first: TargetPass, cache: KVCache
+    ) -> TargetPass:
         """Add what a prompt [P, D] has of its own behind the rows that it has in common with the first."""
-        start, rows = cache.length, len(embeddings) - common
-        seen = _seen(cache, common)
-        mask = torch.cat((seen[:start].expand(rows, -1), seen.new_ones(rows, rows).tril()), 1)
+        assert self._shared is not None
+        rows = len(embeddings) - common
+        visible = self._shared.add_prompt(common, rows, cache.length)
         positions = torch.arange(common, len(embeddings), device=self.device)
-        output = self.decoder(embeddings[None, common:], cache, positions, mask.to(self.device), self._layers)
-        seen[start : cache.length] = True
-        self._texts.append(_Text(len(embeddings), seen))
+        mask = visible.to(self.device)
+        output = self.decoder(embeddings[None, common:], cache, positions, mask, self._layers)
         features = tuple(
             torch.cat((old[:common], new[0]))
             for old, new in zip(first.features, output.features, strict=True)
@@ -190,15 +170,14 @@ class DecoderTarget:
         self._prompt = None
 
     def extend(self, blocks: Sequence[Block]) -> list[TargetPass]:
-        """Read each block's root and nodes, each row at position its text's length + depth, seeing its text
-        and its ancestors.
+        """Read each block's root and nodes, each row at position its text's length + depth, attending to its
+        text and its ancestors.
         """
         assert self._cache is not None, "Cannot extend before a prefill"
-        self._read = self._cache.length
-        self._blocks = [(block.text, len(block.tree) + 1) for block in blocks]
+        self._prefix = self._cache.length
         ids = torch.tensor([token for block in blocks for token in (block.root, *block.tree.tokens.tolist())])
-        if self._texts:
-            rows = Rows(ids, self._depths(blocks), self._visible(blocks))
+        if self._shared is not None:
+            rows = self._shared.rows(ids, blocks, self._prefix)
         elif blocks[0].tree.is_chain:
             rows = Rows(ids)
         else:
@@ -207,48 +186,19 @@ class DecoderTarget:
         logits, features = self.engine.run(rows, self._cache, self._layers)
         if len(blocks) == 1:
             return [TargetPass(logits, features)]
-        sizes = [count for _, count in self._blocks]
+        sizes = [len(block.tree) + 1 for block in blocks]
         parts = zip(*(torch.split(whole, sizes) for whole in (logits, *features)), strict=True)
         return [TargetPass(part[0], tuple(part[1:])) for part in parts]
 
     def keep(self, rows: Sequence[Sequence[int]]) -> None:
         """Gather these rows of the last `extend` in the cache and forget the others."""
         assert self._cache is not None, "Cannot keep rows before a prefill"
-        if self._texts:
-            self._keep_of_each(rows)
+        if self._shared is not None:
+            self._cache.keep(torch.tensor(self._shared.keep(rows, self._prefix), device=self.device))
         elif rows[0][-1] == len(rows[0]) - 1:  # the first rows, as in every chain: they lie where they belong
-            self._cache.truncate(self._read + len(rows[0]))
+            self._cache.truncate(self._prefix + len(rows[0]))
         else:
             self._cache.keep(torch.tensor(rows[0], device=self.device))
-
-    def _depths(self, blocks: Sequence[Block]) -> Tensor:
-        """int64 [T]: of each row its position - the cache's length."""
-        return torch.cat(
-            [
-                torch.from_numpy(block.tree.row_depths()) + self._texts[block.text].length - self._read
-                for block in blocks
-            ]
-        )
-
-    def _visible(self, blocks: Sequence[Block]) -> Tensor:
-        """Bool [T, S]: of each row what it sees of the cache and of the pass."""
-        masks = [torch.from_numpy(block.tree.ancestors()) for block in blocks]
-        behind: Tensor = torch.block_diag(*masks)  # type: ignore[no-untyped-call]
-        before = [self._texts[text].seen[: self._read].expand(rows, -1) for text, rows in self._blocks]
-        return torch.cat((torch.cat(before), behind), 1)
-
-    def _keep_of_each(self, rows: Sequence[Sequence[int]]) -> None:
-        """Gather the rows of every text one behind the other, and note whose they are."""
-        assert self._cache is not None
-        first = 0
-        kept: list[int] = []
-        for (text, count), own in zip(self._blocks, rows, strict=True):
-            stored = self._read + len(kept)
-            self._texts[text].seen[stored : stored + len(own)] = True
-            self._texts[text].length += len(own)
-            kept += [first + row for row in own]
-            first += count
-        self._cache.keep(torch.tensor(kept, device=self.device))
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, without special tokens."""
@@ -280,8 +230,3 @@ def _common_rows(one: Tensor, other: Tensor) -> int:
     rows = min(len(one), len(other) - 1)
     same = (one[:rows] == other[:rows]).all(-1)
     return int(same.cumprod(0).sum())
-
-
-def _seen(cache: KVCache, rows: int) -> Tensor:
-    """Bool [capacity], the first rows alone."""
-    return torch.arange(cache.capacity) < rows

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
+from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts
-from evspec_ros.speculative.target import Block, TargetPass
+from evspec_ros.speculative.target import TargetPass
 from evspec_ros.speculative.timing import TimedDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 from evspec_ros.speculative.verification import Acceptance, Verdict, verify

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
-from evspec_ros.speculative.target import Block, Target, TargetPass
+from evspec_ros.speculative.shared_cache import Block
+from evspec_ros.speculative.target import Target, TargetPass
 from evspec_ros.speculative.tree import DraftTree
 
 Result = TypeVar("Result")

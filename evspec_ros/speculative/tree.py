@@ -110,7 +110,7 @@ class DraftTree:
             found.append((*(found[parent] if parent != ROOT else ()), token))
         return found
 
-    def path_chances(self) -> list[float]:
+    def path_probabilities(self) -> list[float]:
         """The drafter's probability of each node's whole path."""
         found: list[float] = []
         for chance, parent in zip(self.probabilities.tolist(), self.parents.tolist(), strict=True):

@@ -17,7 +17,7 @@ def test_common_beginnings_are_kept_once() -> None:
     other = DraftTree.chain([5, 6, 8], [0.8, 0.9, 0.9])
     tree = merged([one, other], DraftLimits(9, 9))
     assert tree.paths() == [(5,), (5, 6), (5, 6, 8), (5, 6, 7)]
-    assert tree.path_chances() == pytest.approx([0.9, 0.81, 0.648, 0.405])
+    assert tree.path_probabilities() == pytest.approx([0.9, 0.81, 0.648, 0.405])
 
 
 def test_one_tree_alone_is_left_as_it_is() -> None:
@@ -34,7 +34,7 @@ def test_the_likeliest_paths_are_taken_as_far_as_the_limits_go() -> None:
         for _ in range(20):
             trees = [random_tree(12, 4, range(6), random) for _ in range(2)]
             found = merged(trees, DraftLimits(9, size, p_min=0.2))
-            chances = found.path_chances()
+            chances = found.path_probabilities()
             assert len(found) <= size
             assert chances == sorted(chances, reverse=True)
             assert all(chance >= 0.2 for chance in chances)

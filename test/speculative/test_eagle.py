@@ -325,9 +325,9 @@ def test_a_tree_s_nodes_have_the_probabilities_that_whole_passes_give_them(kind:
         expected = _paths_of_whole_passes(head, target, prompt, 3)
         assert tree.depth == 2
         assert len(tree) == 12
-        for path, chance in zip(tree.paths(), tree.path_chances(), strict=True):
+        for path, chance in zip(tree.paths(), tree.path_probabilities(), strict=True):
             assert chance == pytest.approx(expected[path], abs=1e-4)
-        assert (np.diff(tree.path_chances()) <= 1e-6).all()
+        assert (np.diff(tree.path_probabilities()) <= 1e-6).all()
 
 
 def test_events_change_what_is_drafted_and_not_what_is_said() -> None:

@@ -49,10 +49,10 @@ def test_it_says_what_transformers_does_after_the_same_prompt_and_tokens() -> No
     for read in ([], [5, 8, 2], [7]):
         writer.read_prompt((BEFORE, AFTER), events)
         if read:
-            writer.read(read)
+            writer.append(read)
         chances, tokens = _expected(model, events, read).max(-1)
-        assert [token for token, _ in writer.said] == tokens.tolist()
-        assert [chance for _, chance in writer.said] == pytest.approx(chances.tolist(), abs=1e-5)
+        assert [token for token, _ in writer.next_tokens] == tokens.tolist()
+        assert [chance for _, chance in writer.next_tokens] == pytest.approx(chances.tolist(), abs=1e-5)
 
 
 @torch.inference_mode()
@@ -61,12 +61,12 @@ def test_every_id_of_the_prompt_counts() -> None:
     model, events = _model(), torch.randn(5, SIZE)
     writer = EventWriter(model)
     writer.read_prompt((BEFORE, AFTER), events)
-    (_, chance), *_ = writer.said
+    (_, chance), *_ = writer.next_tokens
     for place in range(6):
         ids = [*BEFORE, *AFTER]
         ids[place] += 11
         writer.read_prompt((ids[:3], ids[3:]), events)
-        assert writer.said[0][1] != pytest.approx(chance, abs=1e-6)
+        assert writer.next_tokens[0][1] != pytest.approx(chance, abs=1e-6)
 
 
 @torch.inference_mode()
@@ -78,7 +78,7 @@ def test_it_writes_so_far_ahead_whatever_the_prompt_s_length(rows: int) -> None:
     prompt = Prompt(torch.zeros(1, 1, SIZE), (), lambda: events, (BEFORE, AFTER))
     drafter._begin(prompt, events, lambda: True)
     assert len(drafter._writer.tokens) == EVENT_AHEAD
-    said = [token for token, _ in drafter._writer.said]
+    said = [token for token, _ in drafter._writer.next_tokens]
     assert drafter._writer.tokens == said[:-1]
 
 
