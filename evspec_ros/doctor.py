@@ -84,7 +84,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Fit:
     """A pair of checkpoints on a machine.
 
     asked: what was asked for; recommended: the most exact that fits, None where none does.
@@ -165,7 +165,7 @@ def read_sizes(target: Path | None, event_model: Path | None, draft_head: Path |
     )
 
 
-def judge(checkpoints: Checkpoints, machine: Machine, dtype: str | None, kv: str | None) -> Verdict:
+def judge(checkpoints: Checkpoints, machine: Machine, dtype: str | None, kv: str | None) -> Fit:
     """What was asked for (by default the machine's most exact precision) and what is recommended there."""
     asked = memory_map(checkpoints, dtype or machine.precisions[0], kv or "float16", machine.device)
     candidates = (
@@ -174,7 +174,7 @@ def judge(checkpoints: Checkpoints, machine: Machine, dtype: str | None, kv: str
         for cache in ("float16", "int8")
     )
     fitting = (found for found in candidates if found.total <= machine.available)
-    return Verdict(machine, asked, next(fitting, None))
+    return Fit(machine, asked, next(fitting, None))
 
 
 def pair_report(target: Path | None, event_model: Path | None) -> str | None:
@@ -184,7 +184,7 @@ def pair_report(target: Path | None, event_model: Path | None) -> str | None:
     return compatibility(load_tokenizer(target), load_tokenizer(event_model)).report
 
 
-def print_report(found: Sequence[Found], verdicts: Sequence[Verdict], pair: str | None) -> None:
+def print_report(found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None) -> None:
     """Tables of the software, of the memory that was asked for and of what is recommended where; what was
     found out about a pair.
     """
@@ -196,7 +196,7 @@ def print_report(found: Sequence[Found], verdicts: Sequence[Verdict], pair: str 
         console.print(pair)
 
 
-def report_as_dict(found: Sequence[Found], verdicts: Sequence[Verdict], pair: str | None) -> dict[str, Any]:
+def report_as_dict(found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None) -> dict[str, Any]:
     """The same, ready for JSON; memory in bytes."""
     return {
         "pair": pair,
@@ -212,7 +212,7 @@ def _software_table(found: Sequence[Found]) -> Table:
     return table
 
 
-def _memory_table(verdicts: Sequence[Verdict]) -> Table:
+def _memory_table(verdicts: Sequence[Fit]) -> Table:
     """Parts by machine: what was asked for."""
     table = Table(title="memory, GiB", title_justify="left")
     table.add_column("part")
@@ -229,7 +229,7 @@ def _memory_table(verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def _machine_table(verdicts: Sequence[Verdict]) -> Table:
+def _machine_table(verdicts: Sequence[Fit]) -> Table:
     table = Table(title="recommended", title_justify="left")
     for column in ("machine", "memory", "left, GiB", "dtype", "kv_dtype", "needs, GiB", "limit, tokens/s"):
         table.add_column(column, justify="right" if "," in column else "left")

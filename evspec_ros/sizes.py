@@ -13,6 +13,7 @@ EVENT_AHEAD = 32  # tokens that the event model writes at most before the target
 # What passes cost is measured once, on so many rows and so often; each run leaves a row in the cache.
 TIMED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 60, 64)
 TIMINGS = 5
+LARGEST_TREE = max(TIMED_ROWS) - 1  # nodes; of a larger one nobody knows what it costs
 MEASURED_ROWS = (TIMINGS + 1) * len(TIMED_ROWS) + max(TIMED_ROWS)
 
 

@@ -140,10 +140,10 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _extract_features(options: argparse.Namespace) -> None:
-    from evspec_ros.training.feature_run import Wanted, extract_visibly
+    from evspec_ros.training.feature_run import ExtractionRequest, extract_visibly
 
     target, event_model, _ = models(options)
-    wanted = Wanted(
+    wanted = ExtractionRequest(
         tuple(options.recording), options.step, options.scenes, options.split, options.condition,
         options.first, options.layers, options.event_layers, options.context, options.max_new_tokens,
         options.shard,

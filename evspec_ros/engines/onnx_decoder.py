@@ -14,7 +14,7 @@ from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 
 @dataclass(frozen=True, eq=False)
-class _DecoderPass:
+class _BoundDecoder:
     """Passes over one number of rows: embeddings [T, D] are read, output is overwritten."""
 
     bound: CachePass
@@ -54,7 +54,7 @@ class OnnxDecoder:
         """ONNX Runtime's version and threads."""
         return self._engine.describe()
 
-    def _bind(self, shape: tuple[int, tuple[int, ...]], cache: KVCache) -> _DecoderPass:
+    def _bind(self, shape: tuple[int, tuple[int, ...]], cache: KVCache) -> _BoundDecoder:
         """Passes over so many rows that give the features of these layers."""
         (rows, layers), size = shape, self._config.hidden_size
         embeddings = torch.empty(1, rows, size)
@@ -63,4 +63,4 @@ class OnnxDecoder:
         outputs |= {f"entering.{index}": tensor for index, tensor in entering.items()}
         bound = CachePass(self._engine, cache, rows, {"embeddings": embeddings}, outputs, masked=True)
         features = tuple(embeddings[0] if index == 0 else entering[index][0] for index in layers)
-        return _DecoderPass(bound, embeddings[0], DecoderPass(outputs["logits"][0], features))
+        return _BoundDecoder(bound, embeddings[0], DecoderPass(outputs["logits"][0], features))

@@ -108,7 +108,7 @@ def bench_decoder(
     torch.set_num_threads(settings.threads or threads)
     try:
         with torch.inference_mode():
-            return _Bench(settings, max(nodes)).measure(nodes, report)
+            return _SpeedRun(settings, max(nodes)).measure(nodes, report)
     finally:
         torch.set_num_threads(threads)
 
@@ -137,7 +137,7 @@ def print_speed(speed: DecoderSpeed) -> None:
     console.print(f"{speed.engine}; copying memory: {speed.copy_gb_per_s:.1f} GB/s", soft_wrap=True)
 
 
-class _Bench:
+class _SpeedRun:
     """Both decoders on one set of weights, behind prompts of one length."""
 
     def __init__(self, settings: DecoderBench, most_nodes: int) -> None:

@@ -30,7 +30,7 @@ _COPY_BYTES = 1 << 26  # more than caches hold
 
 
 @dataclass(frozen=True)
-class DecoderRow:
+class EncodingRow:
     """One encoding on one core.
 
     statistics: how the events lie, see event_load.EventLoad; mev_per_s: median, million events a second;
@@ -77,7 +77,7 @@ class IngestSpeed:
 
     machine: str
     copy_gb_per_s: float
-    rows: tuple[DecoderRow, ...]
+    rows: tuple[EncodingRow, ...]
     window: WindowTimes
     million: WindowTimes
     node: NodeLoad | None
@@ -110,12 +110,12 @@ def _copy_gb_per_s() -> float:
     return round(2 * _COPY_BYTES / duration / 1e9, 1)
 
 
-def _decoder_row(load: EventLoad, seconds: float) -> DecoderRow:
+def _decoder_row(load: EventLoad, seconds: float) -> EncodingRow:
     runs = [_ours(load)]
     peer = _peer(load)
     runs += [peer] if peer else []
     rates = [load.events / duration / 1e6 for duration in _durations(runs, seconds)]
-    return DecoderRow(
+    return EncodingRow(
         load.encoding,
         load.statistics,
         round(len(load.data) / load.events, 2),

@@ -18,7 +18,7 @@ ImageData: TypeAlias = "bytes | bytearray | memoryview | array.array[int] | NDAr
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _PixelLayout:
     """How an encoding lays out its pixels.
 
     channels: values per pixel; conversion: OpenCV's to RGB, None where it is RGB already; depth: bytes per
@@ -35,19 +35,19 @@ class _Layout:
     rows: int = 2
 
 
-def _bayer(conversion: int, depth: int) -> _Layout:
-    return _Layout(1, conversion, depth, least=3)  # OpenCV interpolates from 3 x 3 pixels on
+def _bayer(conversion: int, depth: int) -> _PixelLayout:
+    return _PixelLayout(1, conversion, depth, least=3)  # OpenCV interpolates from 3 x 3 pixels on
 
 
 # The names are those of sensor_msgs' image_encodings. OpenCV calls a Bayer pattern by the second and third
 # pixel of its second row. YUV is BT.601 of limited range, as cameras send it.
-_LAYOUTS: dict[str, _Layout] = {
-    "rgb8": _Layout(3, None),
-    "bgr8": _Layout(3, cv2.COLOR_BGR2RGB),
-    "rgba8": _Layout(4, cv2.COLOR_RGBA2RGB),
-    "bgra8": _Layout(4, cv2.COLOR_BGRA2RGB),
-    "mono8": _Layout(1, cv2.COLOR_GRAY2RGB),
-    "mono16": _Layout(1, cv2.COLOR_GRAY2RGB, depth=2),
+_LAYOUTS: dict[str, _PixelLayout] = {
+    "rgb8": _PixelLayout(3, None),
+    "bgr8": _PixelLayout(3, cv2.COLOR_BGR2RGB),
+    "rgba8": _PixelLayout(4, cv2.COLOR_RGBA2RGB),
+    "bgra8": _PixelLayout(4, cv2.COLOR_BGRA2RGB),
+    "mono8": _PixelLayout(1, cv2.COLOR_GRAY2RGB),
+    "mono16": _PixelLayout(1, cv2.COLOR_GRAY2RGB, depth=2),
     "bayer_rggb8": _bayer(cv2.COLOR_BayerBG2RGB, 1),
     "bayer_bggr8": _bayer(cv2.COLOR_BayerRG2RGB, 1),
     "bayer_gbrg8": _bayer(cv2.COLOR_BayerGR2RGB, 1),
@@ -56,12 +56,12 @@ _LAYOUTS: dict[str, _Layout] = {
     "bayer_bggr16": _bayer(cv2.COLOR_BayerRG2RGB, 2),
     "bayer_gbrg16": _bayer(cv2.COLOR_BayerGR2RGB, 2),
     "bayer_grbg16": _bayer(cv2.COLOR_BayerGB2RGB, 2),
-    "uyvy": _Layout(2, cv2.COLOR_YUV2RGB_UYVY, width_of=2),
-    "yuv422": _Layout(2, cv2.COLOR_YUV2RGB_UYVY, width_of=2),
-    "yuyv": _Layout(2, cv2.COLOR_YUV2RGB_YUY2, width_of=2),
-    "yuv422_yuy2": _Layout(2, cv2.COLOR_YUV2RGB_YUY2, width_of=2),
-    "nv12": _Layout(1, cv2.COLOR_YUV2RGB_NV12, width_of=2, height_of=2, rows=3),
-    "nv21": _Layout(1, cv2.COLOR_YUV2RGB_NV21, width_of=2, height_of=2, rows=3),
+    "uyvy": _PixelLayout(2, cv2.COLOR_YUV2RGB_UYVY, width_of=2),
+    "yuv422": _PixelLayout(2, cv2.COLOR_YUV2RGB_UYVY, width_of=2),
+    "yuyv": _PixelLayout(2, cv2.COLOR_YUV2RGB_YUY2, width_of=2),
+    "yuv422_yuy2": _PixelLayout(2, cv2.COLOR_YUV2RGB_YUY2, width_of=2),
+    "nv12": _PixelLayout(1, cv2.COLOR_YUV2RGB_NV12, width_of=2, height_of=2, rows=3),
+    "nv21": _PixelLayout(1, cv2.COLOR_YUV2RGB_NV21, width_of=2, height_of=2, rows=3),
 }
 ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
 _DISTANCES = re.compile(r"(16|32|64)[USF]C1")  # what depth cameras send, under OpenCV's names
@@ -193,7 +193,7 @@ def _encoding_of(image_format: str) -> str:
     return image_format.partition(";")[0].strip()
 
 
-def _check_sides(layout: _Layout, width: int, height: int, encoding: str) -> None:
+def _check_sides(layout: _PixelLayout, width: int, height: int, encoding: str) -> None:
     if width < 1 or height < 1:
         raise FrameError(f"An image of {width} x {height} pixels is empty: both sides must be at least 1.")
     if min(width, height) < layout.least or width % layout.width_of or height % layout.height_of:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,7 @@ class FrameFeatures:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._features: OrderedDict[Frame, Tensor] = OrderedDict()  # the frame used last comes last
+        self._features: dict[Frame, Tensor] = {}  # in the order in which they were encoded
 
     def missing(self, frames: Sequence[Frame]) -> list[Frame]:
         """The frames that are still to be encoded, each of them once."""
@@ -28,9 +27,7 @@ class FrameFeatures:
     def gather(self, frames: Sequence[Frame], new: Sequence[Frame], features: Tensor) -> Tensor:
         """The embeddings of `frames`, [F * tokens, D], given those of the missing ones, [n, tokens, D]."""
         self._features.update(zip(new, features, strict=True))
-        for frame in frames:
-            self._features.move_to_end(frame)
         gathered = torch.cat([self._features[frame] for frame in frames])
         while len(self._features) > max(self._capacity, len(set(frames))):
-            self._features.popitem(last=False)
+            del self._features[next(iter(self._features))]
         return gathered

@@ -74,7 +74,7 @@ class Packing(Protocol):
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _StoredTensor:
     """One published tensor: where it lies, under which key, and which parameter it is."""
 
     file: Path
@@ -154,7 +154,7 @@ def _places(model: nn.Module) -> dict[str, list[str]]:
     return {canonical(name): same for same in names.values() for name in same}
 
 
-def _read_together(entry: _Entry) -> tuple[Path, str]:
+def _read_together(entry: _StoredTensor) -> tuple[Path, str]:
     """What entries that are mapped at once have in common: what was read of a file stays in memory until all
     of them are copied. Of a pickle, which has to be gone through each time, that is a layer.
     """
@@ -290,17 +290,17 @@ def _mapped_pickle(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _entries(part: Part) -> Iterator[_Entry]:
+def _entries(part: Part) -> Iterator[_StoredTensor]:
     """What of a directory belongs to the model, in the order of its files."""
     for file in _weight_files(part.path):
         for key, shape in _shapes(file).items():
             name = part.rename(key)
             if not name.startswith(part.unread) and not name.endswith(_OLD_BUFFERS):
-                yield _Entry(file, key, name, shape)
+                yield _StoredTensor(file, key, name, shape)
 
 
 def _require_keys(
-    path: Path, entries: Sequence[_Entry], model: nn.Module, places: Mapping[str, list[str]]
+    path: Path, entries: Sequence[_StoredTensor], model: nn.Module, places: Mapping[str, list[str]]
 ) -> None:
     """Raise CheckpointError that lists everything in which the entries differ from the model's shapes."""
     problems = []
@@ -334,7 +334,7 @@ def _require_memory(path: Path, needed: int, precision: str, device: Device) -> 
         )
 
 
-def _require_finite(entry: _Entry, value: Tensor) -> None:
+def _require_finite(entry: _StoredTensor, value: Tensor) -> None:
     """Raise CheckpointError for a tensor with NaN or an infinity; its two extremes tell of either."""
     if value.numel() and not bool(torch.stack(torch.aminmax(value)).isfinite().all()):
         raise CheckpointError(

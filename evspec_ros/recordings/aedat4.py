@@ -59,7 +59,7 @@ DAMAGE = (struct.error, ValueError, RuntimeError, EOFError, MemoryError, zstd.Zs
 
 
 @dataclass(frozen=True)
-class Stream:
+class Aedat4Stream:
     """One stream as the header announces it; width and height in pixels, 0 where it has no size."""
 
     name: str
@@ -74,7 +74,7 @@ class Packet:
 
     start: int
     number: int
-    stream: Stream | None
+    stream: Aedat4Stream | None
     stop: int
 
 
@@ -116,7 +116,7 @@ class Aedat4Recording(Recording):
             for number, stream in sorted(self._streams.items())
         )
 
-    def _left_out(self, number: int, stream: Stream) -> str:
+    def _left_out(self, number: int, stream: Aedat4Stream) -> str:
         if stream.type not in {"EVTS", "FRME", "TRIG"}:
             return "it holds neither events nor frames"
         return "" if stream.type == "TRIG" or number in self._read else "another stream of its kind is read"
@@ -198,11 +198,11 @@ def _problem(packet: Packet, reason: str) -> str:
     return f"The packet at byte {packet.start} is left out ({reason.rstrip('.')}); copy the file again."
 
 
-def _first(streams: dict[int, Stream], kind: str) -> int | None:
+def _first(streams: dict[int, Aedat4Stream], kind: str) -> int | None:
     return min((number for number, stream in streams.items() if stream.type == kind), default=None)
 
 
-def _read_header(file: BinaryIO) -> tuple[int, int | None, dict[int, Stream]]:
+def _read_header(file: BinaryIO) -> tuple[int, int | None, dict[int, Aedat4Stream]]:
     """Compression, end of the packets (None: the file's end) and streams; leaves the file after them."""
     if file.read(len(MAGIC)) != MAGIC:
         raise ValueError("no AEDAT 4.0 file")
@@ -218,7 +218,7 @@ def _read_header(file: BinaryIO) -> tuple[int, int | None, dict[int, Stream]]:
     return compression, None if table_position < 0 else table_position, streams
 
 
-def _streams(xml: str) -> dict[int, Stream]:
+def _streams(xml: str) -> dict[int, Aedat4Stream]:
     """The streams by number, from the header's tree of nodes and attributes."""
     root = ET.fromstring(xml)  # noqa: S314 - expat bounds the growth of entities and loads nothing
     streams = {}
@@ -229,7 +229,7 @@ def _streams(xml: str) -> dict[int, Stream]:
             for attribute in node.findall("node[@name='info']/attr")
         }
         number = int(node.get("name", ""))
-        streams[number] = Stream(
+        streams[number] = Aedat4Stream(
             name=fields.get("originalOutputName") or str(number),
             type=fields.get("typeIdentifier", ""),
             width=int(sizes.get("sizeX", 0)),
@@ -280,7 +280,7 @@ class Table:
         return start + 4, struct.unpack_from("<I", self.data, start)[0]
 
 
-def _events(packet: Table, stream: Stream, path: Path) -> tuple[Events, Outside]:
+def _events(packet: Table, stream: Aedat4Stream, path: Path) -> tuple[Events, Outside]:
     start, count = packet.vector(0)
     raw = np.frombuffer(packet.data, EVENT, count, start)
     times = nanoseconds(raw["t"], "us", path)

@@ -37,7 +37,7 @@ from evspec_ros.recordings.rosbag2_types import (
     read_as,
 )
 from evspec_ros.recordings.stamps import Middle, Strays, header_stamp_ns
-from evspec_ros.recordings.topics import NEITHER, Verdict, one_read, tell_left_out, the_named
+from evspec_ros.recordings.topics import NEITHER, Judgement, one_read, tell_left_out, the_named
 
 EVENT_TYPES = PACKET_TYPES | ARRAY_TYPES
 FRAME_TYPES = frozenset({IMAGE, COMPRESSED_IMAGE})
@@ -343,7 +343,7 @@ def _chosen(bag: OpenBag, wanted: Wanted) -> tuple[Topic, ...]:
     if not counts:
         raise RecordingError(f"The bag {bag.path} is empty: there is no topic in it; record it again.")
 
-    def judge(topic: Topic) -> Verdict:
+    def judge(topic: Topic) -> Judgement:
         return _judged(bag, topic)
 
     streams: list[Topic] = []
@@ -364,7 +364,7 @@ def _chosen(bag: OpenBag, wanted: Wanted) -> tuple[Topic, ...]:
     return tuple(sorted([*streams, *others], key=lambda topic: topic.name))
 
 
-def _judged(bag: OpenBag, topic: Topic) -> Verdict:
+def _judged(bag: OpenBag, topic: Topic) -> Judgement:
     """Why a topic cannot be read, which is so where none of its messages can, and what its images show."""
     problem = f"none of {topic.count} messages is there" if topic.count else "no message was recorded"
     reader, first = None, True
@@ -373,10 +373,10 @@ def _judged(bag: OpenBag, topic: Topic) -> Verdict:
         read = reader.read(data, log_ns).read
         if not read.refused:
             is_image = connection.msgtype in FRAME_TYPES
-            return Verdict(look=bag.wire.look(data, connection.msgtype) if is_image else Look.COLOUR)
+            return Judgement(look=bag.wire.look(data, connection.msgtype) if is_image else Look.COLOUR)
         if first:
             problem, first = read.problem.rstrip("."), False
-    return Verdict(problem)
+    return Judgement(problem)
 
 
 def _middle(bag: OpenBag, connections: Collection[Connection]) -> Middle | None:

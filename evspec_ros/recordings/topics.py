@@ -21,25 +21,25 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What a look at a topic's messages tells: why it cannot be read ("" where it can), and what it shows."""
 
     problem: str = ""
     look: Look = Look.COLOUR
 
 
-Judge = Callable[[Topic], Verdict]
+Judge = Callable[[Topic], Judgement]
 
 
 def one_read(topics: Sequence[Topic], judge: Judge) -> list[Topic]:
     """The topics, all but one with the reason why they are not read: a colour camera goes before a grey one,
     that before what may be none, the busiest first among equals.
     """
-    verdicts: dict[int, Verdict] = {}
+    verdicts: dict[int, Judgement] = {}
     busiest_first = sorted(range(len(topics)), key=lambda index: -topics[index].count)
     for index in busiest_first:
         verdicts[index] = judge(topics[index])
-        if verdicts[index] == Verdict():
+        if verdicts[index] == Judgement():
             break
     readable = [index for index, verdict in verdicts.items() if not verdict.problem]
     read = max(readable, key=lambda index: verdicts[index].look, default=None)
@@ -49,7 +49,7 @@ def one_read(topics: Sequence[Topic], judge: Judge) -> list[Topic]:
     ]
 
 
-def _reason(verdict: Verdict | None, topics: Sequence[Topic], read: int | None) -> str:
+def _reason(verdict: Judgement | None, topics: Sequence[Topic], read: int | None) -> str:
     if verdict is not None and verdict.problem:
         return verdict.problem
     assert read is not None  # what can be read is left out for another one alone

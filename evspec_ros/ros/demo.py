@@ -34,7 +34,7 @@ from evspec_ros.loading import load_describer
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted, clipped
 from evspec_ros.ros.parameters import Settings, changed
-from evspec_ros.ros.player import Played, Schedule
+from evspec_ros.ros.player import Playback, Played
 from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
 
 SHORTEST_S = 10.0  # a recording shorter than this is played again, time running on
@@ -131,7 +131,7 @@ class Run:
     """What came of playing a recording to the node."""
 
     results: Sequence[Mapping[str, Any]]  # what ~/result said
-    schedule: Schedule
+    schedule: Playback
     played: Played
     events_received: int
     frames_received: int
@@ -179,7 +179,7 @@ def _run(
             with Child("player", "evspec_ros.ros.player", playing, folder) as player:
                 _watch(listener, node, player, plain_ms, console)
                 schedule, played = (json.loads(line) for line in player.output.splitlines())
-        return listener.run(Schedule(**schedule), Played(**played), plain_ms)
+        return listener.run(Playback(**schedule), Played(**played), plain_ms)
     finally:
         rclpy.shutdown()
 
@@ -220,7 +220,7 @@ class Listener:
                 )
             self.spin_once()
 
-    def run(self, schedule: Schedule, played: Played, plain_ms: float) -> Run:
+    def run(self, schedule: Playback, played: Played, plain_ms: float) -> Run:
         """Everything collected."""
         events, frames = self._values("events"), self._values("frames")
         return Run(

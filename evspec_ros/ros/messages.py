@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import array
+from typing import Any
 
 from builtin_interfaces.msg import Time as TimeMessage
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 
 from evspec_ros.description import Description
+from evspec_ros.ros.diagnostics import Age, Health
 from evspec_ros.ros.ingest import Window
 from evspec_ros.ros.overlay import draw_overlay
 
@@ -25,4 +28,21 @@ def overlay_message(description: Description, window: Window) -> Image:
     message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
     message.header.stamp = Time(nanoseconds=description.stamp_ns).to_msg()
     message.data = array.array("B", picture.tobytes())
+    return message
+
+
+def latency_message(description: Description, age: Age, node: str) -> DiagnosticArray:
+    """What ~/latency says of one description, under the node's full name."""
+    values: dict[str, Any] = {f"{stage}_ms": round(ms, 3) for stage, ms in description.latency_ms.items()}
+    values |= {
+        "prefill_slowdown": round(description.prefill_slowdown, 3),
+        "age_ms": age.shown,
+        "tokens": len(description.tokens),
+        "reused_frames": description.reused_frames,
+        "reused_rows": description.statistics.reused_rows,
+        "mean_accepted_length": round(description.statistics.mean_accepted_length, 3),
+    }
+    health = Health("latency", DiagnosticStatus.OK, "one description", values)
+    message = DiagnosticArray(status=[health.as_message(node)])
+    message.header.stamp = Time(nanoseconds=description.stamp_ns).to_msg()
     return message

@@ -16,7 +16,6 @@ from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.task import Future
-from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
@@ -37,7 +36,7 @@ from evspec_ros.ros.ingest import (
 )
 from evspec_ros.ros.mailbox import Mailbox
 from evspec_ros.ros.memory import GIVING_BACK_PERIOD_S, give_back, settle, unsettle
-from evspec_ros.ros.messages import nanoseconds, overlay_message
+from evspec_ros.ros.messages import latency_message, nanoseconds, overlay_message
 from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 from evspec_ros.ros.requirements import message_type
@@ -367,26 +366,9 @@ class EvspecNode(LifecycleNode):
         }
         for answer in described:
             self._result.publish(String(data=json.dumps(answer.as_dict() | shared)))
-        self._latency.publish(self._latency_message(description, age))
+        self._latency.publish(latency_message(description, age, self.get_fully_qualified_name()))
         if self._overlay.get_subscription_count():
             self._overlay.publish(overlay_message(description, window))
-
-    def _latency_message(self, description: Description, age: Age) -> DiagnosticArray:
-        values: dict[str, Any] = {
-            f"{stage}_ms": round(duration, 3) for stage, duration in description.latency_ms.items()
-        }
-        values |= {
-            "prefill_slowdown": round(description.prefill_slowdown, 3),
-            "age_ms": age.shown,
-            "tokens": len(description.tokens),
-            "reused_frames": description.reused_frames,
-            "reused_rows": description.statistics.reused_rows,
-            "mean_accepted_length": round(description.statistics.mean_accepted_length, 3),
-        }
-        health = Health("latency", DiagnosticStatus.OK, "one description", values)
-        message = DiagnosticArray(status=[health.as_message(self.get_fully_qualified_name())])
-        message.header.stamp = Time(nanoseconds=description.stamp_ns).to_msg()
-        return message
 
     # Services and diagnostics
 

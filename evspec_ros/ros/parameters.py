@@ -20,7 +20,7 @@ from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT, require_text
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
-from evspec_ros.sizes import FRAMES_SECONDS, WINDOW_MS
+from evspec_ros.sizes import FRAMES_SECONDS, LARGEST_TREE, WINDOW_MS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 
 MOST_PROMPTS = 16  # about one window
@@ -133,7 +133,9 @@ class Settings:
     top_k: int = _row(Limits.top_k, "sample from this many tokens, 0 for all", low=0, high=100_000, live=True)
     seed: int = _row(Limits.seed, "seed of the sampling", low=0, high=2**31 - 1, live=True)
     n_max: int = _row(Limits.n_max, "most drafted tokens in a row", low=1, high=64, live=True)
-    tree_size: int = _row(Limits.tree_size, "most nodes of the draft tree", low=1, high=256, live=True)
+    tree_size: int = _row(
+        Limits.tree_size, "most nodes of the draft tree", low=1, high=LARGEST_TREE, live=True
+    )
     p_min: float = _row(Limits.p_min, "stop drafting below this confidence", low=0.0, high=1.0, live=True)
     acceptance: str = _row(
         Limits.acceptance,

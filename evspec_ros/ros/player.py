@@ -40,7 +40,7 @@ LINGER_S = 0.5  # after the last message, for DDS to deliver it
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Playback:
     """When a moment of the recording goes out: (t - start_ns) / rate after begin_ns, lap after lap.
 
     begin_ns: ROS time of the recording's first moment; lap_ns: length of the recording.
@@ -132,12 +132,12 @@ class Player:
                 )
             time.sleep(0.02)
 
-    def schedule(self, rate: float) -> Schedule:
+    def schedule(self, rate: float) -> Playback:
         """A schedule that begins a moment from now."""
         start_ns, stop_ns = self.recording.start_ns, self.recording.stop_ns
-        return Schedule(time.time_ns() + round(LEAD_S * 1e9), start_ns, stop_ns - start_ns, rate)
+        return Playback(time.time_ns() + round(LEAD_S * 1e9), start_ns, stop_ns - start_ns, rate)
 
-    def play(self, schedule: Schedule, seconds: float) -> Played:
+    def play(self, schedule: Playback, seconds: float) -> Played:
         """Send everything due in the first `seconds` of the schedule, each at its time, lap after lap."""
         played, lap = Played(), 0
         while True:
@@ -152,7 +152,7 @@ class Player:
                 played.late_ms = max(played.late_ms, (time.time_ns() - due_ns) / 1e6)
             lap += 1
 
-    def _message(self, item: Events | Frame, schedule: Schedule, lap: int) -> EventPacket | Image:
+    def _message(self, item: Events | Frame, schedule: Playback, lap: int) -> EventPacket | Image:
         if isinstance(item, Events):
             return self._packet_message(item, schedule.to_ros(item.t, lap))
         return self._frame_message(item, schedule.to_ros(item.stamp_ns, lap))

@@ -21,7 +21,7 @@ from evspec_ros.training.recorded_windows import RecordedWindows
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExtractionRequest:
     """What to run the models over and what to keep: windows of recordings `step_s` apart, or without
     recordings `scenes` simulated scenes of a split and condition from `first` on; layers, event_layers,
     context, max_new_tokens and shard as `FeaturePlan`, its defaults where they are None.
@@ -41,7 +41,7 @@ class Wanted:
 
 
 def extract_visibly(
-    target: Path, event_model: Path, directory: Path, wanted: Wanted, device: str = "cpu"
+    target: Path, event_model: Path, directory: Path, wanted: ExtractionRequest, device: str = "cpu"
 ) -> dict[str, Any]:
     """Extract features, with what they will take on disk and progress on stderr; what is there now, to the
     first of several processes.
@@ -84,7 +84,9 @@ def extract_visibly(
     }
 
 
-def _source(pair: ModelPair, target: Path, event_model: Path, wanted: Wanted) -> tuple[Scenes, int, Any]:
+def _source(
+    pair: ModelPair, target: Path, event_model: Path, wanted: ExtractionRequest
+) -> tuple[Scenes, int, Any]:
     """What to read, how much of it there is, and what the manifest says of it."""
     if not wanted.recordings:
         scenes = simulated(wanted.split, wanted.first, str(pair.device), wanted.condition)

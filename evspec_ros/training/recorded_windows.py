@@ -27,7 +27,7 @@ KEPT_FRAMES = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
+class RecordedWindow:
     """Events of the WINDOW_MS before an instant and eight frames of the second before it, oldest first."""
 
     stop_ns: int
@@ -54,7 +54,7 @@ class RecordedWindows:
         self._step_ns = round(step_s * 1e9)
         self._preprocessors = frame_preprocessor, event_preprocessor
         self._device = device
-        self._sweep: Iterator[Window] = iter(())
+        self._sweep: Iterator[RecordedWindow] = iter(())
         self._next = -1  # the window that the sweep is at; none yet
 
     @cached_property
@@ -92,7 +92,7 @@ class RecordedWindows:
             torch.from_numpy(frames).to(self._device), torch.from_numpy(events).to(self._device)
         )
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self) -> Iterator[RecordedWindow]:
         """All of them, from the first on."""
         for recording, span in zip(self._recordings, self.spans, strict=True):
             yield from _cut(recording, span)
@@ -108,7 +108,7 @@ def _instants(recording: Recording, step_ns: int) -> range:
     return range(first, recording.stop_ns, step_ns)
 
 
-def _cut(recording: Recording, instants: range) -> Iterator[Window]:
+def _cut(recording: Recording, instants: range) -> Iterator[RecordedWindow]:
     """Windows that end at these instants, in one pass over the recording: a window is cut when nothing that
     is still to come can belong to it.
     """
@@ -118,12 +118,14 @@ def _cut(recording: Recording, instants: range) -> Iterator[Window]:
     waiting = iter(instants)
     stop_ns = next(waiting, None)
 
-    def cut(stop: int) -> Window:
+    def cut(stop: int) -> RecordedWindow:
         height, width = sizes.height, sizes.width
         if not sizes.count:
             height, width, _ = frames.sample(stop, FRAMES_SECONDS)[-1].image.shape
         parts = [clipped(part, stop - WINDOW_NS, stop) for part in held]
-        return Window(stop, Events.concatenate(parts, width, height), frames.sample(stop, FRAMES_SECONDS))
+        return RecordedWindow(
+            stop, Events.concatenate(parts, width, height), frames.sample(stop, FRAMES_SECONDS)
+        )
 
     for piece in recording.pieces():
         if piece.frame is not None:

@@ -16,7 +16,7 @@ from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.bag_writer import BagWriter
 from evspec_ros.recordings.recording import Piece, Recording, Topic
 from evspec_ros.ros import player
-from evspec_ros.ros.player import Schedule, event_packets, timeline
+from evspec_ros.ros.player import Playback, event_packets, timeline
 
 MS = 1_000_000
 
@@ -79,7 +79,7 @@ def test_events_and_frames_come_in_the_order_in_which_cameras_send_them() -> Non
 @pytest.mark.parametrize("rate", [1.0, 0.5, 2.0])
 def test_time_runs_on_from_lap_to_lap_and_can_be_traced_back(rate: float) -> None:
     """The end of one lap is the beginning of the next, and a stamp tells which moment it was."""
-    schedule = Schedule(begin_ns=10**18, start_ns=500 * MS, lap_ns=100 * MS, rate=rate)
+    schedule = Playback(begin_ns=10**18, start_ns=500 * MS, lap_ns=100 * MS, rate=rate)
     assert schedule.to_ros(500 * MS, 0) == 10**18
     assert schedule.to_ros(600 * MS, 0) == schedule.to_ros(500 * MS, 1) == 10**18 + round(100 * MS / rate)
     for lap in range(3):
