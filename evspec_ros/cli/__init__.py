@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evspec_ros.choices import KV_PRECISIONS, PRECISIONS
+from evspec_ros.choices import KV_PRECISIONS, PRECISIONS, RECORDINGS
 from evspec_ros.cli.benches import add_benches
 from evspec_ros.cli.options import (
     add_condition,
@@ -24,10 +24,7 @@ from evspec_ros.errors import EvspecError
 from evspec_ros.files import version
 
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
-_RECORDINGS = (
-    "rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT3) or .dat, a DSEC "
-    "folder or its events' .h5, .aedat4 or .npy; told by content"
-)
+_RECORDINGS = f"{RECORDINGS}; recognised by content"
 _MACHINES = ("desktop", "orin_agx_64gb", "orin_nx_16gb", "this")
 
 

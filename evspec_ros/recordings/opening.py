@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from evspec_ros.choices import RECORDINGS
 from evspec_ros.errors import RecordingError
 from evspec_ros.recordings.aedat4 import Aedat4Recording
 from evspec_ros.recordings.dsec import DsecRecording, event_file
@@ -23,7 +24,6 @@ READERS: dict[bytes, Callable[[Path], Recording]] = {  # by a file's first bytes
     b"% ": open_prophesee,
     b"\x89HDF\r\n\x1a\n": DsecRecording,
 }
-KNOWN = "a rosbag2 folder, .mcap, .db3, .bag, .raw, .dat, a DSEC folder, .h5, .aedat4 or .npy"
 
 
 def open_recording(path: Path) -> Recording:
@@ -46,7 +46,7 @@ def open_recording(path: Path) -> Recording:
     for magic, reader in READERS.items():
         if start.startswith(magic):
             return reader(path)
-    raise RecordingError(f"The file {path} is no recording known here, give {KNOWN}.")
+    raise RecordingError(f"The file {path} is no recording known here, give {RECORDINGS}.")
 
 
 def _open_folder(path: Path) -> Recording:
