@@ -10,3 +10,7 @@ OVERLAPS = ("auto", "on", "off")  # of event model and prefill; auto: where the 
 BACKENDS = ("auto", "torch", "onnxruntime", "cuda_graphs")  # of the target's steps and verifications
 PLAIN, MIXED = "plain", "mixed"  # simulated scenes that nothing makes hard to see; all conditions in turn
 CONDITIONS = (PLAIN, "camera", "occlusion", "night", "glare", "blur")
+RECORDINGS = (  # that `recordings.open_recording` reads, for help and errors
+    "a rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT2.1, EVT3) or .dat, a "
+    "DSEC folder or its events' .h5, .aedat4, .npy, .txt or .csv (also in a .zip)"
+)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evspec_ros.choices import KV_PRECISIONS, PRECISIONS
+from evspec_ros.choices import KV_PRECISIONS, PRECISIONS, RECORDINGS
 from evspec_ros.cli.benches import add_benches
 from evspec_ros.cli.options import (
     add_columns,
@@ -31,10 +31,7 @@ if TYPE_CHECKING:
     from evspec_ros.recordings.recording import RecordingInfo
 
 FAILED, INTERRUPTED = 1, 130  # argparse itself exits with 2 on misuse
-_RECORDINGS = (
-    "rosbag2 folder, .mcap or .db3 (ROS 2), .bag (ROS 1), Prophesee's .raw (EVT2, EVT2.1, EVT3) or .dat, a "
-    "DSEC folder or its events' .h5, .aedat4, .npy, .txt or .csv (also in a .zip); told by content"
-)
+_RECORDINGS = f"{RECORDINGS}; recognised by content"
 _MACHINES = ("desktop", "orin_agx_64gb", "orin_nx_16gb", "this")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from evspec_ros.choices import RECORDINGS
 from evspec_ros.errors import RecordingError
 from evspec_ros.recordings.aedat4 import Aedat4Recording
 from evspec_ros.recordings.bags import BagRecording
@@ -32,10 +33,6 @@ READERS: dict[bytes, Callable[[Path], Recording]] = {  # likewise
 START = 512  # bytes by which formats are told
 NUMPY = b"\x93NUMPY"
 TEXT_SUFFIXES = frozenset({".txt", ".csv"})
-KNOWN = (
-    "a rosbag2 folder, .mcap, .db3, .bag, .raw, .dat, a DSEC folder, .h5, .aedat4, .npy, .txt, .csv, or one "
-    "of the latter two in a .zip"
-)
 
 
 def open_recording(path: Path, wanted: Wanted = WHATEVER) -> Recording:
@@ -82,7 +79,7 @@ def _open_no_bag(path: Path, start: bytes, wanted: Wanted) -> Recording:
         return NpyRecording(path, wanted.time_unit)
     if is_text(start) or start.startswith(ZIP):
         return TextRecording(path, wanted.columns, wanted.time_unit)
-    raise RecordingError(f"The file {path} is no recording known here, give {KNOWN}.")
+    raise RecordingError(f"The file {path} is no recording known here, give {RECORDINGS}.")
 
 
 def _refuse_options(path: Path, *options: str) -> None:

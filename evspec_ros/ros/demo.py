@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import rclpy
 import torch
@@ -33,6 +33,7 @@ from evspec_ros.frames.types import Frame
 from evspec_ros.loading import load_describer
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted, clipped
+from evspec_ros.ros.overlay import draw_overlay, write_overlay
 from evspec_ros.ros.parameters import Settings, changed
 from evspec_ros.ros.player import Playback, Played
 from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
@@ -43,6 +44,7 @@ START_TIMEOUT_S = 180.0  # for loading checkpoints and compiling
 FIRST_TIMEOUT_S = 60.0  # for a description that is still missing when the recording ended
 THREADS = max(1, (os.cpu_count() or 1) // 2)  # of the networks; player, DDS and this process need the rest
 MOMENTS = 8  # descriptions shown with pictures in the report
+OVERLAY = "overlay.png"  # the picture beside the report
 PLAIN_RUNS = 3  # windows timed without drafting
 COMPARED = (
     "Speed-up: time per token after the prefill, compared with {plain_ms:.2f} ms without drafting, measured "
@@ -72,9 +74,10 @@ def run_demo(
     """Play a recording (None: a simulated scene) to the node, show its descriptions, write an HTML report.
 
     seconds: how long to play; the recording's own length, at least ten seconds, by default. report: where to
-    write, runs/demo/report.html by default. parameters: of the node. wanted: the recording's topics. as_json:
-    print one object on stdout, the progress on stderr. Raises RecordingError for a recording without frames,
-    RosError where a process fails.
+    write, runs/demo/report.html by default; overlay.png beside it is the picture of ~/overlay for the last
+    description. parameters: of the node. wanted: the recording's topics. as_json: print one object on stdout,
+    the progress on stderr. Raises RecordingError for a recording without frames, RosError where a process
+    fails.
     """
     console = Console(stderr=as_json, highlight=False)
     settings = changed(Settings(), parameters or {})
@@ -95,7 +98,10 @@ def run_demo(
         run = _run(playing, parameters or {}, plain_ms, Path(folder), console)
         name = "a simulated scene" if recording is None else str(recording)
         remarks = _remarks(run, taught=recording is None or settings.target != Settings().target)
-        write_report(report, _report(name, run, opened, settings, remarks))
+        shown = _shown(run, opened, settings)
+        write_report(report, _report(name, run, shown, settings, remarks))
+        for result, events, frame in shown[-1:]:
+            write_overlay(report.with_name(OVERLAY), draw_overlay(frame.image, events, result["text"]))
     console.print(f"\n{len(run.results)} descriptions. Report: {report}", soft_wrap=True)
     if as_json:
         print(json.dumps({"recording": name, **run.as_dict()}))
@@ -359,12 +365,16 @@ def windows(recording: Recording, stops: Sequence[int], window_ms: float) -> lis
 
 # Report
 
+Shown: TypeAlias = tuple[Mapping[str, Any], Events, Frame]  # a description with the window that it describes
 
-def _report(name: str, run: Run, recording: Recording, settings: Settings, remarks: Sequence[str]) -> Report:
+
+def _report(
+    name: str, run: Run, shown: Sequence[Shown], settings: Settings, remarks: Sequence[str]
+) -> Report:
     return Report(
         title=f"evspec: descriptions of {name}",
         figures=_summary(run, settings),
-        moments=_moments(run, recording, settings),
+        moments=[_moment(run, *one) for one in shown],
         timings=[
             Timing(_at_s(run, result), result["age_ms"], result["latency_ms"]) for result in run.results
         ],
@@ -416,18 +426,20 @@ def _summary(run: Run, settings: Settings) -> dict[str, str]:
     return figures | {"text as the target alone would write it": "yes" if lossless else "no"}
 
 
-def _moments(run: Run, recording: Recording, settings: Settings) -> list[Moment]:
-    """Up to eight descriptions, evenly spread, with what the player sent at that time."""
+def _shown(run: Run, recording: Recording, settings: Settings) -> list[Shown]:
+    """Up to eight descriptions, evenly spread, the last among them, with what the player sent then."""
     count = min(MOMENTS, len(run.results))
-    chosen = [run.results[index * len(run.results) // count] for index in range(count)]
+    chosen = [run.results[index * len(run.results) // count - 1] for index in range(1, count + 1)]
     stops = [run.schedule.to_recording(round(result["stamp"] * 1e9)) + 1 for result in chosen]
-    return [
-        Moment(
-            at_s=_at_s(run, result),
-            text=result["text"],
-            frame=frame.image,
-            event_images=render_event_images(events) if len(events) else None,
-            figures=_figures(result, run.plain_ms),
-        )
-        for result, (events, frame) in zip(chosen, windows(recording, stops, settings.window_ms), strict=True)
-    ]
+    found = windows(recording, stops, settings.window_ms)
+    return [(result, *window) for result, window in zip(chosen, found, strict=True)]
+
+
+def _moment(run: Run, result: Mapping[str, Any], events: Events, frame: Frame) -> Moment:
+    return Moment(
+        at_s=_at_s(run, result),
+        text=result["text"],
+        frame=frame.image,
+        event_images=render_event_images(events) if len(events) else None,
+        figures=_figures(result, run.plain_ms),
+    )

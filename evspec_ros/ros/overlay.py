@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from evspec_ros.errors import RosError
 from evspec_ros.events.types import Events
 
 DARKER, BRIGHTER = (0, 0, 255), (255, 0, 0)  # RGB, the colours of EventGPT's event images
@@ -30,11 +32,25 @@ def draw_overlay(frame: NDArray[np.uint8], events: Events, caption: str) -> NDAr
     return np.concatenate([picture, strip])
 
 
+def write_overlay(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a picture as PNG; RosError where it cannot be written."""
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    try:
+        path.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise RosError(f"The picture cannot be written to {path} ({error.strerror}).") from error
+
+
 def _draw_events(picture: NDArray[np.uint8], events: Events) -> None:
-    """Colour one pixel per event; both cameras are taken to see the same scene at their own resolution."""
+    """Colour the area of each event's pixel; both cameras are taken to see the same scene at their own
+    resolution.
+    """
     if not len(events):
         return
     height, width = picture.shape[:2]
     rows = events.y.astype(np.intp) * height // events.height
     columns = events.x.astype(np.intp) * width // events.width
-    picture[rows, columns] = np.array([DARKER, BRIGHTER], np.uint8)[events.p]
+    colours = np.array([DARKER, BRIGHTER], np.uint8)[events.p]
+    for down, right in np.ndindex(-(-height // events.height), -(-width // events.width)):
+        picture[np.minimum(rows + down, height - 1), np.minimum(columns + right, width - 1)] = colours

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -41,7 +42,9 @@ def recording(tmp_path: Path) -> Path:
 def test_a_recording_is_described_over_dds_and_reported(
     ros: None, checkpoints: Path, recording: Path, tmp_path: Path
 ) -> None:
-    """stdout is one object with the documented keys, everything sent was received, the report is written."""
+    """stdout is one object with the documented keys, everything sent was received; report and picture are
+    written.
+    """
     source_tree = Path(__file__).resolve().parents[2]
     path = f"{source_tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     options = ["--recording", str(recording), "--seconds", "3", "--json"]
@@ -64,6 +67,8 @@ def test_a_recording_is_described_over_dds_and_reported(
     assert printed["events_received"] >= (290 - printed["dropped"]) * SIZE
     html = (tmp_path / "runs" / "demo" / "report.html").read_text(encoding="utf-8")
     assert "event image 5" in html
+    overlay = cv2.imread(str(tmp_path / "runs" / "demo" / "overlay.png"))
+    assert overlay.shape[1] == 480
 
 
 def test_what_cannot_be_described_is_one_sentence(ros: None, checkpoints: Path, tmp_path: Path) -> None:
