@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import json
 import threading
 import time
@@ -33,7 +34,7 @@ from evspec_ros.ros.ingest import (
     warm_up,
 )
 from evspec_ros.ros.mailbox import Mailbox
-from evspec_ros.ros.memory import GIVING_BACK_PERIOD_S, give_back, settle, unsettle
+from evspec_ros.ros.memory import COLLECTION_PERIOD_S, settle, unsettle
 from evspec_ros.ros.overlay import draw_overlay
 from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
@@ -109,7 +110,7 @@ class EvspecNode(LifecycleNode):
         self._describer = describer
         settle()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._giving_back = self.create_timer(GIVING_BACK_PERIOD_S, give_back, clock=steady)
+        self._collection = self.create_timer(COLLECTION_PERIOD_S, gc.collect, clock=steady)
         took_s = time.monotonic() - started
         self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {settings.drafter}.")
         return super().on_configure(state)
@@ -203,7 +204,7 @@ class EvspecNode(LifecycleNode):
         for publisher in (self._description, self._partial, self._result, self._overlay, self._latency):
             self.destroy_lifecycle_publisher(publisher)
         self._describer = None
-        self.destroy_timer(self._giving_back)
+        self.destroy_timer(self._collection)
         unsettle()
 
     # Messages in
