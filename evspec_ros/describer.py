@@ -316,16 +316,20 @@ class SceneDescriber:
         """Raise GenerationError where an answer within the limits to one of the prompts needs more positions
         than the target has, and for a prompt that holds what is no text.
         """
-        text, tokens = self._target.config.text, self._target.config.vision.tokens
+        video = FRAMES * self._target.config.vision.tokens
         for prompt in prompts:
-            rows = len(_target_ids(self._tokenizer, prompt)) - 1 + FRAMES * tokens
-            left = text.max_positions - rows - limits.tree_size
-            if limits.max_new_tokens > left:
-                raise GenerationError(
-                    f"max_new_tokens is {limits.max_new_tokens} and {max(0, left)} is the most that fits: of "
-                    f"the target's {text.max_positions} positions the prompt takes {rows} and a draft up to "
-                    f"{limits.tree_size} (tree_size); lower max_new_tokens or shorten the prompt."
-                )
+            self._require_positions(len(_target_ids(self._tokenizer, prompt)) - 1 + video, limits)
+
+    def _require_positions(self, rows: int, limits: Limits) -> None:
+        """Raise GenerationError where a prompt of so many rows leaves too few positions for an answer."""
+        positions = self._target.config.text.max_positions
+        left = positions - rows - limits.tree_size
+        if limits.max_new_tokens > left:
+            raise GenerationError(
+                f"max_new_tokens is {limits.max_new_tokens} and {max(0, left)} is the most that fits: of the "
+                f"target's {positions} positions the prompt takes {rows} and a draft up to "
+                f"{limits.tree_size} (tree_size); lower max_new_tokens or shorten the prompt."
+            )
 
     def describe(
         self,
@@ -389,6 +393,8 @@ class SceneDescriber:
         event_stages: dict[str, float] = {}
         known = len(self._frame_features.missing(frames))
         inputs = self._prompts(events, frames, prompts, stages, event_stages)
+        for read in inputs:
+            self._require_positions(read.embeddings.shape[1], limits)
         written: list[list[int]] = [[] for _ in prompts]
         drafters = [GuardedDrafter(drafter) for drafter in self._drafters[: len(prompts)]]
 
