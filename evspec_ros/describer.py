@@ -81,16 +81,8 @@ class SceneDescriber:
         """Raise GenerationError where an answer within the limits to one of the prompts needs more positions
         than the target has, and for a prompt that holds what is no text.
         """
-        positions = self._target.decoder.config.max_positions
         for prompt in prompts:
-            rows = self._reader.target.prompt_rows(prompt)
-            left = positions - rows - limits.tree_size
-            if limits.max_new_tokens > left:
-                raise GenerationError(
-                    f"max_new_tokens is {limits.max_new_tokens} and {max(0, left)} is the most that fits: of "
-                    f"the target's {positions} positions the prompt takes {rows} and a draft up to "
-                    f"{limits.tree_size} (tree_size); lower max_new_tokens or shorten the prompt."
-                )
+            self._require_positions(self._reader.target.prompt_rows(prompt), limits)
 
     def describe(
         self,
@@ -144,6 +136,8 @@ class SceneDescriber:
             self.warm_up()
         self._begin_window()
         reading = self._reader.read(events, frames, prompts)
+        for prompt in reading.prompts:
+            self._require_positions(prompt.embeddings.shape[1], limits)
         drafters = [GuardedDrafter(drafter) for drafter in self._drafters.get(len(prompts))]
         generations = self._write(reading, drafters, limits, on_text)
         reading.stages.lap("generate")
@@ -155,7 +149,7 @@ class SceneDescriber:
             Description(
                 stamp_ns=stamp_ns,
                 window_ms=window_ms,
-                prompt=prompt,
+                prompt=question,
                 text=generation.text,
                 tokens=generation.tokens,
                 latency_ms=self._latencies(reading, generation),
@@ -167,8 +161,19 @@ class SceneDescriber:
                 head_version=learner.version,
                 draft_failure=drafter.failure or learning_failure,
             )
-            for prompt, generation, drafter in zip(prompts, generations, drafters, strict=True)
+            for question, generation, drafter in zip(prompts, generations, drafters, strict=True)
         )
+
+    def _require_positions(self, rows: int, limits: Limits) -> None:
+        """Raise GenerationError where a prompt of so many rows leaves too few positions for an answer."""
+        positions = self._target.decoder.config.max_positions
+        left = positions - rows - limits.tree_size
+        if limits.max_new_tokens > left:
+            raise GenerationError(
+                f"max_new_tokens is {limits.max_new_tokens} and {max(0, left)} is the most that fits: of the "
+                f"target's {positions} positions the prompt takes {rows} and a draft up to "
+                f"{limits.tree_size} (tree_size); lower max_new_tokens or shorten the prompt."
+            )
 
     def _begin_window(self) -> None:
         """Take up a better head, and forget the stream that has ended."""

@@ -6,16 +6,8 @@ import ctypes
 import gc
 import sys
 
-GIVING_BACK_PERIOD_S = 10.0
+COLLECTION_PERIOD_S = 10.0
 _M_ARENA_MAX = -8  # malloc.h
-
-
-def _glibc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
-
-
-_LIBC = _glibc()
 
 
 def use_one_arena() -> None:
@@ -24,23 +16,13 @@ def use_one_arena() -> None:
     glibc gives threads heaps of their own, in each of which the free pages between what is held come into use
     one after the other: megabytes that look like a leak for an hour.
     """
-    if _LIBC is not None:
-        _LIBC.mallopt(_M_ARENA_MAX, 1)
-
-
-def give_back() -> None:
-    """Collect garbage and return the free pages of malloc's heap to the system; milliseconds once settled.
-
-    Without it a moment that needed more than others, as now and then there is one, is never over.
-    """
-    gc.collect()
-    if _LIBC is not None:
-        _LIBC.malloc_trim(0)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def settle() -> None:
-    """Leave what was loaded out of garbage collection, until `unsettle`, so that a collection takes
-    milliseconds and can be made every few seconds.
+    """Leave what was loaded out of garbage collection, until `unsettle`, so that `gc.collect` takes
+    milliseconds and can be called every few seconds.
 
     Python hardly ever makes a full collection of itself where half a million objects of libraries lie about,
     and that alone empties its lists of free tuples, which grow by megabytes meanwhile.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -35,7 +36,7 @@ from evspec_ros.ros.ingest import (
     warm_up,
 )
 from evspec_ros.ros.mailbox import Mailbox
-from evspec_ros.ros.memory import GIVING_BACK_PERIOD_S, give_back, settle, unsettle
+from evspec_ros.ros.memory import COLLECTION_PERIOD_S, settle, unsettle
 from evspec_ros.ros.messages import latency_message, nanoseconds, overlay_message
 from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
@@ -78,8 +79,7 @@ class EvspecNode(LifecycleNode):
         )  # in simulated time too, even while that stands still
         told = guard("/diagnostics could not be published", self._publish_diagnostics)
         self.create_timer(1.0, told, clock=steady)
-        given = guard("Memory could not be given back", give_back)
-        self.create_timer(GIVING_BACK_PERIOD_S, given, clock=steady)
+        self.create_timer(COLLECTION_PERIOD_S, gc.collect, clock=steady)
         described = guard("A request could not be answered", self._describe_on_request, _unanswered)
         self.create_service(Trigger, "~/describe", described)
         reset = guard("Statistics could not be reset", self._reset_statistics, lambda *given: given[-1])

@@ -43,7 +43,7 @@ class NodeMemory:
     growth_mb_per_10_min: float
 
 
-def measure_memory(recording: Path | None, seconds: float, settle_s: float = SETTLED_AFTER_S) -> NodeMemory:
+def measure_memory(recording: Path | None, seconds: float, settle_s: float) -> NodeMemory:
     """Play the recording (None: a simulated scene) in a loop for so long; raises RosError."""
     before = dict(os.environ)
     os.environ.update(isolated_environment())
@@ -105,8 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evspec_ros.ros.node_memory", description=__doc__)
     parser.add_argument("recording", type=Path, nargs="?", help="a simulated scene where none is given")
     parser.add_argument("--seconds", type=float, default=600.0, help="how long to play it, over and over")
+    parser.add_argument(
+        "--settle", type=float, default=SETTLED_AFTER_S, help="seconds that the slope leaves out at first"
+    )
     options = parser.parse_args(arguments)
-    print(json.dumps(asdict(measure_memory(options.recording, options.seconds))))
+    print(json.dumps(asdict(measure_memory(options.recording, options.seconds, options.settle))))
 
 
 if __name__ == "__main__":

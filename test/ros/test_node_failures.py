@@ -367,10 +367,10 @@ def test_a_prompt_may_hold_words_of_the_templates(bench: Bench, log: Log, prompt
         ("prompt", "ring \a the bell", "U+0007"),
         ("prompt", "half \ud800 of a pair", "U+D800"),
         ("questions", "who?|\x1b[2J", "U+001B"),
-        ("prompt", "why " * 2_500, "exceed the"),
-        ("questions", "why " * 2_500, "exceed the"),
+        ("prompt", "why " * 2_500, "the most that fits"),
+        ("questions", "why " * 2_500, "the most that fits"),
         ("questions", "a|" * 5_000, "at most 15"),
-        ("max_new_tokens", 2048, "exceed the"),
+        ("max_new_tokens", 2048, "the most that fits"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_when_it_is_set(

@@ -5,7 +5,10 @@ EVSPEC_MEMORY_SECONDS says for how long; ten minutes (600) show what ten minutes
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ import pytest
 pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros.node_memory import SETTLED_AFTER_S, growth_per_10_min, measure_memory
+from evspec_ros.ros.node_memory import SETTLED_AFTER_S, growth_per_10_min
 
 SECONDS = float(os.environ.get("EVSPEC_MEMORY_SECONDS", "30"))
 MOST_MB = 1.0  # in ten minutes
@@ -29,10 +32,12 @@ def test_growth_is_the_slope_of_the_samples() -> None:
 
 
 @pytest.mark.slow
-def test_memory_stands_still_under_looped_replay(ros: None, checkpoints: Path) -> None:
+def test_memory_stands_still_under_looped_replay(checkpoints: Path) -> None:
     """With the default settings; after the second minute by at most a megabyte in ten minutes."""
     settled = SECONDS > SETTLED_AFTER_S + 60
-    memory = measure_memory(None, SECONDS, SETTLED_AFTER_S if settled else SECONDS / 2)
+    command = [sys.executable, "-m", "evspec_ros.ros.node_memory", "--seconds", str(SECONDS)]
+    command += [] if settled else ["--settle", str(SECONDS / 2)]
+    memory = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     print(memory)
-    assert memory.descriptions > SECONDS / 10
-    assert memory.growth_mb_per_10_min <= (MOST_MB if settled else UNSETTLED_MB)
+    assert memory["descriptions"] > SECONDS / 10
+    assert memory["growth_mb_per_10_min"] <= (MOST_MB if settled else UNSETTLED_MB)
