@@ -30,7 +30,7 @@ demo: $(VENV)/.ready ## run the node on a recording: make demo [RECORDING=path]
 	@$(VENV)/bin/evspec demo $(if $(RECORDING),--recording "$(RECORDING)")
 
 test: lint ## run linters, type checks and every test
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.ready-dev ## run ruff and mypy
 	@$(PY) -m ruff check .
@@ -78,5 +78,5 @@ endif
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
-	@$(PIP) install $(if $(ROS),-c constraints-system-ros.txt ruff mypy pytest hypothesis flatbuffers,-r requirements-dev.txt)
+	@$(PIP) install $(if $(ROS),-c constraints-system-ros.txt ruff mypy pytest pytest-xdist hypothesis flatbuffers,-r requirements-dev.txt)
 	@touch $@
