@@ -74,15 +74,15 @@ def static_pass(
     `k` and `v` alone are read and written.
     """
     count, device = rows.ids.numel(), rows.ids.device
-    places = rows.start + torch.arange(count, device=device)  # of the new rows in the cache
+    new_rows = rows.start + torch.arange(count, device=device)  # of the new rows in the cache
     rotary = decoder.rotary.at(rows.start + rows.depths)
     hidden = decoder.embed(rows.ids)[None]
     columns = torch.arange(cache.capacity, device=device)
     seen = (columns < rows.start).repeat(count, 1)  # [T, capacity]: the prefix, then the rows of the tree
-    seen.index_copy_(1, places, rows.visible)
+    seen.index_copy_(1, new_rows, rows.visible)
     mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, float("-inf"))
 
-    memory = _StaticCache(cache, places)
+    memory = _StaticCache(cache, new_rows)
     entering = {}
     for index, layer in enumerate(decoder.layers):
         entering[index] = hidden
@@ -104,12 +104,12 @@ class _Captured:
         layers: tuple[int, ...],
     ) -> None:
         self.rows = rows
-        beside = torch.cuda.Stream(rows.ids.device)  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream(rows.ids.device))
-        with torch.cuda.stream(beside):
+        warm_up_stream = torch.cuda.Stream(rows.ids.device)  # type: ignore[no-untyped-call]
+        warm_up_stream.wait_stream(torch.cuda.current_stream(rows.ids.device))
+        with torch.cuda.stream(warm_up_stream):
             for _ in range(_WARM_UPS):
                 static_pass(decoder, lm_head, cache, rows, layers)
-        torch.cuda.current_stream(rows.ids.device).wait_stream(beside)
+        torch.cuda.current_stream(rows.ids.device).wait_stream(warm_up_stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._output = static_pass(decoder, lm_head, cache, rows, layers)

@@ -63,11 +63,11 @@ def draft_graph(
 
         ids      int64 [1, T]                         the tokens at t + 1, in the place of embeddings
         carried  float32 [1, T, d]
-        chances, tokens  float32, int64 [1, T, candidates], the most probable first
+        probabilities, tokens  float32, int64 [1, T, candidates], the most probable first
 
-    Where it is not masked its rows are a text that is known, and of what is said (`entering.1`, `logits`,
-    `chances`, `tokens`) only the last row is computed, [1, 1, ...]. Each further step reads the likeliest
-    token of the one before, T = 1: its tensors carry its number (`tokens.1`), its rows go to the same memory.
+    Where it is not masked its rows are a text, and of its outputs (`entering.1`, `logits`, `probabilities`,
+    `tokens`) only the last row is computed, [1, 1, ...]. Each further step reads the likeliest token of the
+    one before, T = 1: its tensors carry its number (`tokens.1`), its rows go to the same memory.
     """
     norm, readout = cast("tuple[RMSNorm, nn.Linear]", head.readout(norm, lm_head))
     graph = _Graph(head.config.layer, readout.out_features, masked)
@@ -75,35 +75,39 @@ def draft_graph(
     for step in range(steps):
         graph.suffix = f".{step}" if step else ""
         x = graph.head_rows(head, embedding, ids, carried)
-        said = graph.layers(x, head.layers, head.rotary, norm, last_row=steps == 1 and not masked)
+        normed = graph.layers(x, head.layers, head.rotary, norm, last_row=steps == 1 and not masked)
         reduced = isinstance(readout, ReducedHead)
-        logits = graph.linear(said, readout.weight, "known" if reduced else "logits")
+        logits = graph.linear(normed, readout.weight, "reduced_logits" if reduced else "logits")
         spread = graph.node("Softmax", [logits], [graph.name("spread")], axis=-1)
         best = graph.whole("candidates", [candidates])
-        places = graph.name("places" if reduced else "tokens")
-        graph.node("TopK", [spread, best], [graph.name("chances"), places], axis=-1)
+        indices = graph.name("indices" if reduced else "tokens")
+        graph.node("TopK", [spread, best], [graph.name("probabilities"), indices], axis=-1)
         if isinstance(readout, ReducedHead):
-            known = graph.whole("known_tokens", readout.tokens.tolist())
-            graph.node("Gather", [known, places], [graph.name("tokens")])
+            vocabulary = graph.whole("vocabulary", readout.tokens.tolist())
+            graph.node("Gather", [vocabulary, indices], [graph.name("tokens")])
             pads = [graph.whole("pads", [0, 1]), graph.constant("never", lambda: torch.tensor(-torch.inf))]
             padded = graph.node("Pad", [logits, *pads, graph.whole("last_axis", [2])], [graph.name("padded")])
-            every = graph.whole("every", readout.places.tolist())
+            every = graph.whole("every", readout.indices.tolist())
             graph.node("Gather", [padded, every], [graph.name("logits")], axis=2)
         if step + 1 < steps:
             first = [graph.whole("0", [0]), graph.whole("1", [1]), graph.whole("axis", [2])]
             ids = graph.node("Slice", [graph.name("tokens"), *first], [graph.name("likeliest")])
             ids = graph.node("Squeeze", [ids, graph.whole("axis", [2])], [graph.name("next")])
             carried = graph.name("entering.1")
-    told: int | str = "T" if masked else 1
-    said_of = {"entering.1": head.config.hidden_size, "logits": readout.out_features, "chances": candidates}
+    given: int | str = "T" if masked else 1
+    sizes = {
+        "entering.1": head.config.hidden_size,
+        "logits": readout.out_features,
+        "probabilities": candidates,
+    }
     return graph.model(
         [
             _tensor("ids", [1, "T"], TensorProto.INT64),
             _tensor("carried", [1, "T", head.config.hidden_size]),
         ],
         [
-            *((name, [1, told, size], TensorProto.FLOAT) for name, size in said_of.items()),
-            ("tokens", [1, told, candidates], TensorProto.INT64),
+            *((name, [1, given, size], TensorProto.FLOAT) for name, size in sizes.items()),
+            ("tokens", [1, given, candidates], TensorProto.INT64),
         ],
         steps,
     )
@@ -238,7 +242,7 @@ class _Graph:
     def model(
         self, read: list[onnx.ValueInfoProto], written: list[tuple[str, list[int | str], int]], steps: int = 1
     ) -> onnx.ModelProto:
-        """All of it, with what is read and, of each step, written beside places and cache."""
+        """All of it, with what is read and, of each step, written with places and cache."""
         sizes = self._config
         cache: list[int | str] = [1, sizes.num_kv_heads, "C", sizes.head_dim]
         memory = [f"{part}.{index}" for index in range(sizes.num_layers) for part in "kv"]

@@ -187,7 +187,7 @@ class OnnxDraftHead(HeadEngine):
                 "entering.1": torch.empty(1, given, size),
                 "logits": torch.empty(1, given, self._vocabulary),
                 "tokens": torch.empty(1, given, best, dtype=torch.int64),
-                "chances": torch.empty(1, given, best),
+                "probabilities": torch.empty(1, given, best),
             }
             outputs |= {f"{name}{suffix}": tensor for name, tensor in of_step.items()}
             output, logits, tokens, probabilities = (tensor[0] for tensor in of_step.values())

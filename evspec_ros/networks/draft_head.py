@@ -1,4 +1,4 @@
-"""Draft heads of EAGLE's kind (Li et al. 2024, arXiv 2401.15077): one layer beside the target's own features.
+"""Draft heads of EAGLE's kind (Li et al. 2024, arXiv 2401.15077): one layer over the target's own features.
 
 EAGLE predicts the target's next *feature*, its last hidden state before the final norm, so that the target's
 own norm (once) and output head turn it into a token; the head itself holds neither. EAGLE-3 reads several
@@ -6,7 +6,7 @@ layers' features and says tokens directly.
 
 The head's sequence is E event rows, then one row per row of the target. Row t reads what stems from the
 target's row t, or from the head's own row before, and the embedding that the target reads at t + 1 (a token,
-or a place of the video), and yields what is said of t + 2.
+or a place of the video), and yields the logits of t + 2.
 
 Shapes: B batch, E event rows, T rows of the target, D the target's hidden size, d the head's.
 """
@@ -289,11 +289,11 @@ class ReducedHead(nn.Linear):
         super().__init__(size, len(tokens), bias=False)
         # not on the meta device, as they are in no checkpoint
         self.register_buffer("tokens", torch.tensor(tokens, device="cpu"), persistent=False)
-        places = torch.full((vocabulary,), len(tokens), device="cpu")
-        places[list(tokens)] = torch.arange(len(tokens), device="cpu")
-        self.register_buffer("places", places, persistent=False)
+        indices = torch.full((vocabulary,), len(tokens), device="cpu")
+        indices[list(tokens)] = torch.arange(len(tokens), device="cpu")
+        self.register_buffer("indices", indices, persistent=False)
         self.tokens: Tensor  # int64, in the order of the rows
-        self.places: Tensor  # int64 [V], each token's row, one beyond the last where it has none
+        self.indices: Tensor  # int64 [V], each token's row, one beyond the last where it has none
         self.out_features = vocabulary
 
     def of_tokens(self, x: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ class ReducedHead(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> logits [..., V]."""
-        return F.pad(self.of_tokens(x), (0, 1), value=float("-inf"))[..., self.places]
+        return F.pad(self.of_tokens(x), (0, 1), value=float("-inf"))[..., self.indices]
 
 
 class Eagle3Head(DraftHead):
@@ -310,7 +310,7 @@ class Eagle3Head(DraftHead):
     its own last output, and says tokens directly by an output head of its own.
 
     Other than the paper's it may be narrower than the target (on a CPU its weights are what a draft costs),
-    and the embedding is added to the normed carried row instead of standing beside it.
+    and the embedding is added to the normed carried row instead of being concatenated.
     """
 
     config: Eagle3Config

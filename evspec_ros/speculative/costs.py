@@ -32,7 +32,7 @@ def measure_costs(
     limits = DraftLimits(_NODES, _NODES, costs=PassCosts(passes_ms, 0.0))
 
     def written() -> DecodingStatistics:
-        drafter.forget()  # or the second time the text is known
+        drafter.forget()  # or the second time the whole text would be drafted
         return generate(target, drafter, prompt, max_new_tokens=_TOKENS, limits=limits).statistics
 
     found = min((written() for _ in range(3)), key=lambda statistics: statistics.decode_ms)
@@ -46,7 +46,7 @@ def measure_costs(
 
 @dataclass(frozen=True)
 class PrefillCost:
-    """What reading prompts takes while nothing runs beside it: milliseconds a prompt and milliseconds a row
+    """What reading prompts takes while nothing else runs: milliseconds a prompt and milliseconds a row
     of it that is computed.
     """
 
@@ -71,7 +71,7 @@ def measure_prefill(target: DecoderTarget, prompt: Prompt) -> PrefillCost:
     for _ in range(TIMINGS):
         target.forget()
         whole_ms.append(read())
-        last_ms.append(read())  # the others are known
+        last_ms.append(read())  # the others are in the cache
     row_ms = max(0.0, min(whole_ms) - min(last_ms)) / (prompt.embeddings.shape[1] - 1)
     return PrefillCost(min(last_ms) - row_ms, row_ms)
 
@@ -95,17 +95,17 @@ def measure_passes(target: Target, prompt: Prompt) -> tuple[float, ...]:
     return tuple(convex_minorant(TIMED_ROWS, timed))
 
 
-def convex_minorant(places: Sequence[int], values: Sequence[float]) -> list[float]:
+def convex_minorant(positions: Sequence[int], values: Sequence[float]) -> list[float]:
     """The largest convex function of 1, 2, ..., the last place that is nowhere above the values: what others
     on the machine added to a timing here and there must not look like the end of what pays.
     """
     hull: list[tuple[int, float]] = []
-    for x, y in zip(places, values, strict=True):
+    for x, y in zip(positions, values, strict=True):
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], (x, y)):
             hull.pop()
         hull.append((x, y))
     corners = np.array(hull)
-    every: list[float] = np.interp(np.arange(1, places[-1] + 1), corners[:, 0], corners[:, 1]).tolist()
+    every: list[float] = np.interp(np.arange(1, positions[-1] + 1), corners[:, 0], corners[:, 1]).tolist()
     return every
 
 

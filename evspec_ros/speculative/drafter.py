@@ -52,7 +52,7 @@ class PassCosts:
 @dataclass(frozen=True)
 class DraftLimits:
     """n_max: tokens on a path; tree_size: nodes in all; p_min: stop where the path's confidence falls below
-    it; costs: draft no node that costs more than it is expected to gain, where they are known; end_tokens:
+    it; costs: draft no node that costs more than it is expected to gain, once measured; end_tokens:
     nothing follows them.
     """
 
@@ -71,7 +71,7 @@ DEFAULT_LIMITS = DraftLimits()
 
 
 class Drafter(Protocol):
-    """Proposes what the target may say next; it can be wrong, it cannot change what is said.
+    """Proposes tokens that the target may emit next; it can be wrong, it cannot change what is emitted.
 
     Per generation: `prepare`, `start` where more than one token is to come, then `propose` and `accept` in
     turn, though `propose` may be left out, and at last `finish`.

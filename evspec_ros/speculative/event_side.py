@@ -1,4 +1,4 @@
-"""The event model's part of a generation: its events are read beside the target's prefill, or before it."""
+"""The event model's part of a generation: its events are read during the target's prefill, or before it."""
 
 from __future__ import annotations
 

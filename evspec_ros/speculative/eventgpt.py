@@ -138,11 +138,11 @@ class EventGptDrafter:
         self._has_events = False
 
     def prepare(self, prompt: Prompt) -> None:
-        """Read events and question, and write ahead as long as the target reads."""
+        """Read events and question, and write for as long as the target reads its prompt."""
         self._events.begin(prompt, lambda features, prefilling: self._begin(prompt, features, prefilling))
 
     def start(self, _: Prompt, __: tuple[Tensor, ...], token: int, capacity: int) -> None:
-        """The first token is known."""
+        """The target emitted the first token."""
         self._events.features()
         self._text = [token]
         if self._has_events:

@@ -46,8 +46,8 @@ def generate(
 
     With temperature 0 the tokens are those of greedy decoding (in float32 and up to exact ties; the target
     computes a row of a block and a row alone by different sums); else they follow the target's distribution
-    after temperature, top_k and top_p, and one seed gives one text. on_tokens is called with each piece as it
-    is known. Raises GenerationError on impossible settings or a prompt too long for the model.
+    after temperature, top_k and top_p, and one seed gives one text. on_tokens is called with each piece
+    when it is accepted. Raises GenerationError on impossible settings or a prompt too long for the model.
     """
     (generation,) = generate_together(
         target,

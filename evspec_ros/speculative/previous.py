@@ -21,10 +21,10 @@ class RememberedText:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
-        self.places: dict[tuple[int, ...], int] = {}
+        self.positions: dict[tuple[int, ...], int] = {}
         for end in range(SHORTEST, len(self.tokens) + 1):
             for size in range(SHORTEST, min(LONGEST, end) + 1):
-                self.places.setdefault(tuple(self.tokens[end - size : end]), end)
+                self.positions.setdefault(tuple(self.tokens[end - size : end]), end)
 
 
 NOTHING = RememberedText(())
@@ -42,7 +42,7 @@ class PreviousDrafter(TextDrafter):
         self._memory: deque[RememberedText] = deque(maxlen=REMEMBERED)  # the newest first
         self._recent: list[int] = []  # the text's last tokens, at most LONGEST
         self._source = NOTHING
-        self._place = 0  # the source's token that is expected next
+        self._position = 0  # the source's token that is expected next
         self._run = 0  # tokens that agreed since the last mismatch
         self._whole = True  # none has disagreed yet
 
@@ -58,23 +58,23 @@ class PreviousDrafter(TextDrafter):
     def _begin(self, prompt: Prompt) -> None:  # noqa: ARG002
         self._recent = []
         self._source = self._memory[0] if self._memory else NOTHING
-        self._place = self._run = 0
+        self._position = self._run = 0
         self._whole = True
 
     def _extend(self, tokens: Sequence[int]) -> None:
         source = self._source.tokens
         for token in tokens:
-            if self._place < len(source) and source[self._place] == token:
+            if self._position < len(source) and source[self._position] == token:
                 self._run += 1
             else:
                 self._run, self._whole = 0, False
-            self._place += 1
+            self._position += 1
         self._recent = [*self._recent, *tokens][-LONGEST:]
 
     def _continuation(self, length: int) -> tuple[str, list[int]]:
         if not self._whole:
             self._reenter()
-        return self._match(), self._source.tokens[self._place : self._place + length]
+        return self._match(), self._source.tokens[self._position : self._position + length]
 
     def _match(self) -> str:
         if self._whole:
@@ -88,7 +88,7 @@ class PreviousDrafter(TextDrafter):
         for size in range(len(self._recent), max(self._run, SHORTEST - 1), -1):
             gram = tuple(self._recent[-size:])
             for text in self._memory:
-                place = text.places.get(gram)
-                if place is not None and place < len(text.tokens):
-                    self._source, self._place, self._run = text, place, size
+                position = text.positions.get(gram)
+                if position is not None and position < len(text.tokens):
+                    self._source, self._position, self._run = text, position, size
                     return

@@ -72,8 +72,8 @@ def likeliest(logits: Tensor) -> list[int]:
         largest = np.take_along_axis(values, chosen[..., None], -1)[..., 0]
         tokens = np.where(np.isfinite(largest), chosen, NO_TOKEN).tolist()
     else:  # one look at the device for both
-        most, places = logits.max(-1)
-        tokens = torch.where(most.isfinite(), places, NO_TOKEN).tolist()
+        highest, places = logits.max(-1)
+        tokens = torch.where(highest.isfinite(), places, NO_TOKEN).tolist()
     return tokens
 
 

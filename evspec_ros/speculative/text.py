@@ -69,7 +69,7 @@ class Text:
             self.drafter.start(self.prompt, self._features(output), self.tokens[-1], settings.capacity)
 
     def draft(self) -> DraftTree:
-        """What the drafter proposes, but never more than can still be emitted beside the bonus token."""
+        """What the drafter proposes, but never more than can still be emitted with the bonus token."""
         settings, limits = self._settings, self._settings.limits
         depth = min(limits.n_max, settings.max_new_tokens - len(self.tokens) - 1)
         if depth <= 0 or limits.tree_size <= 0:

@@ -88,11 +88,11 @@ class TextDrafter(ABC):
         self._follow(tokens[self._emitted :])
 
     def forget(self) -> None:  # noqa: B027 - nothing is the right thing for a drafter of one text
-        """Begin the next text without what earlier ones said; the rates stay."""
+        """Begin the next text without the earlier ones; the rates stay."""
 
     def _follow(self, tokens: Sequence[int]) -> None:
         if self._proposed:
-            tried = min(len(self._proposed), len(tokens))  # nothing is known of what an end token cut off
+            tried = min(len(self._proposed), len(tokens))  # what an end token cut off was never tried
             hits = 0
             while hits < tried and self._proposed[hits] == tokens[hits]:
                 hits += 1

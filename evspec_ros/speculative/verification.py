@@ -84,10 +84,10 @@ def verify(
     """
     verdict = _judged(tree, logits, sampling, generator, acceptance)
     if verdict.tokens[-1] == NO_TOKEN:
-        told = written + len(verdict.tokens) - 1
+        emitted = written + len(verdict.tokens) - 1
         raise GenerationError(
-            f"The target's logits behind {f'token {told} of the text' if told else 'the prompt'} are not "
-            "finite (NaN or infinite), so that no token can follow; check the target's files, or choose "
+            f"The target's logits behind {f'token {emitted} of the text' if emitted else 'the prompt'} are "
+            "not finite (NaN or infinite), so that no token can follow; check the target's files, or choose "
             "float32 or bfloat16 where its values are too large for float16."
         )
     return verdict

@@ -2,7 +2,7 @@
 
 Greedy verification follows a chain of drafts exactly as far as each draft is the target's next token, and
 that far the text behind a draft is the target's own. So what the decoder would accept of a chain from each
-token of an answer follows from the answer alone: the head reads its own outputs, row after row, beside the
+token of an answer follows from the answer alone: the head reads its own outputs, row after row, with the
 target's tokens, as in training-time test. It is what `generate` shows with one branch and the same `n_max`;
 trees are accepted further.
 
@@ -57,9 +57,9 @@ def accepted_drafts(pair: ModelPair, head: Head | None, answers: Answers, n_max:
     rows = following.shape[1]
     accepted = torch.zeros_like(following)
     alive = torch.ones_like(following, dtype=torch.bool)  # at a row: the chain that has come to it
-    said = _said(pair, head, answers)
+    chosen = _chosen(pair, head, answers)
     for step in range(min(n_max, rows)):
-        alive &= next(said) == following
+        alive &= next(chosen) == following
         if not alive.any():
             break
         accepted[:, : rows - step] += alive[:, step:]  # of the chain that began `step` rows before
@@ -68,7 +68,7 @@ def accepted_drafts(pair: ModelPair, head: Head | None, answers: Answers, n_max:
     return accepted
 
 
-def _said(pair: ModelPair, head: Head | None, answers: Answers) -> Iterator[Tensor]:
+def _chosen(pair: ModelPair, head: Head | None, answers: Answers) -> Iterator[Tensor]:
     """Draft after draft behind each row, int64 [B, T - 1], as `chained`."""
     if head is None:
         return repeat(pair.event_model.lm_head(event_features(pair, answers)[:, 1:]).argmax(-1))

@@ -209,11 +209,11 @@ def split(features: FeatureShards, wanted: FeaturePlan) -> tuple[Batches, Batche
 def feature_loss(pair: ModelPair, head: Head, answers: Answers, number: int, plan: HeadPlan) -> Tensor:
     """The plan's objective on one batch; its noise follows from seed and number."""
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
-    known = answers.features[:, :-1]
-    width = plan.noise * float(known.std())
-    noise = (torch.rand(known.shape, generator=generator) * 2 - 1).to(known.device) * width
+    features = answers.features[:, :-1]
+    width = plan.noise * float(features.std())
+    noise = (torch.rand(features.shape, generator=generator) * 2 - 1).to(features.device) * width
     used = answer_rows(answers)
-    found = predicted(pair, head, answers, known + noise)[used].float()
+    found = predicted(pair, head, answers, features + noise)[used].float()
     true = true_features(pair, answers)[used]
     return weighted(plan.objective or EAGLE, found, true, lambda rows: target_logits(pair, rows))
 

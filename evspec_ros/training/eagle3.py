@@ -1,7 +1,7 @@
 """EAGLE-3's objective (Li et al. 2025, arXiv 2503.01840): training-time test on the target's own answers.
 
 A head that drafts reads its own outputs, row after row. So it is trained on them: step 0 reads the target's
-features, step k reads at row i what step k - 1 said at row i - 1, with the target's tokens beside it, and
+features, step k reads at row i the output of step k - 1 at row i - 1, with the target's tokens, and
 sees of step 0 what lies at least k rows back and of each step between the one row of its own chain.
 
 Shapes: B scenes, R rows the head reads (E event rows before them), A of them in answers, d the head's width.
@@ -31,34 +31,34 @@ class _Heads(NamedTuple):
 
 
 def unrolled(
-    head: DraftHead, ahead: Tensor, fused: Tensor, events: Tensor, answer_rows: int
+    head: DraftHead, embeddings: Tensor, fused: Tensor, events: Tensor, answer_rows: int
 ) -> Iterator[Tensor]:
     """Outputs [B, A, d] at the last A = answer_rows rows, of step 0, 1, 2, ... for as long as they are asked
     for.
 
-    ahead: embeddings [B, R, D]; fused: [B, R, d]; events: [B, E, event_size]. Of step k the first k rows mean
+    embeddings: [B, R, D]; fused: [B, R, d]; events: [B, E, event_size]. Of step k the first k rows mean
     nothing, as no chain is that old there.
     """
     layer = cast("DecoderLayer", head.layers[0])
-    rows = head.rows(ahead, fused, events)
+    rows = head.rows(embeddings, fused, events)
     count = rows.shape[1]
     first = count - answer_rows
-    places = torch.arange(count, device=rows.device)
-    known = _project(head, rows, 0)
+    positions = torch.arange(count, device=rows.device)
+    context = _project(head, rows, 0)
     earlier: list[_Heads] = []  # the steps after step 0, at answer rows
     output = fused
     for step in count_from():
         if step == 0:
-            now, current = _Heads(known.q[:, :, first:], known.k, known.v), rows[:, first:]
+            now, current = _Heads(context.q[:, :, first:], context.k, context.v), rows[:, first:]
         else:
-            current = head.rows(ahead[:, -answer_rows:], output.roll(1, 1))
+            current = head.rows(embeddings[:, -answer_rows:], output.roll(1, 1))
             now = _project(head, current, first)
             earlier.append(now)
-        visible = places <= places[first:, None] - step  # [A, E + R]
-        scores = (now.q @ known.k.mT).masked_fill(~visible, float("-inf"))
+        visible = positions <= positions[first:, None] - step  # [A, E + R]
+        scores = (now.q @ context.k.mT).masked_fill(~visible, float("-inf"))
         chain = [(now.q * past.k.roll(step - age, 2)).sum(-1, keepdim=True) for age, past in _aged(earlier)]
         weights = torch.softmax(torch.cat((scores, *chain), -1) / now.q.shape[-1] ** 0.5, -1)
-        mixed = weights[..., :count] @ known.v
+        mixed = weights[..., :count] @ context.v
         for (age, past), weight in zip(_aged(earlier), weights[..., count:].unbind(-1), strict=True):
             mixed = mixed + weight[..., None] * past.v.roll(step - age, 2)
         attended = current + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
@@ -72,9 +72,9 @@ def unrolled_loss(logits: list[Tensor], wanted: Tensor, used: Tensor) -> Tensor:
     """
     rows = torch.arange(used.shape[1], device=used.device)
     total, weight = wanted.new_zeros(()), 0.0
-    for step, said in enumerate(logits):
+    for step, of_step in enumerate(logits):
         meant = used & (rows >= step)
-        found = torch.log_softmax(said[meant].float(), -1)
+        found = torch.log_softmax(of_step[meant].float(), -1)
         total = total - DECAY**step * (wanted[meant] * found).sum() / meant.sum().clamp(min=1)
         weight += DECAY**step
     return total / weight
@@ -85,7 +85,7 @@ def _aged(steps: list[_Heads]) -> list[tuple[int, _Heads]]:
 
 
 def _project(head: DraftHead, rows: Tensor, first: int) -> _Heads:
-    """Queries, keys and values of rows [B, T, d] at the places from `first` on."""
+    """Queries, keys and values of rows [B, T, d] at the positions from `first` on."""
     layer = cast("DecoderLayer", head.layers[0])
     attention, normed = layer.self_attn, layer.input_layernorm(rows)
     cos, sin = head.rotary.span(first, first + rows.shape[1])

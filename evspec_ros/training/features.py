@@ -188,8 +188,8 @@ def read_answers(pair: ModelPair, events: Tensor, tokens: Tensor, layers: tuple[
     model, batch = pair.event_model, len(tokens)
     before, after = (model.decoder.embed(ids).expand(batch, -1, -1) for ids in pair.event_ids)
     # tokens that it does not know, such as those around a video, are read as its first one
-    known = tokens[:, :-1].where(tokens[:, :-1] < model.config.text.vocab_size, 0)
-    rows = torch.cat((before, events, after, model.decoder.embed(known)), 1)
+    readable = tokens[:, :-1].where(tokens[:, :-1] < model.config.text.vocab_size, 0)
+    rows = torch.cat((before, events, after, model.decoder.embed(readable)), 1)
     with autocast(pair.device):
         features = model.decoder(rows, layers=layers).features
     return torch.cat(features, -1)[:, -tokens.shape[1] :].float()
@@ -339,8 +339,8 @@ def _write_shard(path: Path, pair: ModelPair, answers: Answers) -> None:
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in vars(answers).items()
     }
-    said = zip(tensors["tokens"].tolist(), tensors["lengths"].tolist(), strict=True)
-    texts = [pair.decode(tokens[:length]) for tokens, length in said]
+    stored = zip(tensors["tokens"].tolist(), tensors["lengths"].tolist(), strict=True)
+    texts = [pair.decode(tokens[:length]) for tokens, length in stored]
     with written_whole(path) as unfinished:
         save_file(tensors, unfinished, metadata={"texts": json.dumps(texts)})
 

@@ -291,20 +291,20 @@ class _Observed:
         if self._prompt is None:  # a text of one token
             return
         read = len(self._features[0])
-        known = sum(map(len, self._features)) - read
+        features_kept = sum(map(len, self._features)) - read
         events = self._distiller.events(self._prompt)
-        if known < LEAST_ROWS or events is None:
+        if features_kept < LEAST_ROWS or events is None:
             return
         prompt = self._prompt.embeddings[:, -read:]
-        said = torch.tensor([tokens[: known + 1]])
+        answer = torch.tensor([tokens[: features_kept + 1]])
         self._distiller.add(
             Answers(
                 _stored(prompt),
-                said,
-                torch.tensor([known + 1]),
+                answer,
+                torch.tensor([features_kept + 1]),
                 torch.cat(self._features)[None],
                 _stored(events[None]),
-                torch.empty(1, known + 1, 0),
+                torch.empty(1, features_kept + 1, 0),
             )
         )
 

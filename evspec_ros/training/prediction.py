@@ -20,8 +20,8 @@ from evspec_ros.training.features import Answers, ModelPair
 
 def answer_rows(answers: Answers) -> Tensor:
     """Which rows belong to an answer: bool [B, T - 1]."""
-    places = torch.arange(answers.tokens.shape[1] - 1, device=answers.tokens.device)
-    return places < answers.lengths[:, None] - 1
+    positions = torch.arange(answers.tokens.shape[1] - 1, device=answers.tokens.device)
+    return positions < answers.lengths[:, None] - 1
 
 
 def true_features(pair: ModelPair, answers: Answers) -> Tensor:
@@ -47,31 +47,31 @@ def event_features(pair: ModelPair, answers: Answers) -> Tensor:
 
 
 def head_inputs(
-    pair: ModelPair, head: DraftHead, answers: Answers, known: Tensor
+    pair: ModelPair, head: DraftHead, answers: Answers, features: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `DraftHead.forward` reads: the embeddings one row on [B, R, D], what is carried from features
-    known [B, C + T - 1, layers * D] at each row [B, R, d], and the events; the last T - 1 of R rows are the
+    [B, C + T - 1, layers * D] at each row [B, R, d], and the events; the last T - 1 of R rows are the
     answers'.
     """
     with torch.no_grad():
-        said = pair.target.decoder.embed(answers.tokens[:, :-1])
-    ahead = torch.cat((answers.prompt[:, 1:], said), 1)
-    read = head.context(answers.prompt.shape[1] - 1) + said.shape[1]
-    return ahead[:, -read:], head.fuse(known[:, -read:]), answers.events
+        embedded = pair.target.decoder.embed(answers.tokens[:, :-1])
+    embeddings = torch.cat((answers.prompt[:, 1:], embedded), 1)
+    rows = head.context(answers.prompt.shape[1] - 1) + embedded.shape[1]
+    return embeddings[:, -rows:], head.fuse(features[:, -rows:]), answers.events
 
 
-def predicted(pair: ModelPair, head: Head, answers: Answers, known: Tensor) -> Tensor:
-    """The head's outputs [B, T - 1, d] from features known [B, C + T - 1, layers * D], one row before
+def predicted(pair: ModelPair, head: Head, answers: Answers, features: Tensor) -> Tensor:
+    """The head's outputs [B, T - 1, d] from features [B, C + T - 1, layers * D], one row before
     each.
     """
     rows = answers.tokens.shape[1] - 1
     if isinstance(head, DraftHead):
-        outputs: Tensor = head(*head_inputs(pair, head, answers, known))[:, -rows:]
+        outputs: Tensor = head(*head_inputs(pair, head, answers, features))[:, -rows:]
     elif isinstance(head, Adapter):
         outputs = head(event_features(pair, answers)[:, 1:])
     else:
         adapted = head.adapter(event_features(pair, answers)[:, :1])
-        outputs = head(adapted.expand(-1, rows, -1), known[:, -rows:])
+        outputs = head(adapted.expand(-1, rows, -1), features[:, -rows:])
     return outputs
 
 
@@ -80,13 +80,13 @@ def chained(pair: ModelPair, head: Head, answers: Answers) -> Iterator[Tensor]:
     row before, and so on: item k holds at each row the k-th draft behind the row k before, if all drafts
     until then were the answer's tokens.
     """
-    known = answers.features[:, :-1]
+    features = answers.features[:, :-1]
     rows = answers.tokens.shape[1] - 1
     if isinstance(head, DraftHead):
-        return unrolled(head, *head_inputs(pair, head, answers, known), rows)
+        return unrolled(head, *head_inputs(pair, head, answers, features), rows)
     if isinstance(head, Adapter):
-        return repeat(predicted(pair, head, answers, known))
-    return _fused(head, head.adapter(event_features(pair, answers)[:, :1]), known[:, -rows:])
+        return repeat(predicted(pair, head, answers, features))
+    return _fused(head, head.adapter(event_features(pair, answers)[:, :1]), features[:, -rows:])
 
 
 def readout(pair: ModelPair, head: Head) -> tuple[nn.Module, nn.Module]:
