@@ -206,5 +206,5 @@ def test_a_recording_format_is_added_where_the_page_says(copy: Copy, tmp_path: P
     found = copy.evspec("info", tmp_path / "events.toy", "--json")["events"]
     assert found["count"] == 1000
     assert [found[name] for name in ("sum_t_ns", "sum_x", "sum_y", "on")] == events.sum(axis=0).tolist()
-    (tmp_path / "nothing").write_bytes(b"no recording")
+    (tmp_path / "nothing").write_bytes(b"\x00no recording")
     assert "a .toy file" in copy.evspec("info", tmp_path / "nothing", code=1)

@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EvspecError as error:
         print(f"evspec: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the node spins, or once more while it ends
+        pass
     return 0
 
 

@@ -11,7 +11,7 @@ import torch
 from evspec_ros import cli
 from evspec_ros.engines.decoder import Rows
 from evspec_ros.errors import CheckpointError, EngineError
-from evspec_ros.evaluation.decoder_speed import DecoderBench, _Bench, bench_decoder, print_speed
+from evspec_ros.evaluation.decoder_speed import DecoderBench, _SpeedRun, bench_decoder, print_speed
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
 def test_both_decoders_compute_the_same(backend: str) -> None:
     """Prefill, step and block: logits within 1e-4 of transformers', again and again."""
-    bench = _Bench(DecoderBench(backend=backend), most_nodes=8)
+    bench = _SpeedRun(DecoderBench(backend=backend), most_nodes=8)
     assert (bench._prefill() - bench._their_prefill()[0]).abs().max() <= 1e-4
     for count in (1, 9, 1, 5, 9):
         ids = torch.arange(count) * 7 % 600

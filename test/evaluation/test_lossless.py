@@ -16,7 +16,7 @@ from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
-from evspec_ros.speculative import DRAFTERS, DecoderTarget
+from evspec_ros.speculative import DRAFTERS, Block, DecoderTarget, TargetPass
 from evspec_ros.training.features import ModelPair, SceneBatch
 
 CLIP = ClipConfig(16, 32, 2, 2, 32, 16, projection_dim=16)
@@ -71,12 +71,17 @@ def test_a_fault_in_verification_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     """Where the target keeps one row too many, drafted texts differ and plain ones do not; differing texts
     are named by their scene.
     """
-    keep = DecoderTarget.keep
+    keep, extend = DecoderTarget.keep, DecoderTarget.extend
+    rows_read: list[int] = []
+
+    def counts(self: DecoderTarget, blocks: list[Block]) -> list[TargetPass]:
+        rows_read[:] = [len(block.tree) + 1 for block in blocks]
+        return extend(self, blocks)
 
     def keeps_more(self: DecoderTarget, rows: list[list[int]]) -> None:
-        longest = self._blocks[0][1] if len(rows[0]) > 1 else 1
-        keep(self, [list(range(longest))])
+        keep(self, [list(range(rows_read[0] if len(rows[0]) > 1 else 1))])
 
+    monkeypatch.setattr(DecoderTarget, "extend", counts)
     monkeypatch.setattr(DecoderTarget, "keep", keeps_more)
     report = prove(_bench(), [_scene()], first=7)
     assert {number for number, _ in report.different} == {7}

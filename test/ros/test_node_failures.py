@@ -24,6 +24,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
+import evspec_ros.ros.node
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.ros import messages, node
 
@@ -280,7 +281,7 @@ def test_configuring_that_fails_says_why_and_can_be_repeated(
     found = Log()
     monkeypatch.setattr(other.node._guard, "_logger", found)
     places = [
-        (SceneDescriber, "load"),
+        (evspec_ros.ros.node, "load_describer"),
         (SceneDescriber, "warm_up"),
         (other.node, "create_lifecycle_publisher"),
     ]

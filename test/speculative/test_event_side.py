@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evspec_ros.speculative import EventSide, Prompt
-from evspec_ros.speculative.event_side import EventTimes, Reading
+from evspec_ros.speculative.event_side import EventTimes, Prefilling
 
 TIMEOUT_S = 20.0
 
@@ -33,7 +33,7 @@ class _Writing:
         self.begun = threading.Event()
         self.stopped = False
 
-    def __call__(self, _: Tensor | None, reading: Reading) -> None:
+    def __call__(self, _: Tensor | None, reading: Prefilling) -> None:
         """Until the target has read, or this test has failed."""
         deadline = time.monotonic() + TIMEOUT_S
         while reading():
