@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.block_head import BlockConfig
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head, HeadConfig
 from evspec_ros.networks.clip import CLIP_L_14_336
 from evspec_ros.networks.draft_head import Eagle3Config, EagleConfig
@@ -96,7 +97,7 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
         parts["draft head"] = _bytes(head, compute)
     cache = _cache_bytes(checkpoints.target.text, checkpoints.rows, kv_dtype(kv) or compute)
     parts["KV cache"] = cache
-    if isinstance(checkpoints.draft_head, EagleConfig | Eagle3Config):
+    if isinstance(checkpoints.draft_head, BlockConfig | EagleConfig | Eagle3Config):
         events = EVENT_IMAGES + (checkpoints.event_model.vision.tokens if checkpoints.event_model else 0)
         parts["KV cache"] += _cache_bytes(checkpoints.draft_head.layer, checkpoints.rows + events, compute)
     parts["activations"] = _activation_bytes(checkpoints, dtype, device)

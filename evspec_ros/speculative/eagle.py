@@ -7,7 +7,7 @@ A chain as in EAGLE (arXiv 2401.15077), or a tree of the most confident nodes as
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from evspec_ros.engines.draft_head import CANDIDATES, HeadPass
 from evspec_ros.engines.selection import choose_head_engine
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache
-from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.drafter import DraftLimits, Prompt, beside
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import Growth
 from evspec_ros.speculative.sampling import Sampling, draw
@@ -75,11 +75,11 @@ class EagleDrafter:
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
         """Keep what `propose` has to read, if it is ever asked: of a text that is known already it is not."""
         rows = self._head.context(prompt.embeddings.shape[1] - 1)
-        beside = _beside(feature[-rows - 1 :] for feature in features)
+        known = beside(feature[-rows - 1 :] for feature in features)
         self._unread = _Unread(
-            prompt.embeddings[:, prompt.embeddings.shape[1] - rows :], beside[:-1], capacity
+            prompt.embeddings[:, prompt.embeddings.shape[1] - rows :], known[:-1], capacity
         )
-        self._ids, self._features = [token], [beside[-1:]]
+        self._ids, self._features = [token], [known[-1:]]
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
         """Nodes whose path's confidence is at least the limits' floor, the most confident ones."""
@@ -100,7 +100,7 @@ class EagleDrafter:
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """Queue the target's own features for the next `propose`, each beside the token emitted after it."""
         self._ids += tokens
-        self._features.append(_beside(features))
+        self._features.append(beside(features))
 
     def finish(self, tokens: Sequence[int]) -> None:
         """Nothing is learnt from a whole text."""
@@ -170,8 +170,3 @@ class EagleDrafter:
             self._cache = self._engine.new_cache(capacity)
         self._cache.truncate(0)
         return self._cache
-
-
-def _beside(features: Iterable[Tensor]) -> Tensor:
-    """The layers' features [n, D] each as a copy [n, layers * D]."""
-    return torch.cat(tuple(features), -1)

@@ -95,6 +95,44 @@ class Growth:
         return DraftTree.from_parents(self.tokens, self.parents, self._shares)
 
 
+def grow_paths(tokens: list[list[int]], chances: list[list[float]], limits: DraftLimits) -> DraftTree:
+    """The likeliest paths, where what is said at a position does not depend on the path to it: of each
+    position its best tokens and their probabilities, the best first.
+
+    Node after node, each the likeliest one left, while its path's probability is at least the limits' floor.
+    """
+    depth = min(len(tokens), limits.n_max)
+    nodes: list[int] = []
+    parents: list[int] = []
+    shares: list[float] = []
+    gain = 1.0
+    waiting: list[tuple[float, int, float, int, int, int]] = []  # -chance, order, before, parent, place, rank
+    order = 0
+
+    def wait(before: float, parent: int, place: int, rank: int) -> None:
+        nonlocal order
+        if place < depth and rank < len(tokens[place]):
+            heappush(waiting, (-before * chances[place][rank], order, before, parent, place, rank))
+            order += 1
+
+    wait(1.0, ROOT, 0, 0)
+    while waiting and len(nodes) < limits.tree_size:
+        if -waiting[0][0] < limits.floor(len(nodes), gain):
+            break
+        chance, _, before, parent, place, rank = heappop(waiting)
+        node, token = len(nodes), tokens[place][rank]
+        nodes.append(token)
+        parents.append(parent)
+        shares.append(chances[place][rank])
+        gain -= chance
+        wait(before, parent, place, rank + 1)  # its next sibling
+        if token not in limits.end_tokens:
+            wait(-chance, node, place + 1, 0)  # its likeliest child
+    if parents == list(range(ROOT, len(parents) - 1)):
+        return DraftTree.chain(nodes, shares)
+    return DraftTree.from_parents(nodes, parents, shares)
+
+
 def grow_chain(
     limits: DraftLimits, most: int, following: Callable[[list[int]], tuple[int, float] | None]
 ) -> DraftTree:

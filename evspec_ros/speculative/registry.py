@@ -10,8 +10,10 @@ from torch import nn
 
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.adapters import Adapter, FeatureHead
+from evspec_ros.networks.block_head import BlockHead
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Head, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.speculative.block import BlockDrafter
 from evspec_ros.speculative.combined import CombinedDrafter
 from evspec_ros.speculative.drafter import Drafter, NoDrafter
 from evspec_ros.speculative.eagle import BRANCHES, EagleDrafter
@@ -22,7 +24,7 @@ from evspec_ros.speculative.lookup import PromptLookupDrafter
 from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.target import DecoderTarget
 
-Head = TypeVar("Head", DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
+Head = TypeVar("Head", BlockHead, DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
 
 DEFAULT_DRAFTER = "combined"
 INGREDIENTS = ("eventgpt", "eagle3", "previous")  # of `combined`
@@ -79,6 +81,10 @@ def _eventgpt_adapter(target: DecoderTarget, models: DraftModels) -> EventGptDra
     )
 
 
+def _block(target: DecoderTarget, models: DraftModels) -> BlockDrafter:
+    return BlockDrafter(target, _head(models, "block", BlockHead, target), models.events)
+
+
 def _feature(target: DecoderTarget, models: DraftModels) -> FeatureDrafter:
     head = _head(models, "feature", FeatureHead, target)
     return FeatureDrafter(target, head, _event_model(models, "feature"), models.events)
@@ -110,6 +116,7 @@ DRAFTERS: Mapping[str, DrafterKind] = {
     "eagle": DrafterKind(_eagle("eagle", EagleHead, 1), "eagle"),
     "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), "eagle"),
     "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), "eagle3"),
+    "block": DrafterKind(_block, "block"),
     "previous": DrafterKind(lambda *_: PreviousDrafter(), reads_events=False),
     DEFAULT_DRAFTER: DrafterKind(make_combined, "eagle3"),
 }
@@ -136,11 +143,24 @@ def _head(models: DraftModels, drafter: str, kind: type[Head], target: DecoderTa
             f"The drafter {drafter!r} needs a draft head of its kind; give one or choose 'none'."
         )
     sizes: Any = head.config
+    config = target.decoder.config
     found = getattr(sizes, "target_size", sizes.hidden_size)
-    if found != target.decoder.config.hidden_size:
+    if found != config.hidden_size:
         raise GenerationError(
             f"The draft head was made for features of {found} values and the target has "
-            f"{target.decoder.config.hidden_size}; give the head that was trained for this target."
+            f"{config.hidden_size}; give the head that was trained for this target."
+        )
+    said = getattr(sizes, "vocab_size", config.vocab_size)
+    if said != config.vocab_size:
+        raise GenerationError(
+            f"The draft head says {said} different tokens and the target {config.vocab_size}; give the head "
+            "that was trained for this target."
+        )
+    layers = getattr(sizes, "layers", ())
+    if max(layers, default=0) > config.num_layers:
+        raise GenerationError(
+            f"The draft head reads the target's layers {list(layers)} and the target has "
+            f"{config.num_layers}; give the head that was trained for this target."
         )
     return head
 
