@@ -116,7 +116,7 @@ class OnnxBlock(BlockEngine):
         super().__init__(head)
         config = head.config
         self._embedding = target.embed_tokens.weight.detach()
-        self._engine = OnnxEngine(block_graph(head), 1)
+        self._graph = block_graph(head)
         self._token = torch.zeros(1, dtype=torch.int64)
         self._inputs = {
             "features": torch.zeros(config.read_rows, len(config.layers) * config.target_size),
@@ -136,7 +136,8 @@ class OnnxBlock(BlockEngine):
         count, length, said = len(features), cache.length, self._said
         if cache is not self._cache or self._bound is None:
             memory = {"past_k": cache.k, "past_v": cache.v}
-            self._bound = self._engine.bind({**self._inputs, **memory}, said._asdict())
+            engine = OnnxEngine(self._graph, 1, {"C": cache.capacity})
+            self._bound = engine.bind({**self._inputs, **memory}, said._asdict())
             self._cache = cache
         self._inputs["features"][:count] = features
         self._inputs["count"][0], self._inputs["length"][0], self._token[0] = count, length, token

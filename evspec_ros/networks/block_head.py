@@ -271,11 +271,13 @@ class BlockHead(nn.Module):
         [S, A, B, H * h].
         """
         attention, blocks = layer.self_attn, rows.shape[1:3]
-        weights = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
+        scaled = attention.q_proj.weight * self.config.head_dim**-0.5
+        weights = (scaled, attention.k_proj.weight, attention.v_proj.weight)
         projected = F.linear(rows.flatten(1, 2), torch.cat(weights))
         heads = torch.unflatten(projected, -1, (3, -1, self.config.head_dim))
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [S, H, A * B, h]
-        q, k = rotate(q, *turn) * self.config.head_dim**-0.5, rotate(k, *turn)
+        heads = heads.permute(2, 0, 3, 1, 4)  # [3, S, H, A * B, h]
+        turned = rotate(heads[:2], *turn)
+        q, k, v = turned[0], turned[1], heads[2]
         own_q, own_k, own_v = (torch.unflatten(part, 2, blocks) for part in (q, k, v))  # [S, H, A, B, h]
         scores = [(own_q @ own_k.transpose(-1, -2)).masked_fill(~inside, -torch.inf)]
         scores += [

@@ -20,7 +20,7 @@ from evspec_ros.speculative.drafter import DraftLimits, Prompt, beside
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import grow_paths
 from evspec_ros.speculative.sampling import Sampling, draw
-from evspec_ros.speculative.target import DecoderTarget
+from evspec_ros.speculative.target import CACHE_STEP, DecoderTarget
 from evspec_ros.speculative.tree import DraftTree
 
 
@@ -110,6 +110,6 @@ class BlockDrafter:
     def _empty_cache(self, capacity: int) -> KVCache:
         """The cache, emptied; a larger one where it is too small."""
         if self._cache is None or self._cache.capacity < capacity + self._head.config.read_rows:
-            self._cache = self._engine.new_cache(capacity)
+            self._cache = self._engine.new_cache(-(-capacity // CACHE_STEP) * CACHE_STEP)
         self._cache.truncate(0)
         return self._cache

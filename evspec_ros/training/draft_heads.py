@@ -91,7 +91,9 @@ class HeadPlan:
 
 
 TINY_PLANS = {
-    "block": HeadPlan("block", scenes=6144, schedule=Schedule(steps=4000, learning_rate=2e-3)),
+    "block": HeadPlan(
+        "block", scenes=6144, held_out=64, batch=16, schedule=Schedule(steps=4000, learning_rate=2e-3)
+    ),
     "eagle": HeadPlan(),
     "eagle3": HeadPlan("eagle3", scenes=6144, schedule=Schedule(steps=4000, learning_rate=2e-3)),
     "eventgpt_adapter": HeadPlan("eventgpt_adapter", noise=0.0),

@@ -60,7 +60,7 @@ def test_a_turn_is_reading_the_rows_and_drafting_behind_them(which: int) -> None
     _, *engines = _engines("causal")
     engine = engines[which]
     features, events = torch.randn(11, 3 * 32), torch.randn(5, 12)
-    by_turns, at_once = engine.new_cache(40), engine.new_cache(40)
+    by_turns, at_once = engine.new_cache(40), engine.new_cache(52)
     engine.read(features[:2], events, by_turns)
     for first, last in ((2, 7), (7, 9), (9, 11)):
         said = engine.run(features[first:last], 9, by_turns)

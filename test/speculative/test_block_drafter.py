@@ -16,9 +16,19 @@ from speculative_fakes import FakeTarget, excess, fake_prompt, markov
 from torch import Tensor
 
 from evspec_ros.engines.block import BlockSaid
+from evspec_ros.errors import GenerationError
 from evspec_ros.networks.block_head import BlockConfig, BlockHead
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder
-from evspec_ros.speculative import DecoderTarget, DraftLimits, DraftTree, EventSide, Prompt, generate
+from evspec_ros.speculative import (
+    DecoderTarget,
+    DraftLimits,
+    DraftModels,
+    DraftTree,
+    EventSide,
+    Prompt,
+    generate,
+    make_drafter,
+)
 from evspec_ros.speculative import block as block_module
 from evspec_ros.speculative.block import BlockDrafter
 from evspec_ros.speculative.drafter import PassCosts
@@ -266,3 +276,20 @@ def test_more_rows_than_a_pass_reads_are_read_before_it() -> None:
         tree = drafter.propose(DraftLimits(4, 4), Sampling(), generator)
     expected = torch.softmax(_whole(target, head, prompt, text[:11]), -1)[0].topk(4).values
     assert tree.probabilities[0] == pytest.approx(float(expected[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"target_size": 64}, "features of 64 values and the target has 32"),
+        ({"vocab_size": 60}, "says 60 different tokens and the target 50"),
+        ({"layers": (2, 9)}, r"layers \[2, 9\] and the target has 3"),
+    ],
+)
+def test_a_head_for_another_target_is_refused(change: dict[str, Any], says: str) -> None:
+    """In one sentence: what it was made for, what the target has, and what to do."""
+    target, head = _real()
+    other = BlockHead(replace(head.config, **change))
+    with pytest.raises(GenerationError, match=rf"{says}.*trained for this target"):
+        make_drafter("block", target, DraftModels(other))
+    assert make_drafter("block", target, DraftModels(head)).name == "block"
