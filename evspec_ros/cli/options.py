@@ -21,6 +21,7 @@ RUN_HELP = "kept to go on from after an interruption; default: %(default)s"
 DEVICE_HELP = "cpu, cuda or cuda:N; default: %(default)s"
 OWN_MODELS = "default: the package's models/tiny_{}"
 HEADS = {
+    "block": "a draft head that says a block of tokens in one pass",
     "eagle": "a draft head of EAGLE's kind",
     "eagle3": "a draft head of EAGLE-3's kind",
     "eventgpt_adapter": "the adapter from the event model's features to the target's",

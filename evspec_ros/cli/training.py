@@ -88,9 +88,15 @@ def add_trainings(verbs: Any) -> None:
         _add_execution(head)
         _add_plan(head)
         head.set_defaults(kind=kind)
-        if kind == "eagle3":
+        if kind in ("block", "eagle3"):
             head.add_argument(
                 "--vocabulary", type=count, help="tokens that it can say, the most frequent; default: all"
+            )
+        if kind == "block":
+            head.add_argument(
+                "--mask",
+                choices=("causal", "full"),
+                help="which rows of its block a row sees: those up to itself, or all; default: causal",
             )
         if kind in ("eventgpt_adapter", "feature"):
             head.add_argument("--bottleneck", type=count, help="width of the adapter; default: 256")
@@ -182,7 +188,7 @@ def _train_head(options: argparse.Namespace) -> None:
     plan = TINY_PLANS[options.kind]
     schedule = given(options, "steps", "learning_rate", "accumulate", "precision")
     data = given(options, "condition", "scenes", "held_out", "batch")
-    learning = given(options, "objective", "patience", "seed", "bottleneck", "fusion", "vocabulary")
+    learning = given(options, "objective", "patience", "seed", "bottleneck", "fusion", "vocabulary", "mask")
     figures = train_head_visibly(
         *models(options, options.kind),
         options.run,

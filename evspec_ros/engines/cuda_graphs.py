@@ -9,7 +9,9 @@ and its replay were never run: no GPU was at hand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from evspec_ros.engines.decoder import DecoderPass, Rows, TorchDecoder
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
+
+Output = TypeVar("Output")
 
 _WARM_UPS = 3  # passes before a capture, so that libraries have chosen kernels and allocated workspaces
 
@@ -92,6 +96,22 @@ def static_pass(
     return DecoderPass(logits, tuple(entering[index][0] for index in layers))
 
 
+def captured(device: torch.device, compute: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output]:
+    """What `compute` does on a GPU as a graph, and what it gives, which every replay overwrites. Other
+    threads may use the GPU meanwhile.
+    """
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for _ in range(_WARM_UPS):
+            compute()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = compute()
+    return graph, output
+
+
 class _Captured:
     """`static_pass` over one number of rows as a CUDA graph; its output stays at one place."""
 
@@ -104,15 +124,9 @@ class _Captured:
         layers: tuple[int, ...],
     ) -> None:
         self.rows = rows
-        warm_up_stream = torch.cuda.Stream(rows.ids.device)  # type: ignore[no-untyped-call]
-        warm_up_stream.wait_stream(torch.cuda.current_stream(rows.ids.device))
-        with torch.cuda.stream(warm_up_stream):
-            for _ in range(_WARM_UPS):
-                static_pass(decoder, lm_head, cache, rows, layers)
-        torch.cuda.current_stream(rows.ids.device).wait_stream(warm_up_stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = static_pass(decoder, lm_head, cache, rows, layers)
+        self._graph, self._output = captured(
+            rows.ids.device, lambda: static_pass(decoder, lm_head, cache, rows, layers)
+        )
 
     def replay(self) -> DecoderPass:
         """The pass over what `rows` holds now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,10 +24,16 @@ _TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int3
 
 
 class OnnxEngine:
-    """A loaded graph; `threads` compute one operator together."""
+    """A loaded graph; `threads` compute one operator together; sizes: of axes that the graph leaves open, by
+    their names, so that nothing has to be computed about shapes in each run.
+    """
 
-    def __init__(self, model: onnx.ModelProto, threads: int) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, threads: int, sizes: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         options = onnxruntime.SessionOptions()
+        for name, size in sizes.items():
+            options.add_free_dimension_override_by_name(name, size)
         options.intra_op_num_threads = threads
         # Its threads wait busily inside a pass and sleep after it, when torch's own want the cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")

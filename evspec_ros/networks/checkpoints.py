@@ -19,6 +19,7 @@ from torch import Tensor
 from evspec_ros.errors import CheckpointError
 from evspec_ros.frames.clip import CLIP_MEAN, CLIP_STD
 from evspec_ros.networks.adapters import Adapter, AdapterConfig, FeatureConfig, FeatureHead
+from evspec_ros.networks.block_head import BlockConfig, BlockHead
 from evspec_ros.networks.clip import CLIP_L_14_336, ClipConfig
 from evspec_ros.networks.config_entries import whole_numbers
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, EagleConfig, EagleHead
@@ -50,12 +51,13 @@ class _HeadKind(NamedTuple):
 
 
 DRAFT_HEADS = {  # by the kind that a head's config.json names
+    "block": _HeadKind(BlockConfig, BlockHead),
     "eagle": _HeadKind(EagleConfig, EagleHead),
     "eagle3": _HeadKind(Eagle3Config, Eagle3Head),
     "eventgpt_adapter": _HeadKind(AdapterConfig, Adapter),
     "feature": _HeadKind(FeatureConfig, FeatureHead),
 }
-Head = DraftHead | Adapter | FeatureHead
+Head = BlockHead | DraftHead | Adapter | FeatureHead
 _TOWER_KEYS = "model.visual_tower.visual_tower."  # of EventGPT's tower in its own files
 # What CLIP has beside its image tower.
 _UNREAD_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")

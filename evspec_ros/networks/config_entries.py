@@ -68,6 +68,7 @@ _OF_A_HEAD: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # by how a data
     "int": (lambda value: type(value) is int and value >= 0, "a whole number of at least 0"),
     "float": (lambda value: type(value) in (int, float) and value > 0, "a number above 0"),
     "str": (lambda value: type(value) is str, "a text"),
+    "bool": (lambda value: type(value) is bool, "true or false"),
     "tuple[int, ...]": (
         lambda value: isinstance(value, list | tuple) and all(type(one) is int for one in value),
         "a list of whole numbers",

@@ -237,7 +237,7 @@ class Eagle3Config:
         width = max(1, target.num_heads // 2) * target.head_dim
         return cls(
             target_size=target.hidden_size,
-            layers=tuple(sorted({min(2, target.num_layers), target.num_layers // 2, target.num_layers})),
+            layers=spread_layers(target.num_layers),
             vocab_size=target.vocab_size,
             hidden_size=width,
             intermediate_size=target.hidden_size * 3 // 2,
@@ -252,14 +252,8 @@ class Eagle3Config:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Eagle3Config:
         """From a head's `config.json`; raises CheckpointError for a missing entry, impossible tokens."""
-        found = entries(cls, {"tokens": (), **config})
-        tokens = tuple(found["tokens"])
-        if len(set(tokens) & set(range(found["vocab_size"]))) < len(tokens):
-            raise CheckpointError(
-                f"The draft head's config lists tokens twice or beyond its {found['vocab_size']}; restore it "
-                "or train the head again."
-            )
-        return cls(**{**found, "layers": tuple(found["layers"]), "tokens": tokens})
+        found = with_draft_tokens(entries(cls, {"tokens": (), **config}))
+        return cls(**{**found, "layers": tuple(found["layers"])})
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds."""
@@ -280,6 +274,22 @@ class Eagle3Config:
             rms_norm_eps=self.rms_norm_eps,
             rope_theta=self.rope_theta,
         )
+
+
+def spread_layers(layers: int) -> tuple[int, ...]:
+    """Of a target of so many layers a low one, the middle and the last, as EAGLE-3 reads them."""
+    return tuple(sorted({min(2, layers), layers // 2, layers}))
+
+
+def with_draft_tokens(found: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a config with `tokens` as a tuple; CheckpointError for tokens that there cannot be."""
+    tokens = tuple(found["tokens"])
+    if len(set(tokens) & set(range(found["vocab_size"]))) < len(tokens):
+        raise CheckpointError(
+            f"The draft head's config lists tokens twice or beyond its {found['vocab_size']}; restore it "
+            "or train the head again."
+        )
+    return {**found, "tokens": tokens}
 
 
 class ReducedHead(nn.Linear):

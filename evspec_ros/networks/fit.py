@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.adapters import AdapterConfig, FeatureConfig
+from evspec_ros.networks.block_head import BlockConfig
 from evspec_ros.networks.draft_head import Eagle3Config, EagleConfig
 from evspec_ros.networks.llama import LlamaConfig
 
-HeadConfig = EagleConfig | Eagle3Config | AdapterConfig | FeatureConfig
+HeadConfig = BlockConfig | EagleConfig | Eagle3Config | AdapterConfig | FeatureConfig
 
 
 def require_head_fits(
@@ -30,17 +31,17 @@ def require_head_fits(
 
 def _misfits(head: HeadConfig, target: LlamaConfig) -> Iterator[str]:
     """What of a head contradicts the target, or itself."""
-    width = head.target_size if isinstance(head, Eagle3Config) else head.hidden_size
+    width = head.target_size if isinstance(head, BlockConfig | Eagle3Config) else head.hidden_size
     if width != target.hidden_size:
         yield f"it was made for features of {width} values and the target has {target.hidden_size}"
-    if isinstance(head, Eagle3Config):
+    if isinstance(head, BlockConfig | Eagle3Config):
         beyond = [layer for layer in head.layers if not 0 <= layer <= target.num_layers]
         if beyond or not head.layers:
             read = f"layer {beyond[0]}" if beyond else "no layer"
             yield f"it reads {read} of the target, which has 0 (its embeddings) to {target.num_layers}"
         if head.vocab_size != target.vocab_size:
             yield f"it says {head.vocab_size} tokens and the target {target.vocab_size}"
-    if isinstance(head, EagleConfig | Eagle3Config):
+    if isinstance(head, BlockConfig | EagleConfig | Eagle3Config):
         layer = head.layer
         if layer.head_dim % 2 or layer.num_kv_heads < 1 or layer.num_heads % layer.num_kv_heads:
             yield (

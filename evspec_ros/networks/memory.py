@@ -23,6 +23,7 @@ from torch import nn
 
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.adapters import FeatureConfig
+from evspec_ros.networks.block_head import BlockConfig
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head
 from evspec_ros.networks.clip import CLIP_L_14_336
 from evspec_ros.networks.draft_head import Eagle3Config, EagleConfig
@@ -141,7 +142,7 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
         parts["event model: KV cache"] = _cache_bytes(
             event_model.config.text, checkpoints.event_rows, compute
         )
-    if isinstance(checkpoints.draft_head, EagleConfig | Eagle3Config):
+    if isinstance(checkpoints.draft_head, BlockConfig | EagleConfig | Eagle3Config):
         parts["draft head: KV cache"] = _cache_bytes(
             checkpoints.draft_head.layer, checkpoints.head_rows, compute
         )

@@ -26,22 +26,27 @@ def measure_costs(
     """What the target's passes and the drafter's nodes take on this machine while a text is written.
 
     passes_ms: of `measure_passes`, one after another; between drafts they find other things in the caches, so
-    they are scaled by what a whole text took. It is drafted as if nodes were free; a drafter that has nothing
-    to propose costs nothing.
+    they are scaled by what a whole text took. It is drafted as if nodes were free, and once more one node a
+    pass: what the many cost more than the one, they cost node by node. A drafter that has nothing to propose
+    costs nothing.
     """
-    limits = DraftLimits(_NODES, _NODES, costs=PassCosts(passes_ms, 0.0))
 
-    def written() -> DecodingStatistics:
-        drafter.forget()  # or the second time the whole text would be drafted
-        return generate(target, drafter, prompt, max_new_tokens=_TOKENS, limits=limits).statistics
+    def written(nodes: int) -> DecodingStatistics:
+        limits = DraftLimits(nodes, nodes, costs=PassCosts(passes_ms, 0.0))
+        found = []
+        for _ in range(3):
+            drafter.forget()  # or the second time the whole text would be drafted
+            found.append(generate(target, drafter, prompt, max_new_tokens=_TOKENS, limits=limits).statistics)
+        return min(found, key=lambda statistics: statistics.decode_ms)
 
-    found = min((written() for _ in range(3)), key=lambda statistics: statistics.decode_ms)
+    many, one = written(_NODES), written(1)
     drafter.forget()
-    passes = max(1, found.target_passes)
-    scale = max(1.0, found.verify_ms / passes / passes_ms[round(found.drafted / passes)])
-    return PassCosts(
-        tuple(scale * cost for cost in passes_ms), found.draft_ms / found.drafted if found.drafted else 0.0
+    drafted, verify_ms, draft_ms = (
+        value / max(1, many.target_passes) for value in (many.drafted, many.verify_ms, many.draft_ms)
     )
+    begin_ms, node_ms = line((1.0, one.draft_ms / max(1, one.target_passes)), (drafted, draft_ms))
+    scale = max(1.0, verify_ms / passes_ms[round(drafted)])
+    return PassCosts(tuple(scale * cost for cost in passes_ms), node_ms, begin_ms)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,19 @@ def convex_minorant(positions: Sequence[int], values: Sequence[float]) -> list[f
     corners = np.array(hull)
     every: list[float] = np.interp(np.arange(1, positions[-1] + 1), corners[:, 0], corners[:, 1]).tolist()
     return every
+
+
+def line(one: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
+    """What is spent before the first node and then on each, of (nodes, milliseconds) of two drafts; neither
+    is less than nothing, however the two were disturbed.
+    """
+    (first, begun), (nodes, spent) = one, many
+    if nodes == 0:
+        return 0.0, 0.0
+    if nodes <= first:
+        return spent, 0.0
+    each = min(max(0.0, (spent - begun) / (nodes - first)), spent / nodes)
+    return spent - nodes * each, each
 
 
 def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:

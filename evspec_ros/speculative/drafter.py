@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,21 +31,23 @@ class Prompt:
 @dataclass(frozen=True)
 class PassCosts:
     """Milliseconds on this machine: verify_ms[n] of a target pass over n + 1 rows, draft_ms of drafting a
-    node.
+    node, begin_ms of what is drafted before the first node, however many follow.
     """
 
     verify_ms: tuple[float, ...]
     draft_ms: float
+    begin_ms: float = 0.0
 
     def floor(self, nodes: int, gain: float) -> float:
         """How likely the next node must be accepted to be worth it, behind so many that gain so many tokens.
 
         The pass yields gain / cost tokens a millisecond without it; a node pays where its own probability
-        over its own cost is more. Infinite where no larger pass was measured.
+        over its own cost is more; what was spent before the first node is spent either way. Infinite where no
+        larger pass was measured.
         """
         if nodes + 1 >= len(self.verify_ms):
             return float("inf")
-        cost = self.verify_ms[nodes] + nodes * self.draft_ms
+        cost = self.verify_ms[nodes] + self.begin_ms + nodes * self.draft_ms
         return gain / cost * (self.verify_ms[nodes + 1] - self.verify_ms[nodes] + self.draft_ms)
 
 
@@ -114,6 +116,11 @@ class Drafter(Protocol):
 
     def forget(self) -> None:
         """Begin as if nothing had been written before: the stream that the texts described has ended."""
+
+
+def joined(features: Iterable[Tensor]) -> Tensor:
+    """Several layers' features [n, D] each as a copy [n, layers * D]."""
+    return torch.cat(tuple(features), -1)
 
 
 class NoDrafter:

@@ -7,7 +7,7 @@ A chain as in EAGLE (arXiv 2401.15077), or a tree of the most confident nodes as
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from evspec_ros.engines.draft_head import CANDIDATES, HeadPass
 from evspec_ros.engines.selection import choose_head_engine
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache
-from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.drafter import DraftLimits, Prompt, joined
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import Growth
 from evspec_ros.speculative.sampling import Sampling, draw
@@ -77,10 +77,10 @@ class EagleDrafter:
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
         """Keep what the first `propose` reads; where another drafter is trusted there is none."""
         rows = self._head.context(prompt.embeddings.shape[1] - 1)
-        joined = _joined(feature[-rows - 1 :] for feature in features)
+        rows_read = joined(feature[-rows - 1 :] for feature in features)
         embeddings = prompt.embeddings[:, prompt.embeddings.shape[1] - rows :]
-        self._prompt = _PromptRows(embeddings, joined[:-1], capacity)
-        self._ids, self._features = [token], [joined[-1:]]
+        self._prompt = _PromptRows(embeddings, rows_read[:-1], capacity)
+        self._ids, self._features = [token], [rows_read[-1:]]
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
         """Nodes whose path's probability is at least the limits' floor, the likeliest ones."""
@@ -106,7 +106,7 @@ class EagleDrafter:
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """Queue the target's own features for the next `propose`, each with the token emitted after it."""
         self._ids += tokens
-        self._features.append(_joined(features))
+        self._features.append(joined(features))
 
     def finish(self, tokens: Sequence[int]) -> None:
         """Nothing is learnt from a whole text."""
@@ -182,8 +182,3 @@ class EagleDrafter:
             self._cache = self._engine.new_cache(capacity)
         self._cache.truncate(0)
         return self._cache
-
-
-def _joined(features: Iterable[Tensor]) -> Tensor:
-    """The layers' features [n, D] each as a copy [n, layers * D]."""
-    return torch.cat(tuple(features), -1)

@@ -98,6 +98,46 @@ class Growth:
         return DraftTree.from_parents(self.tokens, self.parents, self._probabilities)
 
 
+def grow_paths(tokens: list[list[int]], probabilities: list[list[float]], limits: DraftLimits) -> DraftTree:
+    """The likeliest paths, where the distribution at a position does not depend on the path to it: of each
+    position its best tokens and their probabilities, the best first.
+
+    Node after node, each the likeliest one left, while its path's probability is at least the limits' floor.
+    """
+    depth = min(len(tokens), limits.n_max)
+    nodes: list[int] = []
+    parents: list[int] = []
+    of_nodes: list[float] = []
+    expected_length = 1.0
+    # -(probability of the path), order, probability of the path before, parent, position, rank at it
+    candidates: list[tuple[float, int, float, int, int, int]] = []
+    order = 0
+
+    def add(before: float, parent: int, position: int, rank: int) -> None:
+        nonlocal order
+        if position < depth and rank < len(tokens[position]):
+            path = before * probabilities[position][rank]
+            heappush(candidates, (-path, order, before, parent, position, rank))
+            order += 1
+
+    add(1.0, ROOT, 0, 0)
+    while candidates and len(nodes) < limits.tree_size:
+        if -candidates[0][0] < limits.floor(len(nodes), expected_length):
+            break
+        minus_path, _, before, parent, position, rank = heappop(candidates)
+        node, token = len(nodes), tokens[position][rank]
+        nodes.append(token)
+        parents.append(parent)
+        of_nodes.append(probabilities[position][rank])
+        expected_length -= minus_path
+        add(before, parent, position, rank + 1)  # its next sibling
+        if token not in limits.end_tokens:
+            add(-minus_path, node, position + 1, 0)  # its likeliest child
+    if parents == list(range(ROOT, len(parents) - 1)):
+        return DraftTree.chain(nodes, of_nodes)
+    return DraftTree.from_parents(nodes, parents, of_nodes)
+
+
 def grow_chain(
     limits: DraftLimits, longest: int, next_token: Callable[[list[int]], tuple[int, float] | None]
 ) -> DraftTree:

@@ -10,9 +10,11 @@ from torch import nn
 
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.adapters import Adapter, FeatureHead
+from evspec_ros.networks.block_head import BlockHead
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Head, EagleHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.fit import require_head_fits
+from evspec_ros.speculative.block import BlockDrafter
 from evspec_ros.speculative.combined import CombinedDrafter
 from evspec_ros.speculative.drafter import Drafter, NoDrafter
 from evspec_ros.speculative.eagle import BRANCHES, EagleDrafter
@@ -23,7 +25,7 @@ from evspec_ros.speculative.lookup import PromptLookupDrafter
 from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.target import DecoderTarget
 
-Head = TypeVar("Head", DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
+Head = TypeVar("Head", BlockHead, DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
 
 DEFAULT_DRAFTER = "combined"
 INGREDIENTS = ("eventgpt", "eagle3", "previous")  # of `combined`
@@ -86,6 +88,10 @@ def _eventgpt_adapter(target: DecoderTarget, models: DraftModels) -> EventGptDra
     )
 
 
+def _block(target: DecoderTarget, models: DraftModels) -> BlockDrafter:
+    return BlockDrafter(target, _head(models, "block", BlockHead, target), models.events)
+
+
 def _feature(target: DecoderTarget, models: DraftModels) -> FeatureDrafter:
     head = _head(models, "feature", FeatureHead, target)
     return FeatureDrafter(target, head, _event_model(models, "feature"), models.events)
@@ -119,6 +125,7 @@ DRAFTERS: Mapping[str, DrafterKind] = {
     "eagle": DrafterKind(_eagle("eagle", EagleHead, 1), "eagle"),
     "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), "eagle"),
     "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), "eagle3"),
+    "block": DrafterKind(_block, "block"),
     "previous": DrafterKind(lambda *_: PreviousDrafter(), reads_events=False),
     DEFAULT_DRAFTER: DrafterKind(make_combined, "eagle3"),
 }

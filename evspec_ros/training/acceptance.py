@@ -3,8 +3,8 @@
 Greedy verification follows a chain of drafts exactly as far as each draft is the target's next token, and
 that far the text behind a draft is the target's own. So what the decoder would accept of a chain from each
 token of an answer follows from the answer alone: the head reads its own outputs, row after row, with the
-target's tokens, as in training-time test. It is what `generate` shows with one branch and the same `n_max`;
-trees are accepted further.
+target's tokens, as in training-time test; a block head drafts a whole block at once. It is what `generate`
+shows with one branch and the same `n_max`; trees are accepted further.
 
 Shapes: B scenes, T tokens of the longest answer, row j of T - 1 being that of token j, which says token j +
 1.
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from evspec_ros.networks.adapters import Adapter
+from evspec_ros.networks.block_head import BlockHead
 from evspec_ros.networks.checkpoints import Head
+from evspec_ros.training.block import followed_drafts
 from evspec_ros.training.features import Answers, Batches, ModelPair
-from evspec_ros.training.prediction import answer_rows, chained, event_features, readout
+from evspec_ros.training.prediction import StepHead, answer_rows, chained, event_features, readout
 
 CHAIN = 16  # drafts in a row
 
@@ -53,6 +55,8 @@ def free_tokens(pair: ModelPair, head: Head | None, tests: Batches, written: int
 
 def accepted_drafts(pair: ModelPair, head: Head | None, answers: Answers, n_max: int) -> Tensor:
     """Of a chain of n_max drafts behind each token but the last, how many are followed: int64 [B, T - 1]."""
+    if isinstance(head, BlockHead):
+        return followed_drafts(pair, head, answers).clamp(max=n_max)
     following = answers.tokens[:, 1:]
     rows = following.shape[1]
     accepted = torch.zeros_like(following)
@@ -68,7 +72,7 @@ def accepted_drafts(pair: ModelPair, head: Head | None, answers: Answers, n_max:
     return accepted
 
 
-def _chosen(pair: ModelPair, head: Head | None, answers: Answers) -> Iterator[Tensor]:
+def _chosen(pair: ModelPair, head: StepHead | None, answers: Answers) -> Iterator[Tensor]:
     """Draft after draft behind each row, int64 [B, T - 1], as `chained`."""
     if head is None:
         return repeat(pair.event_model.lm_head(event_features(pair, answers)[:, 1:]).argmax(-1))

@@ -5,7 +5,7 @@ that it had while writing it (see `features`); only the head is trained. Heads t
 weighted sum of `objectives`, by default EAGLE's (Li et al. 2024, arXiv 2401.15077): smooth L1 between
 predicted and true feature, and cross entropy between the token distributions that the target's frozen head
 makes of the two. Uniform noise on the features that they read stands for the errors of their own predictions,
-which they have to read when they draft. EAGLE-3's training is in `eagle3`.
+which they have to read when they draft. EAGLE-3's objective is in `eagle3`, a block head's in `block`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from evspec_ros.choices import PLAIN
 from evspec_ros.errors import TrainingError
 from evspec_ros.networks.adapters import AdapterConfig, FeatureConfig
+from evspec_ros.networks.block_head import BlockConfig, BlockHead
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, ReducedHead
 from evspec_ros.networks.fit import HeadConfig
 from evspec_ros.sizes import MAX_NEW_TOKENS
 from evspec_ros.training.acceptance import acceptance
+from evspec_ros.training.block import block_loss, random_places
 from evspec_ros.training.eagle3 import unrolled, unrolled_loss
 from evspec_ros.training.features import (
     SHARD,
@@ -53,6 +55,9 @@ SCHEDULE = Schedule(steps=1000, learning_rate=1e-3)
 EXAMINATIONS = 10  # of a training
 COUNTED = 64  # batches, to know the most frequent tokens
 EAGLE = "smooth_l1=1,cross_entropy=1"
+MASKS = ("causal", "full")  # of a block head: whether a row of a block sees those up to itself, or all
+
+Loss = Callable[[ModelPair, Head, Answers, int, "HeadPlan"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,9 @@ class HeadPlan:
 
     Of those that predict features: objective, as `parse_objective` reads it, EAGLE's where it is None, and
     noise, half the width of the uniform noise, in standard deviations of the features; EAGLE-3's: unroll, how
-    many steps of drafting are trained, and vocabulary, how many tokens it can say, the most frequent ones of
-    what it learns from, 0 for all; the adapters': bottleneck, and the feature head's fusion. patience:
+    many steps of drafting are trained; of EAGLE-3's and the block head: vocabulary, how many tokens it can
+    say, the most frequent ones of what it learns from, 0 for all; the block head's: mask, one of MASKS; the
+    adapters': bottleneck, and the feature head's fusion. patience:
     training ends when so many of its EXAMINATIONS in a row found no longer acceptance, 0 for never.
     """
 
@@ -77,6 +83,7 @@ class HeadPlan:
     objective: str | None = None
     unroll: int = 8
     vocabulary: int = 0
+    mask: str = MASKS[0]
     bottleneck: int = AdapterConfig.bottleneck
     fusion: str = FeatureConfig.fusion
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -85,6 +92,9 @@ class HeadPlan:
 
 
 TINY_PLANS = {
+    "block": HeadPlan(
+        "block", scenes=6144, held_out=64, batch=16, schedule=Schedule(steps=4000, learning_rate=2e-3)
+    ),
     "eagle": HeadPlan(),
     "eagle3": HeadPlan("eagle3", scenes=6144, schedule=Schedule(steps=4000, learning_rate=2e-3)),
     "eventgpt_adapter": HeadPlan("eventgpt_adapter", noise=0.0),
@@ -107,9 +117,9 @@ def train_head(
     the plan's kind, and `acceptance`'s figures. Raises TrainingError for an objective that the kind cannot
     have and where the run directory belongs to another plan or another target.
     """
-    on_its_own_drafts = DRAFT_HEADS[plan.kind].head is Eagle3Head
+    objective = loss_of(plan.kind)
     terms = parse_objective(plan.objective or EAGLE)
-    if on_its_own_drafts and plan.objective and set(terms) != {"cross_entropy"}:
+    if objective is not feature_loss and plan.objective and set(terms) != {"cross_entropy"}:
         raise TrainingError(
             f"A head of kind {plan.kind} says tokens and predicts no features; its objective is "
             "cross_entropy alone."
@@ -119,9 +129,6 @@ def train_head(
     with process(pair.device).main_process_first():
         claim(run / "plan.json", {**asdict(plan), **pair.fingerprints})
     head = new_head(pair, plan, frequent_tokens(batches, plan.vocabulary))
-    objective: Callable[[ModelPair, Head, Answers, int, HeadPlan], Tensor] = (
-        eagle3_loss if on_its_own_drafts else feature_loss
-    )
 
     def loss(number: int) -> Tensor:
         return objective(pair, head, batches[_drawn(len(batches), number, plan.seed)], number, plan)
@@ -143,6 +150,8 @@ def new_head(pair: ModelPair, plan: HeadPlan, tokens: tuple[int, ...] = ()) -> H
         sizes = replace(sizes, bottleneck=plan.bottleneck)
     elif isinstance(sizes, FeatureConfig):
         sizes = replace(sizes, bottleneck=plan.bottleneck, fusion=plan.fusion)
+    elif isinstance(sizes, BlockConfig):
+        sizes = replace(sizes, tokens=tokens, causal=plan.mask == MASKS[0])
     elif isinstance(sizes, Eagle3Config):
         sizes = replace(sizes, tokens=tokens)
     head: Head = DRAFT_HEADS[plan.kind].head(sizes)
@@ -166,7 +175,7 @@ def needed_features(pair: ModelPair, plan: HeadPlan) -> FeaturePlan:
     head = new_head(pair, plan)
     layers, context = (
         (head.feature_layers(pair.target.config.text.num_layers), head.context(pair.prompt_rows - 1))
-        if isinstance(head, DraftHead)
+        if isinstance(head, BlockHead | DraftHead)
         else ((), 0)
     )
     return FeaturePlan.for_pair(
@@ -206,8 +215,15 @@ def split(features: FeatureShards, wanted: FeaturePlan) -> tuple[Batches, Batche
 # --- learning -----------------------------------------------------------------------------------------------
 
 
+def loss_of(kind: str) -> Loss:
+    """What a head of this kind is trained to make small, on one batch of a number."""
+    head = DRAFT_HEADS[kind].head
+    return {Eagle3Head: eagle3_loss, BlockHead: foretold_loss}.get(head, feature_loss)
+
+
 def feature_loss(pair: ModelPair, head: Head, answers: Answers, number: int, plan: HeadPlan) -> Tensor:
     """The plan's objective on one batch; its noise follows from seed and number."""
+    assert not isinstance(head, BlockHead)
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
     features = answers.features[:, :-1]
     width = plan.noise * float(features.std())
@@ -232,6 +248,13 @@ def eagle3_loss(pair: ModelPair, head: Head, answers: Answers, _: int, plan: Hea
         wanted = wanted[..., tokens]
     outputs = islice(unrolled(head, *inputs, used.shape[1]), plan.unroll)
     return unrolled_loss([say(head.norm(output)) for output in outputs], torch.softmax(wanted, -1), used)
+
+
+def foretold_loss(pair: ModelPair, head: Head, answers: Answers, number: int, plan: HeadPlan) -> Tensor:
+    """A block head's objective on one batch; the places of its blocks follow from seed and number."""
+    assert isinstance(head, BlockHead)
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
+    return block_loss(pair, head, answers, random_places(answers.lengths, generator))
 
 
 def _drawn(count: int, number: int, seed: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from evspec_ros.choices import PLAIN
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.networks.checkpoints import load_preprocessor_config
 from evspec_ros.networks.devices import compute_device
+from evspec_ros.networks.draft_head import spread_layers
 from evspec_ros.training.features import FeaturePlan, ModelPair, Scenes, extract
 from evspec_ros.training.head_run import load_pair, simulated
 from evspec_ros.training.processes import own_device, process
@@ -52,7 +52,7 @@ def extract_visibly(
     pair = load_pair(target, event_model, str(place))
     scenes, count, source = _source(pair, target, event_model, wanted)
     layers, event_layers = (
-        _spread(model.config.text.num_layers) if chosen is None else chosen
+        spread_layers(model.config.text.num_layers) if chosen is None else chosen
         for model, chosen in ((pair.target, wanted.layers), (pair.event_model, wanted.event_layers))
     )
     plan = FeaturePlan.for_pair(
@@ -97,8 +97,3 @@ def _source(
     )
     windows = RecordedWindows(wanted.recordings, wanted.step_s, of_frames, of_events, pair.device)
     return windows, len(windows), windows.source
-
-
-def _spread(layers: int) -> Sequence[int]:
-    """A low, the middle and the last layer, as EAGLE-3 reads them."""
-    return min(2, layers), layers // 2, layers

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from evspec_ros.errors import Failure
-from evspec_ros.networks.draft_head import DraftHead, Eagle3Head
+from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
@@ -31,7 +31,7 @@ from evspec_ros.speculative.event_side import pooled
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.tree import DraftTree
 from evspec_ros.training.acceptance import acceptance
-from evspec_ros.training.draft_heads import HeadPlan, eagle3_loss, feature_loss
+from evspec_ros.training.draft_heads import HeadPlan, loss_of
 from evspec_ros.training.features import Answers, ModelPair
 from evspec_ros.training.loop import MAX_GRADIENT_NORM
 
@@ -211,7 +211,7 @@ class OnlineDistiller:
         with self._changed:
             older = len(self._windows) - self._settings.held_out
             answers = self._windows[int(torch.randint(older, (), generator=self._random))]
-        loss = eagle3_loss if isinstance(self._student, Eagle3Head) else feature_loss
+        loss = loss_of(self._plan.kind)
         with self._autocast():
             value = loss(
                 self._pair, self._student, _ready(answers, self._pair.device), self.steps, self._plan

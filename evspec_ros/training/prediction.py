@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from evspec_ros.networks.adapters import Adapter, FeatureHead
-from evspec_ros.networks.checkpoints import Head
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.training.eagle3 import unrolled
 from evspec_ros.training.features import Answers, ModelPair
+
+StepHead = DraftHead | Adapter | FeatureHead  # those that draft token after token
 
 
 def answer_rows(answers: Answers) -> Tensor:
@@ -60,7 +61,7 @@ def head_inputs(
     return embeddings[:, -rows:], head.fuse(features[:, -rows:]), answers.events
 
 
-def predicted(pair: ModelPair, head: Head, answers: Answers, features: Tensor) -> Tensor:
+def predicted(pair: ModelPair, head: StepHead, answers: Answers, features: Tensor) -> Tensor:
     """The head's outputs [B, T - 1, d] from features [B, C + T - 1, layers * D], one row before
     each.
     """
@@ -75,7 +76,7 @@ def predicted(pair: ModelPair, head: Head, answers: Answers, features: Tensor) -
     return outputs
 
 
-def chained(pair: ModelPair, head: Head, answers: Answers) -> Iterator[Tensor]:
+def chained(pair: ModelPair, head: StepHead, answers: Answers) -> Iterator[Tensor]:
     """Outputs [B, T - 1, d] from the target's own features, then what the head makes of its own outputs one
     row before, and so on: item k holds at each row the k-th draft behind the row k before, if all drafts
     until then were the answer's tokens.
@@ -89,7 +90,7 @@ def chained(pair: ModelPair, head: Head, answers: Answers) -> Iterator[Tensor]:
     return _fused(head, head.adapter(event_features(pair, answers)[:, :1]), features[:, -rows:])
 
 
-def readout(pair: ModelPair, head: Head) -> tuple[nn.Module, nn.Module]:
+def readout(pair: ModelPair, head: StepHead) -> tuple[nn.Module, nn.Module]:
     """The norm and the output head that make logits of outputs."""
     decoder, lm_head = pair.target.decoder, pair.target.lm_head
     return head.readout(decoder.norm, lm_head) if isinstance(head, DraftHead) else (decoder.norm, lm_head)

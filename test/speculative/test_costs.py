@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,21 +13,44 @@ from hypothesis import strategies as st
 from speculative_fakes import FakeTarget, fake_prompt, markov
 
 from evspec_ros.speculative import DecodingStatistics, DraftLimits, TargetPass
-from evspec_ros.speculative.costs import PrefillCost, convex_minorant, measure_prefill
+from evspec_ros.speculative.costs import PrefillCost, convex_minorant, line, measure_prefill
 from evspec_ros.speculative.drafter import PassCosts
 
 COSTS = PassCosts(tuple(1.0 + 0.1 * rows for rows in range(20)), 0.05)
+BEGUN = replace(COSTS, begin_ms=0.4)
 
 
+@pytest.mark.parametrize("costs", [COSTS, BEGUN])
 @given(st.integers(0, 18), st.floats(1.0, 20.0), st.floats(0.0, 1.0))
 def test_a_node_is_worth_it_where_it_raises_the_tokens_per_millisecond(
-    nodes: int, gain: float, chance: float
+    costs: PassCosts, nodes: int, gain: float, chance: float
 ) -> None:
-    """The floor is the probability from which on the yield with the node exceeds that without it."""
-    without = gain / (COSTS.verify_ms[nodes] + nodes * COSTS.draft_ms)
-    with_it = (gain + chance) / (COSTS.verify_ms[nodes + 1] + (nodes + 1) * COSTS.draft_ms)
+    """The floor is the probability from which on the yield with the node exceeds that without it, what was
+    spent before the first node being spent in both cases.
+    """
+    spent, each = costs.begin_ms, costs.draft_ms
+    without = gain / (costs.verify_ms[nodes] + spent + nodes * each)
+    with_it = (gain + chance) / (costs.verify_ms[nodes + 1] + spent + (nodes + 1) * each)
     if abs(with_it - without) > 1e-9:
-        assert (chance >= COSTS.floor(nodes, gain)) == (with_it > without)
+        assert (chance >= costs.floor(nodes, gain)) == (with_it > without)
+
+
+@pytest.mark.parametrize(("begin_ms", "node_ms"), [(0.4, 0.0), (0.1, 0.05), (0.0, 0.02), (0.0, 0.0)])
+def test_drafts_of_one_and_of_many_nodes_tell_what_a_draft_and_what_a_node_takes(
+    begin_ms: float, node_ms: float
+) -> None:
+    """What a draft and what each of its nodes was made to take is found again."""
+    assert line((1.0, begin_ms + node_ms), (18.5, begin_ms + 18.5 * node_ms)) == pytest.approx(
+        (begin_ms, node_ms), abs=1e-9
+    )
+
+
+def test_disturbed_timings_give_no_negative_costs() -> None:
+    """One node slower than many, nodes that seem to begin before nothing, a drafter that never drafts."""
+    assert line((1.0, 0.9), (10.0, 0.5)) == (0.5, 0.0)
+    assert line((1.0, 0.01), (10.0, 0.5)) == pytest.approx((0.0, 0.05))
+    assert line((1.0, 0.1), (0.0, 0.2)) == (0.0, 0.0)
+    assert line((1.0, 0.1), (1.0, 0.2)) == (0.2, 0.0)
 
 
 def test_beyond_what_was_measured_nothing_is_worth_it() -> None:

@@ -60,11 +60,13 @@ def _target(seed: int = 0, kv_dtype: torch.dtype | None = None) -> DecoderTarget
 
 
 def _head(kind: str = "eagle") -> Any:
-    """The EAGLE-3 head reads the last five of the prompt's rows."""
+    """EAGLE-3's and the block head read the last five of the prompt's rows; the block is of four."""
     torch.manual_seed(0)
     sizes = DRAFT_HEADS[kind].config.for_target(CONFIG, EVENT_SIZE, 8)
-    if kind == "eagle3":
+    if kind in ("eagle3", "block"):
         sizes = replace(sizes, context=5)
+    if kind == "block":
+        sizes = replace(sizes, block=4)
     head = DRAFT_HEADS[kind].head(sizes).eval()
     with torch.no_grad():
         for parameter in head.parameters():

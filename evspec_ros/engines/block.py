@@ -1,0 +1,204 @@
+"""What computes a block head's one pass a turn: torch, a captured CUDA graph, or ONNX Runtime.
+
+All of them compute `BlockHead.draft` on tensors of fixed shapes and addresses, with the rows that were
+accepted padded to N and their number among the inputs. The N rows' keys and values go to the cache behind its
+length; those of the padding are overwritten by the next turn and never seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from evspec_ros.engines.cuda_graphs import GraphedDecoder, captured
+from evspec_ros.engines.onnx_decoder import OnnxDecoder
+from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
+from evspec_ros.networks.block_head import BlockHead, BlockPass
+from evspec_ros.networks.llama import KVCache, LlamaDecoder
+
+_OPSET = 20
+_INPUTS = ("features", "count", "last", "length", "past_k", "past_v")  # of the graph, as of `draft`
+
+
+class BlockOutput(NamedTuple):
+    """Of each row of a block its most probable tokens int64 [B, k], with their probabilities float32, and the
+    logits [B, n]. The next turn may overwrite them.
+    """
+
+    tokens: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    logits: Tensor
+
+
+class BlockEngine(ABC):
+    """Computes a block head's turns; the cache belongs to the caller and one engine serves one at a time."""
+
+    def __init__(self, head: BlockHead) -> None:
+        self._head = head
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache of at most `capacity` rows, event rows included, with room for a turn's padding."""
+        return self._head.new_cache(capacity + self._head.config.read_rows)
+
+    def read(self, features: Tensor, events: Tensor | None, cache: KVCache) -> None:
+        """Read the events [E, event_size] and any number of rows, features [W, layers * D], and draft
+        nothing.
+        """
+        if len(features) > 0 or events is not None:
+            self._head.fill(features, events, cache)
+
+    @abstractmethod
+    def run(self, features: Tensor, token: int, cache: KVCache) -> BlockOutput:
+        """Read n <= N accepted rows, features [n, layers * D], and draft a block behind the token that
+        follows them, which the target has not read.
+        """
+
+
+class TorchBlock(BlockEngine):
+    """The module itself, on any device."""
+
+    def __init__(self, head: BlockHead, target: LlamaDecoder) -> None:
+        super().__init__(head)
+        config, weight = head.config, head.fc.weight
+        self._target = target
+        self._features = weight.new_zeros(config.read_rows, len(config.layers) * config.target_size)
+        self._numbers = torch.zeros(3, dtype=torch.int64, device=weight.device)  # count, token, length
+        self._staged = torch.zeros(3, dtype=torch.int64, pin_memory=weight.is_cuda)
+
+    def run(self, features: Tensor, token: int, cache: KVCache) -> BlockOutput:
+        """See BlockEngine; on a GPU the host waits once, for the tokens."""
+        count = len(features)
+        self._features[:count] = features
+        self._staged[:] = torch.tensor((count, token, cache.length))
+        self._numbers.copy_(self._staged, non_blocking=True)
+        cache.begin(count)
+        output = self._compute(cache)
+        return BlockOutput(output.tokens.cpu().numpy(), output.probabilities.cpu().numpy(), output.logits)
+
+    def _compute(self, cache: KVCache) -> BlockPass:
+        return self._turn(cache)
+
+    def _turn(self, cache: KVCache) -> BlockPass:
+        """One turn on the buffers, with no look at a value; of the cache `k` and `v` alone are used."""
+        count, token, length = self._numbers.chunk(3)
+        output = self._head.draft(self._features, count, self._target.embed(token), length, cache.k, cache.v)
+        rows = length + torch.arange(len(self._features), device=length.device)
+        cache.k.index_copy_(3, rows, output.k)
+        cache.v.index_copy_(3, rows, output.v)
+        return output
+
+
+class GraphedBlock(TorchBlock):
+    """The same turn as a CUDA graph, captured once for each cache. Never run: no GPU was at hand."""
+
+    _cache: KVCache | None = None
+
+    def _compute(self, cache: KVCache) -> BlockPass:
+        if cache is not self._cache:
+            self._graph, self._output = captured(cache.k.device, lambda: self._turn(cache))
+            self._cache = cache
+        self._graph.replay()
+        return self._output
+
+
+class OnnxBlock(BlockEngine):
+    """ONNX Runtime on the CPU, on one thread: the products of one block are too small to share."""
+
+    def __init__(self, head: BlockHead, target: LlamaDecoder) -> None:
+        super().__init__(head)
+        config = head.config
+        self._embedding = target.embed_tokens.weight.detach()
+        self._graph = block_graph(head)
+        self._token = torch.zeros(1, dtype=torch.int64)
+        self._inputs = {
+            "features": torch.zeros(config.read_rows, len(config.layers) * config.target_size),
+            "count": torch.zeros(1, dtype=torch.int64),
+            "last": torch.zeros(1, config.target_size),
+            "length": torch.zeros(1, dtype=torch.int64),
+        }
+        rows = torch.empty(config.num_layers, 1, config.num_heads, config.read_rows, config.head_dim)
+        features, count, last, length = self._inputs.values()
+        output = head.draft(features, count, last, length, rows, rows)
+        self._output = BlockPass(*(torch.empty(part.shape, dtype=part.dtype) for part in output))
+        self._cache: KVCache | None = None
+        self._bound: BoundTensors | None = None
+
+    def run(self, features: Tensor, token: int, cache: KVCache) -> BlockOutput:
+        """See BlockEngine."""
+        count, length, output = len(features), cache.length, self._output
+        if cache is not self._cache or self._bound is None:
+            memory = {"past_k": cache.k, "past_v": cache.v}
+            engine = OnnxEngine(self._graph, 1, {"C": cache.capacity})
+            self._bound = engine.bind({**self._inputs, **memory}, output._asdict())
+            self._cache = cache
+        self._inputs["features"][:count] = features
+        self._inputs["count"][0], self._inputs["length"][0], self._token[0] = count, length, token
+        torch.index_select(self._embedding, 0, self._token, out=self._inputs["last"])
+        self._bound.run()
+        cache.begin(count)
+        cache.k[:, :, :, length : length + output.k.shape[3]] = output.k
+        cache.v[:, :, :, length : length + output.v.shape[3]] = output.v
+        return BlockOutput(output.tokens.numpy(), output.probabilities.numpy(), output.logits)
+
+
+def choose_block_engine(head: BlockHead, target: LlamaDecoder, backend: str) -> BlockEngine:
+    """How a block head drafts for a target whose steps run on `backend`."""
+    if backend == OnnxDecoder.backend:
+        return OnnxBlock(head, target)
+    if backend == GraphedDecoder.backend:
+        return GraphedBlock(head, target)
+    return TorchBlock(head, target)
+
+
+class _Draft(nn.Module):
+    """`BlockHead.draft` as a module's forward, which is what gets exported."""
+
+    def __init__(self, head: BlockHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See `BlockHead.draft`."""
+        return tuple(self.head.draft(*tensors))
+
+
+@torch.inference_mode()
+def block_graph(head: BlockHead) -> onnx.ModelProto:
+    """`BlockHead.draft` as an ONNX graph of standard operators, exported from the module; tensors by the
+    names of its arguments and of BlockPass, C of the cache [L, 1, H, C, h] as large as it is bound.
+    """
+    config, weight = head.config, head.fc.weight
+    number = torch.ones(1, dtype=torch.int64, device=weight.device)
+    memory = weight.new_zeros(config.num_layers, 1, config.num_heads, 2 * config.read_rows, config.head_dim)
+    inputs = (
+        weight.new_zeros(config.read_rows, len(config.layers) * config.target_size),
+        number,
+        weight.new_zeros(1, config.target_size),
+        number,
+        memory,
+        memory,
+    )
+    with TemporaryDirectory() as directory, warnings.catch_warnings():
+        # The exporter that needs no further packages calls itself deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # What it traces depends on shapes alone, and all of them but C are fixed.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        torch.onnx.export(
+            _Draft(head).eval(),
+            inputs,
+            f"{directory}/block.onnx",
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=_INPUTS,
+            output_names=BlockPass._fields,
+            dynamic_axes={"past_k": {3: "C"}, "past_v": {3: "C"}},
+        )
+        return onnx.load(f"{directory}/block.onnx")
