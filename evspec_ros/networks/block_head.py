@@ -128,10 +128,10 @@ class BlockConfig:
 
 
 class Context(NamedTuple):
-    """Keys and values of every layer [L, S, H, W, h], and which of the rows a block sees, bool [S, A, W]."""
+    """Keys and values of every layer, L of [S, H, W, h], and which rows a block sees, bool [S, A, W]."""
 
-    k: Tensor
-    v: Tensor
+    k: Sequence[Tensor] | Tensor
+    v: Sequence[Tensor] | Tensor
     visible: Tensor
 
 
@@ -218,16 +218,22 @@ class BlockHead(nn.Module):
             cache.write(layer, k[layer], v[layer])
 
     def draft(
-        self, features: Tensor, count: Tensor, last: Tensor, length: Tensor, past_k: Tensor, past_v: Tensor
+        self,
+        features: Tensor,
+        count: Tensor,
+        last: Tensor,
+        length: Tensor,
+        past_k: Sequence[Tensor] | Tensor,
+        past_v: Sequence[Tensor] | Tensor,
     ) -> BlockPass:
         """Read the first `count` of N rows that the target has read, and draft a block behind them.
 
         features [N, layers * D]; count int64 [1]; last [1, D], the target's embedding of the last token;
-        length int64 [1], how many rows past_k and past_v [L, 1, H, C, h] hold.
+        length int64 [1], how many rows past_k and past_v hold, L of [1, H, C, h] each.
         """
         offsets = torch.arange(features.shape[0], device=features.device)
         k, v = self.project(self.fc(features)[None], length + offsets)
-        held = torch.arange(past_k.shape[-2], device=features.device)
+        held = torch.arange(past_k[0].shape[-2], device=features.device)
         contexts = (
             Context(k, v, (offsets < count)[None, None]),
             Context(past_k, past_v, (held < length)[None, None]),
@@ -255,7 +261,7 @@ class BlockHead(nn.Module):
             inside = inside.tril()
         for index, module in enumerate(self.layers):
             layer = cast("DecoderLayer", module)
-            of_layer = [Context(known.k[index], known.v[index], known.visible) for known in contexts]
+            of_layer = [(known.k[index], known.v[index], known.visible) for known in contexts]
             mixed = self._mixed(layer, _normed(layer.input_layernorm, rows), turn, inside, of_layer)
             rows = rows + layer.self_attn.o_proj(mixed)
             rows = rows + layer.mlp(_normed(layer.post_attention_layernorm, rows))
@@ -267,10 +273,10 @@ class BlockHead(nn.Module):
         rows: Tensor,
         turn: tuple[Tensor, Tensor],
         inside: Tensor,
-        contexts: Sequence[Context],
+        contexts: Sequence[tuple[Tensor, Tensor, Tensor]],
     ) -> Tensor:
-        """Attention of normed rows [S, A, B, d] over contexts [S, H, W, h] and their own block ->
-        [S, A, B, H * h].
+        """Attention of normed rows [S, A, B, d] over contexts, keys and values [S, H, W, h] and what is
+        visible of them, and their own block -> [S, A, B, H * h].
         """
         attention, blocks = layer.self_attn, rows.shape[1:3]
         scaled = attention.q_proj.weight * self.config.head_dim**-0.5
@@ -283,16 +289,16 @@ class BlockHead(nn.Module):
         own_q, own_k, own_v = (torch.unflatten(part, 2, blocks) for part in (q, k, v))  # [S, H, A, B, h]
         scores = [(own_q @ own_k.transpose(-1, -2)).masked_fill(~inside, -torch.inf)]
         scores += [
-            torch.unflatten(q @ known.k.transpose(-1, -2), 2, blocks).masked_fill(
-                ~known.visible[:, None, :, None], -torch.inf
+            torch.unflatten(q @ keys.transpose(-1, -2), 2, blocks).masked_fill(
+                ~visible[:, None, :, None], -torch.inf
             )
-            for known in contexts
+            for keys, _, visible in contexts
         ]
         shares = torch.softmax(torch.cat(scores, -1), -1, dtype=torch.float32).to(v.dtype)
         mixed, start = shares[..., : rows.shape[2]] @ own_v, rows.shape[2]
-        for known in contexts:
-            stop = start + known.v.shape[-2]
-            of_rows = shares[..., start:stop].flatten(2, 3) @ known.v
+        for _, values, _ in contexts:
+            stop = start + values.shape[-2]
+            of_rows = shares[..., start:stop].flatten(2, 3) @ values
             mixed = mixed + torch.unflatten(of_rows, 2, blocks)
             start = stop
         return mixed.permute(0, 2, 3, 1, 4).flatten(3)
@@ -301,5 +307,5 @@ class BlockHead(nn.Module):
 def _normed(norm: RMSNorm, rows: Tensor) -> Tensor:
     """An RMS norm out of plain operators, in float32."""
     exact = rows.float()
-    scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + norm.eps)
-    return (exact * scale).to(rows.dtype) * norm.weight
+    scale = torch.sqrt(exact.pow(2).mean(-1, keepdim=True) + norm.eps)  # as engines recognise it
+    return (exact / scale).to(rows.dtype) * norm.weight
