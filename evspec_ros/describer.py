@@ -213,7 +213,6 @@ class SceneDescriber:
         return latencies(
             reading.stages.laps,
             reading.event_laps,
-            sum(reading.stages.laps.values()),
             generation.statistics,
             self._drafters.event_times,
             overlap=self._drafters.overlap,

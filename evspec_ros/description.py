@@ -92,9 +92,8 @@ class Description:
 
 
 def latencies(
-    reading: dict[str, float],
-    event_reading: dict[str, float],
-    total_ms: float,
+    laps: dict[str, float],
+    event_laps: dict[str, float],
     statistics: DecodingStatistics,
     events: EventTimes,
     *,
@@ -104,19 +103,19 @@ def latencies(
 
     preprocess, encode_frames, event_wait, prefill and decode follow each other; draft and verify are parts of
     decode, total is everything. event_model is what the event model did, render, event_preprocess and
-    event_features among it; of that, event_wait was waited for and event_hidden was not. reading and
-    event_reading: the stages before the prefill, of the target and of the event model.
+    event_features among it; of that, event_wait was waited for and event_hidden was not. laps: the stages of
+    the describing thread, one after another, writing the last of them; event_laps: the event model's.
     """
     in_prefill, in_draft = (0.0, events.waited_ms) if overlap else (events.waited_ms, 0.0)
     return {
-        **{name: event_reading.get(name, 0.0) for name in (RENDER, EVENT_PREPROCESS, EVENT_FEATURES)},
+        **{name: event_laps.get(name, 0.0) for name in (RENDER, EVENT_PREPROCESS, EVENT_FEATURES)},
         "event_model": events.busy_ms,
         "event_hidden": events.hidden_ms,
-        **{name: reading[name] for name in (PREPROCESS, ENCODE_FRAMES)},
+        **{name: laps[name] for name in (PREPROCESS, ENCODE_FRAMES)},
         "event_wait": events.waited_ms,
         "prefill": statistics.prefill_ms - in_prefill,
         "draft": statistics.draft_ms - in_draft,
         "verify": statistics.verify_ms,
         "decode": statistics.decode_ms - in_draft,
-        "total": total_ms,
+        "total": sum(laps.values()),
     }

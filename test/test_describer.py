@@ -373,14 +373,17 @@ def test_events_read_beside_the_prefill_change_no_text(drafter: str, plain: Scen
     kind = DRAFTERS[drafter].head_kind
     head = MODELS / f"tiny_{kind}" if kind else None
     beside = load_describer(TARGET, EVENT_MODEL, head, drafter=drafter, overlap="on", event_pooling=2)
+    hidden_ms = []
     for index in range(3):
         events, frames = _window(index)
         found = beside.describe(events, frames, stamp_ns=1)
         assert found.tokens == plain.describe(events, frames, stamp_ns=1).tokens
         stages = found.latency_ms
-        assert 0 < stages["event_hidden"] <= stages["event_model"]
+        hidden_ms.append(stages["event_hidden"])
+        assert 0 <= stages["event_hidden"] <= stages["event_model"]
         assert stages["render"] + stages["event_features"] <= stages["event_model"]
         assert found.prefill_slowdown > 0.2
+    assert max(hidden_ms) > 0  # where a core was free for the event model
 
 
 def test_the_slowdown_of_a_prefill_is_one_number_for_all_questions() -> None:

@@ -77,11 +77,11 @@ class EvspecNode(LifecycleNode):
         steady = Clock(
             clock_type=ClockType.STEADY_TIME
         )  # in simulated time too, even while that stands still
-        told = guard("/diagnostics could not be published", self._publish_diagnostics)
-        self.create_timer(1.0, told, clock=steady)
+        diagnose = guard("/diagnostics could not be published", self._publish_diagnostics)
+        self.create_timer(1.0, diagnose, clock=steady)
         self.create_timer(COLLECTION_PERIOD_S, gc.collect, clock=steady)
-        described = guard("A request could not be answered", self._describe_on_request, _unanswered)
-        self.create_service(Trigger, "~/describe", described)
+        describe = guard("A request could not be answered", self._describe_on_request, _unanswered)
+        self.create_service(Trigger, "~/describe", describe)
         reset = guard("Statistics could not be reset", self._reset_statistics, lambda *given: given[-1])
         self.create_service(Empty, "~/reset_statistics", reset)
         self._jump = self.get_clock().create_jump_callback(
