@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evspec_ros.engines.block import BlockSaid, OnnxBlock
+from evspec_ros.engines.block import BlockOutput, OnnxBlock
 from evspec_ros.errors import EvspecError, GenerationError
 from evspec_ros.evaluation.decoding import (
     CURVE_ROWS,
@@ -167,7 +167,7 @@ def _late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every turn's features one row late: the last of the turn before comes first."""
     run, last = OnnxBlock.run, [torch.zeros(1)]
 
-    def late(self: OnnxBlock, features: torch.Tensor, token: int, cache: KVCache) -> BlockSaid:
+    def late(self: OnnxBlock, features: torch.Tensor, token: int, cache: KVCache) -> BlockOutput:
         before = last[0] if last[0].dim() > 1 else features[:1]
         last[0] = features[-1:].clone()
         return run(self, torch.cat((before, features))[:-1], token, cache)
@@ -179,7 +179,7 @@ def _padded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pads a turn stays in the context and is seen by the next ones."""
     run = OnnxBlock.run
 
-    def padded(self: OnnxBlock, features: torch.Tensor, token: int, cache: KVCache) -> BlockSaid:
+    def padded(self: OnnxBlock, features: torch.Tensor, token: int, cache: KVCache) -> BlockOutput:
         said = run(self, features, token, cache)
         cache.length += 2
         return said
@@ -191,7 +191,7 @@ def _masked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask stands where the last token belongs."""
     run = OnnxBlock.run
 
-    def masked(self: OnnxBlock, features: torch.Tensor, token: int, cache: KVCache) -> BlockSaid:
+    def masked(self: OnnxBlock, features: torch.Tensor, token: int, cache: KVCache) -> BlockOutput:
         return run(self, features, 0, cache)
 
     monkeypatch.setattr(OnnxBlock, "run", masked)
