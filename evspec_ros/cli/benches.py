@@ -8,18 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evspec_ros.choices import BACKENDS
 from evspec_ros.cli.options import (
     HEADS,
     RUN_HELP,
     add_models,
     add_pair,
+    add_placement,
     add_verb,
     count,
     given,
     messages,
     models,
     own_checkpoint,
+    placement,
     positive,
     print_json,
     probability,
@@ -53,9 +54,9 @@ def _add_decode_bench(benches: Any) -> None:
         benches, "decode", _bench_decode, "compare drafters with plain decoding on held-out scenes"
     )
     add_models(decode)
-    decode.add_argument("--scenes", type=count, default=50, help="default: %(default)s")
+    decode.add_argument("--scenes", type=count, default=10, help="default: %(default)s")
     decode.add_argument(
-        "--streams", type=whole, default=8, help="of twelve windows each, besides; default: %(default)s"
+        "--streams", type=whole, default=2, help="of twelve windows each, besides; default: %(default)s"
     )
     decode.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
     decode.add_argument(
@@ -65,6 +66,7 @@ def _add_decode_bench(benches: Any) -> None:
     decode.add_argument(
         "--p-min", type=probability, default=0.0, help="confidence to draft on; default: %(default)s"
     )
+    add_placement(decode)
 
 
 def _add_lossless_bench(benches: Any) -> None:
@@ -94,17 +96,7 @@ def _add_decoder_bench(benches: Any) -> None:
     decoder.add_argument(
         "--random-weights", action="store_true", help="of the shape, no checkpoint; --shape 7b needs a GPU"
     )
-    decoder.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: %(default)s")
-    decoder.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="default: float32 on the CPU, float16 on a GPU",
-    )
-    decoder.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        help="default: cuda_graphs on a GPU, else auto",
-    )
+    add_placement(decoder)
     decoder.add_argument("--threads", type=count, help="of both decoders; default: torch's")
     decoder.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
 
@@ -159,14 +151,21 @@ def _seeds(text: str) -> int:
 
 
 def _bench_decode(options: argparse.Namespace) -> None:
-    from evspec_ros.evaluation.decoding import bench_visibly
+    from evspec_ros.evaluation.decoding import Placement, bench_visibly
     from evspec_ros.evaluation.decoding_report import plot_report, print_report
     from evspec_ros.speculative import DraftLimits
 
     limits = DraftLimits(options.n_max, options.n_max, options.p_min)
     target, event_model, _ = models(options)
     report = bench_visibly(
-        target, event_model, _heads(options), options.scenes, limits, options.drafter, options.streams
+        target,
+        event_model,
+        _heads(options),
+        options.scenes,
+        limits,
+        options.drafter,
+        options.streams,
+        Placement(*placement(options)),
     )
     if options.plot:
         plot_report(report, options.plot)
@@ -202,14 +201,14 @@ def _bench_decoder(options: argparse.Namespace) -> None:
     if options.shape != "tiny" and options.target is None and not options.random_weights:
         raise EvspecError("The package ships the tiny shape alone; add --target DIR or --random-weights.")
     own = None if options.random_weights else options.target or own_checkpoint("tiny_video_llava")
-    gpu = options.device != "cpu"
+    device, dtype, backend = placement(options)
     speed = bench_visibly(
         DecoderBench(
             shape=options.shape,
             target=own,
-            device=options.device,
-            dtype=options.dtype or ("float16" if gpu else "float32"),
-            backend=options.backend or ("cuda_graphs" if gpu else "auto"),
+            device=device,
+            dtype=dtype,
+            backend=backend,
             threads=options.threads,
             repetitions=options.repetitions,
         )

@@ -5,6 +5,7 @@ description where it is still followed, and of what an EAGLE-3 head grows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class CombinedDrafter:
         if self._head is not None and not trusted:
             trees.append(self._head.propose(limits, sampling, generator))
 
-        return merged(trees, limits)
+        return replace(merged(trees, limits), passes=sum(tree.passes for tree in trees))
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """All go on."""

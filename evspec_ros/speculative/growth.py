@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evspec_ros.speculative.drafter import DraftLimits
-from evspec_ros.speculative.tree import ROOT, DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
 # -(probability of the whole path), order, token, parent, probability given its parent: the likeliest path
 # sorts first, of equals the older. A plain tuple, as a heap makes and compares many of them.
@@ -143,7 +143,8 @@ def grow_chain(
 ) -> DraftTree:
     """Token after token, at most `longest`, while the path's probability is at least the limits' floor.
 
-    next_token: the token behind those drafted so far with its probability; None where there is none.
+    next_token: the token behind those drafted so far with its probability; None where there is none. A chain
+    took one pass, no chain none; a drafter that counts otherwise says so.
     """
     tokens: list[int] = []
     probabilities: list[float] = []
@@ -158,4 +159,4 @@ def grow_chain(
         probabilities.append(probability)
         if token in limits.end_tokens:
             break
-    return DraftTree.chain(tokens, probabilities)
+    return DraftTree.chain(tokens, probabilities) if tokens else NO_DRAFT
