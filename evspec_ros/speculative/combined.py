@@ -14,8 +14,8 @@ from evspec_ros.speculative.block import BlockDrafter
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.eagle import EagleDrafter
 from evspec_ros.speculative.eventgpt import EventGptDrafter
-from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.sampling import Sampling
+from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
 TRUSTED = 0.8  # what follows the last description with this probability needs no head
@@ -32,14 +32,14 @@ class CombinedDrafter:
     def __init__(
         self,
         head: BlockDrafter | EagleDrafter | None = None,
-        previous: PreviousDrafter | None = None,
+        suffix: SuffixDrafter | None = None,
         event_writer: EventGptDrafter | None = None,
     ) -> None:
         self.layers = () if head is None else head.layers
         self._head = head
-        self._previous = previous
+        self._suffix = suffix
         self._event_writer = event_writer
-        parts: tuple[Drafter | None, ...] = (event_writer, head, previous)
+        parts: tuple[Drafter | None, ...] = (event_writer, head, suffix)
         self._parts = [part for part in parts if part is not None]
 
     def prepare(self, prompt: Prompt) -> None:
@@ -59,8 +59,8 @@ class CombinedDrafter:
         trusted = False
         if self._event_writer is not None:
             trees.append(self._event_writer.free_draft(limits))
-        if self._previous is not None:
-            followed = self._previous.propose(limits, sampling, generator)
+        if self._suffix is not None:
+            followed = self._suffix.propose(limits, sampling, generator)
             trusted = len(followed) > 0 and bool(followed.probabilities[0] >= TRUSTED)
             trees.append(followed)
         if self._head is not None and not trusted:

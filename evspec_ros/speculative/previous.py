@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from evspec_ros.speculative.drafter import Prompt
+from evspec_ros.speculative.drafter import DraftLimits, Prompt
+from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.text_drafter import TextDrafter
+from evspec_ros.speculative.tree import DraftTree
 
 REMEMBERED = 8  # texts
 LONGEST = 4  # tokens of a match that make it sure
@@ -30,7 +32,7 @@ class RememberedText:
 NOTHING = RememberedText(())
 
 
-class PreviousDrafter(TextDrafter):
+class PreviousDrafter(TextDrafter[str]):
     """Follows the last text; after a mismatch it goes on where the longest n-gram matches, else behind the
     token that the target replaced.
     """
@@ -38,7 +40,7 @@ class PreviousDrafter(TextDrafter):
     name = "previous"
 
     def __init__(self) -> None:
-        super().__init__(PRIORS)
+        super().__init__()
         self._memory: deque[RememberedText] = deque(maxlen=REMEMBERED)  # the newest first
         self._recent: list[int] = []  # the text's last tokens, at most LONGEST
         self._source = NOTHING
@@ -54,6 +56,9 @@ class PreviousDrafter(TextDrafter):
     def forget(self) -> None:
         """Remember no text."""
         self._memory.clear()
+
+    def _prior(self, kind: str) -> tuple[float, float]:
+        return PRIORS[kind]
 
     def _begin(self, prompt: Prompt) -> None:  # noqa: ARG002
         self._recent = []
@@ -71,10 +76,14 @@ class PreviousDrafter(TextDrafter):
             self._position += 1
         self._recent = [*self._recent, *tokens][-LONGEST:]
 
-    def _continuation(self, length: int) -> tuple[str, list[int]]:
+    def _draft(self, limits: DraftLimits) -> tuple[DraftTree, list[str]]:
         if not self._whole:
             self._reenter()
-        return self._match(), self._source.tokens[self._position : self._position + length]
+        kind, ahead = self._match(), self._source.tokens[self._position :]
+        rate = self._rate(kind)
+        longest = min(len(ahead), limits.n_max, limits.tree_size)
+        chain = grow_chain(limits, longest, lambda drafted: (ahead[len(drafted)], rate))
+        return chain, [kind] * len(chain)
 
     def _match(self) -> str:
         if self._whole:
