@@ -1,5 +1,5 @@
-"""The default: one tree of what the event model wrote while the target read its prompt, of the stream's last
-description where it is still followed, and of what a draft head proposes.
+"""The default: one tree of what the event model wrote while the target read its prompt, of what the
+stream's past descriptions go on with, and of what a draft head proposes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
-TRUSTED = 0.8  # what follows the last description with this probability needs no head
+TRUSTED = 0.8  # what past descriptions go on with at this probability needs no head
 
 
 class CombinedDrafter:
     """One tree of what its parts propose, drafted without sampling; any of them may be missing.
 
-    The head, which costs time, is asked only where the last descriptions are not trusted.
+    The head, which costs time, is asked only where past descriptions are not trusted.
     """
 
     name = "combined"

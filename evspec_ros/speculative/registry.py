@@ -22,7 +22,6 @@ from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.eventgpt import EventGptDrafter
 from evspec_ros.speculative.feature import FeatureDrafter
 from evspec_ros.speculative.lookup import PromptLookupDrafter
-from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.target import DecoderTarget
 
@@ -134,7 +133,6 @@ DRAFTERS: Mapping[str, DrafterKind] = {
     "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), ("eagle",)),
     "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), ("eagle3",)),
     "block": DrafterKind(_block, ("block",)),
-    "previous": DrafterKind(lambda *_: PreviousDrafter(), reads_events=False),
     "suffix": DrafterKind(lambda *_: SuffixDrafter(), reads_events=False),
     DEFAULT_DRAFTER: DrafterKind(make_combined, ("eagle3", "block")),
 }
