@@ -18,6 +18,7 @@ from evspec_ros.speculative.tree import DraftTree
 
 DEPTH = 12  # tokens of the longest run that is counted
 REMEMBERED = 2048  # tokens of all texts
+ALIGNED_BELOW = 3  # tokens of a run that is surer than the place in the text
 BRANCHES = 4  # tokens that are considered behind a run, the likeliest ones
 
 
@@ -190,15 +191,20 @@ class SuffixDrafter(TextDrafter[Match]):
         run, length, drafted, _ = place
         if drafted and (length == DEPTH or not run.followers):
             run, length = self._tree.longest_of([*self._text[-DEPTH:], *drafted][-DEPTH:])
+        if len(run.followers) == 1 and length >= ALIGNED_BELOW:  # most places, and soon told
+            ((token, longer),) = run.followers.items()
+            match = Match("run", _ROUNDED[length], 4, newest=True)
+            yield token, self._rate(match), _Place(longer, length + 1, (*drafted, token), match)
+            return
         matches: dict[int, Match] = {}
         if length > 0:
             every = sum(follower.count for follower in run.followers.values())
             newest = max(follower.newest for follower in run.followers.values())
             for token, follower in run.followers.items():
                 quarters = 4 * follower.count // every
-                matches[token] = Match("run", _rounded(length), quarters, follower.newest == newest)
+                matches[token] = Match("run", _ROUNDED[length], quarters, follower.newest == newest)
         aligned = len(self._text)
-        if not drafted and length < 3 and aligned < len(self._last):
+        if not drafted and length < ALIGNED_BELOW and aligned < len(self._last):
             matches.setdefault(self._last[aligned], ALIGNED)
         rated = sorted(((self._rate(match), token, match) for token, match in matches.items()), reverse=True)
         for rate, token, match in rated[:BRANCHES]:
@@ -207,8 +213,5 @@ class SuffixDrafter(TextDrafter[Match]):
 
 
 _NOTHING = Run()
-
-
-def _rounded(length: int) -> int:
-    """Lengths of runs that are rated as one: 1, 2, 3, 4, 6, 9 and up."""
-    return next(least for least in (9, 6, 4, 3, 2, 1) if length >= least)
+# Of the length of a run the least one that is rated as one with it.
+_ROUNDED = (0, 1, 2, 3, 4, 4, 6, 6, *(9,) * (DEPTH - 8))
