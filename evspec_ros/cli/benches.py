@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evspec_ros.choices import CONDITIONS, MIXED
 from evspec_ros.cli.options import (
     HEADS,
     RUN_HELP,
@@ -138,6 +139,18 @@ def _add_results_bench(benches: Any) -> None:
     results.add_argument(
         "--seeds", type=_seeds, help=f"of each kind of head, 2 to 10; default: {StudyPlan.seeds}"
     )
+    results.add_argument(
+        "--kind",
+        action="append",
+        choices=HEADS,
+        help="of heads to compare with and without events, and nothing else; may be given again; default: "
+        "all kinds, by size and data too, and a race",
+    )
+    results.add_argument(
+        "--condition",
+        choices=(MIXED, *CONDITIONS),
+        help=f"of the scenes to learn from and to test with; default: {MIXED}, and tests with each",
+    )
     for name, what in _STUDY_OPTIONS.items():
         default = getattr(StudyPlan, name)
         results.add_argument(f"--{name.replace('_', '-')}", type=count, help=f"{what}; default: {default}")
@@ -259,11 +272,16 @@ def _bench_results(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.study_report import write_results
 
     target, event_model, _ = models(options)
-    plan = replace(StudyPlan(), **given(options, "seeds", *_STUDY_OPTIONS))
+    plan = replace(StudyPlan(), **given(options, "seeds", "condition", *_STUDY_OPTIONS))
+    kinds = tuple(dict.fromkeys(options.kind or ()))
+    conditions = CONDITIONS if plan.condition == MIXED else (plan.condition,)
+    plan = replace(plan, kinds=kinds, conditions=conditions)
     study = run_study_visibly(target, event_model, options.run, plan)
-    named = given(options, "target", "event_model", "seeds", *_STUDY_OPTIONS)
+    named = given(options, "target", "event_model", "seeds", "condition", *_STUDY_OPTIONS)
     words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in named.items()]
-    write_results(study, options.write, " ".join(("evspec bench results", *words)))
+    words += [f"--kind {kind}" for kind in kinds]
+    command = " ".join(("evspec bench results", *words))
+    write_results(study, options.write, command, shipped="target" not in named)
     if options.json:
         print_json(study.as_dict())
     else:
