@@ -328,7 +328,7 @@ def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
     config = replace(load_draft_head(HEAD).config, event_size=7)
     save_draft_head(Eagle3Head(config), tmp_path / "head")
     with pytest.raises(CheckpointError, match="event features of 7 values"):
-        load_describer(TARGET, EVENT_MODEL, tmp_path / "head")
+        load_describer(TARGET, EVENT_MODEL, tmp_path / "head", drafter="combined")
 
 
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "int8"), ("int8", "auto"), ("int4", "float16")])
@@ -368,7 +368,7 @@ def test_a_target_with_the_tokenizer_of_another_is_refused(tmp_path: Path) -> No
 
 def test_an_unknown_drafter_is_refused() -> None:
     """The error lists those that there are."""
-    with pytest.raises(GenerationError, match="choose one of none, prompt_lookup"):
+    with pytest.raises(GenerationError, match="choose one of auto, none, prompt_lookup"):
         load_describer(TARGET, EVENT_MODEL, HEAD, drafter="oracle")
 
 

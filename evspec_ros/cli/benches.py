@@ -28,6 +28,7 @@ from evspec_ros.cli.options import (
     whole,
 )
 from evspec_ros.errors import EvspecError
+from evspec_ros.evaluation.learning_plan import LearningPlan
 from evspec_ros.evaluation.study_plan import StudyPlan
 
 _STUDY_OPTIONS = {
@@ -35,6 +36,12 @@ _STUDY_OPTIONS = {
     "held_out": "scenes of each condition to test with",
     "steps": "of each training",
     "raced": "windows of the race of drafters",
+}
+
+_LEARNING_OPTIONS = {
+    "scenes": "that follow each other",
+    "windows": "of each scene",
+    "starts": "of the describer, each of which goes on from the head that was saved",
 }
 
 
@@ -45,6 +52,7 @@ def add_benches(verbs: Any) -> None:
     _add_decode_bench(benches)
     _add_lossless_bench(benches)
     _add_decoder_bench(benches)
+    _add_learning_bench(benches)
     _add_ingest_bench(benches)
     _add_scene_bench(benches)
     _add_results_bench(benches)
@@ -100,6 +108,26 @@ def _add_decoder_bench(benches: Any) -> None:
     add_placement(decoder)
     decoder.add_argument("--threads", type=count, help="of both decoders; default: torch's")
     decoder.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
+
+
+def _add_learning_bench(benches: Any) -> None:
+    learning = add_verb(
+        benches,
+        "learning",
+        _bench_learning,
+        "replay a simulated stream to a draft head that is new and learns",
+    )
+    add_pair(learning)
+    learning.add_argument(
+        "--draft-head-dir",
+        type=Path,
+        default=Path("runs/learning"),
+        help="where the head is kept, and gone on from; default: %(default)s",
+    )
+    for name, what in _LEARNING_OPTIONS.items():
+        default = getattr(LearningPlan, name)
+        learning.add_argument(f"--{name}", type=count, help=f"{what}; default: {default}")
+    learning.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
 
 
 def _add_ingest_bench(benches: Any) -> None:
@@ -230,6 +258,20 @@ def _bench_decoder(options: argparse.Namespace) -> None:
         print_json(speed.as_dict())
     else:
         print_speed(speed)
+
+
+def _bench_learning(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.learning import plot_learning, print_learning, replay_visibly
+
+    target, event_model, _ = models(options)
+    plan = replace(LearningPlan(), **given(options, *_LEARNING_OPTIONS))
+    report = replay_visibly(target, event_model, options.draft_head_dir, plan)
+    if options.plot:
+        plot_learning(report, options.plot)
+    if options.json:
+        print_json(report.as_dict())
+    else:
+        print_learning(report)
 
 
 def _bench_ingest(options: argparse.Namespace) -> None:
