@@ -23,13 +23,13 @@ from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.eventgpt import EventGptDrafter
 from evspec_ros.speculative.feature import FeatureDrafter
 from evspec_ros.speculative.lookup import PromptLookupDrafter
-from evspec_ros.speculative.previous import PreviousDrafter
+from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.target import DecoderTarget
 
 Head = TypeVar("Head", BlockHead, DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
 
 DEFAULT_DRAFTER = "combined"
-INGREDIENTS = ("eventgpt", "head", "previous")  # of `combined`
+INGREDIENTS = ("eventgpt", "head", "suffix")  # of `combined`
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def make_combined(
     writes = able and models.events.overlap and "eventgpt" not in without
     return CombinedDrafter(
         None if models.head is None or "head" in without else _part(target, models),
-        None if "previous" in without else PreviousDrafter(),
+        None if "suffix" in without else SuffixDrafter(),
         _eventgpt(target, models) if writes else None,
     )
 
@@ -134,7 +134,7 @@ DRAFTERS: Mapping[str, DrafterKind] = {
     "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), ("eagle",)),
     "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), ("eagle3",)),
     "block": DrafterKind(_block, ("block",)),
-    "previous": DrafterKind(lambda *_: PreviousDrafter(), reads_events=False),
+    "suffix": DrafterKind(lambda *_: SuffixDrafter(), reads_events=False),
     DEFAULT_DRAFTER: DrafterKind(make_combined, ("eagle3", "block")),
 }
 # What `auto` takes for each kind of head, and which of them need an event model.
