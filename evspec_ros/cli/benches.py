@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evspec_ros.choices import CONDITIONS, MIXED
 from evspec_ros.cli.options import (
     HEADS,
     RUN_HELP,
@@ -27,6 +28,7 @@ from evspec_ros.cli.options import (
     whole,
 )
 from evspec_ros.errors import EvspecError
+from evspec_ros.evaluation.learning_plan import LearningPlan
 from evspec_ros.evaluation.study_plan import StudyPlan
 
 _STUDY_OPTIONS = {
@@ -34,6 +36,12 @@ _STUDY_OPTIONS = {
     "held_out": "scenes of each condition to test with",
     "steps": "of each training",
     "raced": "windows of the race of drafters",
+}
+
+_LEARNING_OPTIONS = {
+    "scenes": "that follow each other",
+    "windows": "of each scene",
+    "starts": "of the describer, each of which goes on from the head that was saved",
 }
 
 
@@ -44,6 +52,7 @@ def add_benches(verbs: Any) -> None:
     _add_decode_bench(benches)
     _add_lossless_bench(benches)
     _add_decoder_bench(benches)
+    _add_learning_bench(benches)
     _add_ingest_bench(benches)
     _add_scene_bench(benches)
     _add_results_bench(benches)
@@ -101,6 +110,26 @@ def _add_decoder_bench(benches: Any) -> None:
     decoder.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
 
 
+def _add_learning_bench(benches: Any) -> None:
+    learning = add_verb(
+        benches,
+        "learning",
+        _bench_learning,
+        "replay a simulated stream to a draft head that is new and learns",
+    )
+    add_pair(learning)
+    learning.add_argument(
+        "--draft-head-dir",
+        type=Path,
+        default=Path("runs/learning"),
+        help="where the head is kept, and gone on from; default: %(default)s",
+    )
+    for name, what in _LEARNING_OPTIONS.items():
+        default = getattr(LearningPlan, name)
+        learning.add_argument(f"--{name}", type=count, help=f"{what}; default: {default}")
+    learning.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
+
+
 def _add_ingest_bench(benches: Any) -> None:
     ingest = add_verb(
         benches, "ingest", _bench_ingest, "measure decoders, windows and the node at sensor rate"
@@ -137,6 +166,18 @@ def _add_results_bench(benches: Any) -> None:
     )
     results.add_argument(
         "--seeds", type=_seeds, help=f"of each kind of head, 2 to 10; default: {StudyPlan.seeds}"
+    )
+    results.add_argument(
+        "--kind",
+        action="append",
+        choices=HEADS,
+        help="of heads to compare with and without events, and nothing else; may be given again; default: "
+        "all kinds, by size and data too, and a race",
+    )
+    results.add_argument(
+        "--condition",
+        choices=(MIXED, *CONDITIONS),
+        help=f"of the scenes to learn from and to test with; default: {MIXED}, and tests with each",
     )
     for name, what in _STUDY_OPTIONS.items():
         default = getattr(StudyPlan, name)
@@ -219,6 +260,20 @@ def _bench_decoder(options: argparse.Namespace) -> None:
         print_speed(speed)
 
 
+def _bench_learning(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.learning import plot_learning, print_learning, replay_visibly
+
+    target, event_model, _ = models(options)
+    plan = replace(LearningPlan(), **given(options, *_LEARNING_OPTIONS))
+    report = replay_visibly(target, event_model, options.draft_head_dir, plan)
+    if options.plot:
+        plot_learning(report, options.plot)
+    if options.json:
+        print_json(report.as_dict())
+    else:
+        print_learning(report)
+
+
 def _bench_ingest(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.ingest_speed import measure, print_speed
 
@@ -259,11 +314,16 @@ def _bench_results(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.study_report import write_results
 
     target, event_model, _ = models(options)
-    plan = replace(StudyPlan(), **given(options, "seeds", *_STUDY_OPTIONS))
+    plan = replace(StudyPlan(), **given(options, "seeds", "condition", *_STUDY_OPTIONS))
+    kinds = tuple(dict.fromkeys(options.kind or ()))
+    conditions = CONDITIONS if plan.condition == MIXED else (plan.condition,)
+    plan = replace(plan, kinds=kinds, conditions=conditions)
     study = run_study_visibly(target, event_model, options.run, plan)
-    named = given(options, "target", "event_model", "seeds", *_STUDY_OPTIONS)
+    named = given(options, "target", "event_model", "seeds", "condition", *_STUDY_OPTIONS)
     words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in named.items()]
-    write_results(study, options.write, " ".join(("evspec bench results", *words)))
+    words += [f"--kind {kind}" for kind in kinds]
+    command = " ".join(("evspec bench results", *words))
+    write_results(study, options.write, command, shipped="target" not in named)
     if options.json:
         print_json(study.as_dict())
     else:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from evspec_ros.choices import PLAIN
+from evspec_ros.choices import AUTO_DRAFTER, PLAIN
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import Head, load_draft_head
@@ -37,6 +37,7 @@ from evspec_ros.speculative import (
     Generation,
     Prompt,
     drafter_kind,
+    drafters_of_heads,
     generate,
     make_combined,
     make_drafter,
@@ -387,7 +388,9 @@ def bench_visibly(
     loaded = [load_draft_head(path, dtype, device) for path in draft_heads]
     heads = {head.config.kind: head for head in loaded}
     bench = Bench(pair, heads, limits, backend=placement.backend)
-    chosen = drafters or bench.able()
+    kinds = drafters_of_heads(AUTO_DRAFTER, event_model=True)
+    auto = next((kinds[kind] for kind in heads), DEFAULT)
+    chosen = [auto if name == AUTO_DRAFTER else name for name in drafters] or bench.able()
     with Progress(console=Console(stderr=True), transient=True) as progress:
 
         def race(
