@@ -65,7 +65,7 @@ def load_describer(
     place = compute_device(device)
     number = compute_dtype(dtype, place)
     event_model = event_model if kind.reads_events else None
-    draft_head = draft_head if kind.head_kind else None
+    draft_head = draft_head if kind.head_kinds else None
     overlaps = place.type == "cuda" if overlap == "auto" else overlap == "on"
     sizes = Checkpoints(
         read_video_llava_config(target),
@@ -74,7 +74,7 @@ def load_describer(
         event_text=kind.has_event_text(overlaps),
     )
     if sizes.draft_head is not None and draft_head is not None:
-        _require_kind(sizes.draft_head, draft_head, drafter, kind.head_kind)
+        _require_kind(sizes.draft_head, draft_head, drafter, kind.head_kinds)
         event_size = None if sizes.event_model is None else sizes.event_model.text.hidden_size
         require_head_fits(sizes.draft_head, sizes.target.text, event_size, f"The draft head {draft_head}")
     require_memory(memory_map(sizes, dtype, kv_dtype, place), place)
@@ -156,10 +156,10 @@ def _learner(
     return make(target, event_reader.model, head, pooling)
 
 
-def _require_kind(head: HeadConfig, path: Path, drafter: str, wanted: str | None) -> None:
+def _require_kind(head: HeadConfig, path: Path, drafter: str, wanted: tuple[str, ...]) -> None:
     """Raise CheckpointError for a head of another kind than the drafter's."""
-    if head.kind != wanted:
+    if head.kind not in wanted:
         raise CheckpointError(
             f"{path} holds a draft head of kind {head.kind!r} and the drafter {drafter!r} needs one of kind "
-            f"{wanted!r}; give such a one or choose another drafter."
+            f"{' or '.join(map(repr, wanted))}; give such a one or choose another drafter."
         )

@@ -370,8 +370,8 @@ def test_events_read_beside_the_prefill_change_no_text(drafter: str, plain: Scen
     """With overlap and pooled event tokens; the latencies say what the event model did and what was
     hidden.
     """
-    kind = DRAFTERS[drafter].head_kind
-    head = MODELS / f"tiny_{kind}" if kind else None
+    kinds = DRAFTERS[drafter].head_kinds
+    head = MODELS / f"tiny_{kinds[0]}" if kinds else None
     beside = load_describer(TARGET, EVENT_MODEL, head, drafter=drafter, overlap="on", event_pooling=2)
     hidden_ms = []
     for index in range(3):

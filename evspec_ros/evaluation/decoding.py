@@ -212,13 +212,16 @@ class Bench:
     def able(self) -> tuple[str, ...]:
         """The drafters for which all models are there."""
         return tuple(
-            name for name, kind in DRAFTERS.items() if kind.head_kind is None or kind.head_kind in self._heads
+            name
+            for name, kind in DRAFTERS.items()
+            if not kind.head_kinds or any(one in self._heads for one in kind.head_kinds)
         )
 
     def entry(self, contestant: Contestant, pooling: int = 1) -> Entry:
         """A contestant, ready to run; raises GenerationError for an unknown drafter and a missing head."""
         events = EventSide(overlap=contestant.overlap, pooling=pooling)
-        head = self._heads.get(str(drafter_kind(contestant.drafter).head_kind))
+        kinds = drafter_kind(contestant.drafter).head_kinds
+        head = next((self._heads[kind] for kind in kinds if kind in self._heads), None)
         models = DraftModels(head, self._pair.event_model, events)
         if contestant.without:
             return Entry(contestant, make_combined(self.decoder, models, contestant.without), events)

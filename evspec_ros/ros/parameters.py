@@ -194,10 +194,10 @@ class Settings:
 
 def _draft_head(settings: Settings) -> Path | None:
     """What was given, else the package's own for this drafter; None where it needs none."""
-    kind = DRAFTERS[settings.drafter].head_kind
-    if kind is None:
+    kinds = DRAFTERS[settings.drafter].head_kinds
+    if not kinds:
         return None
-    return Path(settings.draft_head or share_directory() / "models" / f"tiny_{kind}")
+    return Path(settings.draft_head or share_directory() / "models" / f"tiny_{kinds[0]}")
 
 
 def _optional_path(text: str) -> Path | None:

@@ -1,5 +1,5 @@
 """The default: one tree of what the event model wrote while the target read its prompt, of the stream's last
-description where it is still followed, and of what an EAGLE-3 head grows.
+description where it is still followed, and of what a draft head proposes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evspec_ros.speculative.block import BlockDrafter
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.eagle import EagleDrafter
 from evspec_ros.speculative.eventgpt import EventGptDrafter
@@ -29,7 +30,7 @@ class CombinedDrafter:
 
     def __init__(
         self,
-        head: EagleDrafter | None = None,
+        head: BlockDrafter | EagleDrafter | None = None,
         previous: PreviousDrafter | None = None,
         event_writer: EventGptDrafter | None = None,
     ) -> None:
