@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from evspec_ros.choices import KV_PRECISIONS, PRECISIONS, RECORDINGS
 from evspec_ros.cli.benches import add_benches
+from evspec_ros.cli.export import add_export
 from evspec_ros.cli.options import (
     add_columns,
     add_condition,
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add_condition(evaluate)
 
     add_benches(verbs)
+    add_export(verbs)
 
     doctor = add_verb(
         verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where"

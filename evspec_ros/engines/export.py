@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,17 +18,16 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
+from rich.console import Console
+from rich.table import Table
 
+from evspec_ros.choices import EXPORT_PRECISIONS
 from evspec_ros.engines.networks import Network
 from evspec_ros.engines.onnx_runtime import OnnxEngine
 from evspec_ros.errors import EngineError
 
 OPSET = 20  # TensorRT 10.3's parser and ONNX Runtime 1.22 know it
-EXPORT_DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+EXPORT_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in EXPORT_PRECISIONS}
 _LARGEST_FILE = 2_000_000_000  # bytes; protobuf holds 2 GiB, more goes into a file beside
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest magnitude of an output
 _TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
@@ -144,6 +143,17 @@ def read_graph(path: Path) -> onnx.ModelProto:
         ) from error
 
 
+def print_exported(rows: Iterable[Exported]) -> None:
+    """A table on stdout."""
+    table = Table(title="ONNX files, as checked against torch")
+    for column in ("network", "precision", "operators", "MB", "difference", "file"):
+        table.add_column(column, justify="left" if column in {"network", "file"} else "right")
+    for row in rows:
+        size, difference = f"{row.size / 1e6:.1f}", f"{row.difference:.1e}"
+        table.add_row(row.network, row.precision, str(row.nodes), size, difference, str(row.path))
+    Console().print(table)
+
+
 def _traced(network: Network, directory: Path) -> onnx.ModelProto:
     """What the exporter makes of it; weights of more than 2 GB pass through files in the directory."""
     file = directory / "traced.onnx"
@@ -152,6 +162,9 @@ def _traced(network: Network, directory: Path) -> onnx.ModelProto:
         warnings.simplefilter("ignore", DeprecationWarning)
         # What it traces depends on shapes alone, and all of them but the dynamic ones are fixed.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.filterwarnings(
+            "ignore", "Constant folding", UserWarning
+        )  # is not done throughout: no matter
         torch.onnx.export(
             network.module,
             tuple(network.inputs.values()),

@@ -9,17 +9,19 @@ key/value heads of h values each, V tokens, E event tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from evspec_ros.errors import EngineError
 from evspec_ros.networks.block_head import BlockHead, BlockPass
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder, RMSNorm
-from evspec_ros.sizes import CACHE_STEP, EVENT_AHEAD, EVENT_IMAGES, TREE_SIZE, cache_rows
+from evspec_ros.networks.video_llava import VideoLlava
+from evspec_ros.sizes import CACHE_STEP, EVENT_IMAGES, LARGEST_TREE, cache_rows
 
 _USUAL = 5 * CACHE_STEP  # rows that a memory usually has: the event tokens, a question and an answer
 CANDIDATES = 4  # tokens that a head's level gives of each row
@@ -74,7 +76,7 @@ def decoder_rows(decoder: LlamaDecoder, lm_head: nn.Module, layers: tuple[int, .
     dynamic = _rows_and_memory(inputs, outputs)
     positions, largest = config.max_positions, cache_rows(config.max_positions)
     prompt = [{"T": rows, "C": 1} for rows in (1, min(_USUAL, positions), positions)]
-    few = [{"T": 1, "C": 1}, {"T": 1, "C": min(_USUAL, largest)}, {"T": EVENT_AHEAD, "C": largest}]
+    few = [{"T": 1, "C": 1}, {"T": 1, "C": min(_USUAL, largest)}, {"T": LARGEST_TREE + 1, "C": largest}]
     profiles = _profile(inputs, dynamic, prompt), _profile(inputs, dynamic, few)
     module = _DecoderRows(decoder, lm_head, layers).eval()
     return Network("decoder_rows", module, inputs, outputs, dynamic, profiles)
@@ -117,9 +119,26 @@ def head_level(head: DraftHead, norm: RMSNorm, lm_head: nn.Module) -> Network:
     outputs = ("output", "logits", "tokens", "probabilities", "k", "v")
     dynamic = _rows_and_memory(inputs, outputs)
     largest = cache_rows(config.max_positions)
-    least, usual, most = {"T": 1, "C": 1}, {"T": CANDIDATES, "C": min(_USUAL, largest)}, TREE_SIZE
+    least, usual, most = {"T": 1, "C": 1}, {"T": CANDIDATES, "C": min(_USUAL, largest)}, LARGEST_TREE + 1
     profile = _profile(inputs, dynamic, [least, usual, {"T": most, "C": largest}])
-    return Network("head_level", _HeadLevel(head, norm, lm_head).eval(), inputs, outputs, dynamic, (profile,))
+    name = f"{config.kind}_level"
+    return Network(name, _HeadLevel(head, norm, lm_head).eval(), inputs, outputs, dynamic, (profile,))
+
+
+def drafter_networks(event_model: EventGpt, heads: Iterable[nn.Module], target: VideoLlava) -> list[Network]:
+    """All that runs on engines when these draft; raises EngineError for a head that does not."""
+    found = [encode_events(event_model), decoder_rows(event_model.decoder, event_model.lm_head)]
+    for head in heads:
+        if isinstance(head, BlockHead):
+            found.append(block(head))
+        elif isinstance(head, DraftHead):
+            found.append(head_level(head, target.decoder.norm, target.lm_head))
+        else:
+            raise EngineError(
+                f"A draft head of kind {type(head).__name__} runs on torch alone; export one of kind eagle, "
+                "eagle3 or block."
+            )
+    return found
 
 
 class _EncodeEvents(nn.Module):
