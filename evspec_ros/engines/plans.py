@@ -24,10 +24,19 @@ import torch
 
 from evspec_ros.engines.export import EXPORT_DTYPES, export
 from evspec_ros.engines.networks import Network
-from evspec_ros.engines.tensorrt_library import RTX, Capability, find_library, gpu, shown
+from evspec_ros.engines.tensorrt_library import (
+    RTX,
+    Capability,
+    find_library,
+    gpu,
+    obstacle,
+    require_library,
+    shown,
+)
+from evspec_ros.errors import EngineError
 
 if TYPE_CHECKING:
-    from evspec_ros.engines.tensorrt import Plan, Recipe
+    from evspec_ros.engines.tensorrt import Plan, Recipe, TensorRtEngine
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +199,24 @@ class PlanCache:
             error.strerror or error,
             network.name,
         )
+
+
+def tensorrt_engine(
+    network: Network, cache: PlanCache | None = None, report: Callable[[float], None] = lambda _: None
+) -> TensorRtEngine:
+    """A network on the GPU at hand, in the precision of its weights; compiled now where no plan is kept.
+
+    Raises EngineError where TensorRT is missing or cannot run it here.
+    """
+    require_library()
+    from evspec_ros.engines.tensorrt import TensorRtEngine
+
+    if (problem := obstacle()) is not None:
+        raise EngineError(f"TensorRT cannot run {network.name} here: {problem}; set another backend.")
+    dtype = next(network.module.parameters()).dtype
+    precision = next(name for name, known in EXPORT_DTYPES.items() if known == dtype)
+    found = (cache or PlanCache()).get(Order(network, precision), report)
+    return TensorRtEngine(found.plan, network.name)
 
 
 def digest(network: Network, precision: str) -> str:

@@ -20,12 +20,17 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from evspec_ros import cli
 from evspec_ros.engines import networks, plans, tensorrt_library
+from evspec_ros.engines.export import export
+from evspec_ros.engines.export import graph as onnx_graph
 from evspec_ros.engines.networks import Network
+from evspec_ros.engines.onnx_runtime import OnnxEngine
 from evspec_ros.engines.plans import Order, PlanCache, digest
 from evspec_ros.engines.tensorrt_library import RTX, find_library, obstacle, parse_capability
 from evspec_ros.errors import EngineError
 from evspec_ros.evaluation.engine_builds import bench_builds
+from evspec_ros.evaluation.engine_check import compare
 from evspec_ros.networks.checkpoints import load_draft_head, load_eventgpt, load_video_llava
 from evspec_ros.networks.clip import CLIP_L_14_336
 
@@ -88,8 +93,6 @@ def cache(tmp_path: Path) -> PlanCache:
 @pytest.fixture
 def graph(tmp_path: Path) -> Iterator[Path]:
     """The small network as an ONNX file."""
-    from evspec_ros.engines.export import export
-
     export(double(), tmp_path / "double.onnx")
     return tmp_path / "double.onnx"
 
@@ -121,6 +124,58 @@ def test_full_width_networks_are_compiled() -> None:
         estimated = (tensorrt.BASE_BYTES + tensorrt.BYTES_A_BYTE * row.plan_mb * 2**20) / 2**20
         assert row.memory_mb is not None
         assert row.memory_mb < estimated
+
+
+def test_the_command_compiles_the_pair_for_named_gpus(
+    cache: PlanCache, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row a network; a second call compiles nothing, and the doctor lists what there is and for whom."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.directory))
+    command = ["export", "--backend", "tensorrt", "--precision", "float16", "--json"]
+    command += ["--compute-capability", "8.6", "--compute-capability", "8.9"]
+    for compiled in (True, False):
+        assert cli.main(command) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        assert len(rows) == 4
+        assert all((row["build_s"] is not None) == compiled for row in rows)
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["plans"]
+    assert {plan["network"] for plan in found} == {row["network"] for row in rows}
+    assert all(plan["capabilities"] == ["8.6", "8.9"] for plan in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--compute-capability", "9.0"], "does not compile for compute capability 9.0 here, only for 7.5"),
+        ([], "name one by --compute-capability"),
+        (["--check", "--compute-capability", "8.9"], "cannot run encode_events here: torch sees no GPU"),
+    ],
+)
+def test_the_command_says_what_it_cannot_do(
+    arguments: list[str], told: str, cache: PlanCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An H100's capability, none at all, plans to be run without a GPU."""
+    command = ["export", "--backend", "tensorrt", "--out", str(cache.directory), *arguments]
+    assert cli.main(command) == 1
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_says_that_tensorrt_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what to install."""
+    monkeypatch.setattr(tensorrt_library, "find_library", lambda: None)
+    assert cli.main(["export", "--backend", "tensorrt", "--compute-capability", "8.9"]) == 1
+    assert "TensorRT is not installed: install it (pip install" in capsys.readouterr().err
+
+
+def test_a_plan_is_compared_with_torch(tiny: dict[str, Network]) -> None:
+    """As with another engine, ONNX Runtime: the same numbers, and times of both; wrong weights are seen."""
+    found = compare(tiny["block"], OnnxEngine(onnx_graph(tiny["block"]), 1))
+    assert found.difference < 1e-4
+    assert min(found.ms, found.torch_ms) > 0
+    assert compare(double(2.0), OnnxEngine(onnx_graph(double(3.0)), 1)).difference == pytest.approx(0.5)
 
 
 def test_progress_runs_from_the_beginning_to_the_end(graph: Path) -> None:
