@@ -146,7 +146,8 @@ def required() -> list[Any]:
     """The requirements of setup.py's install_requires and of its extras but ROS."""
     packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
     setup = (ROOT / "setup.py").read_text()
-    texts = re.findall(r"(?:install_requires=|\"(?:quantised|dsec|peer|tensorrt)\": )\[(.*?)\]", setup, re.DOTALL)
+    lists = r"(?:install_requires=|\"(?:quantised|dsec|peer|tensorrt)\": )\[(.*?)\]"
+    texts = re.findall(lists, setup, re.DOTALL)
     assert len(texts) == 5
     return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', "".join(texts))]
 
