@@ -338,5 +338,5 @@ def test_heads_that_read_the_event_model_need_one() -> None:
     assert drafters_of_heads("auto", event_model=False).keys() == {"block", "eagle3", "eagle"}
     assert {"eventgpt_adapter", "feature"} < drafters_of_heads("auto", event_model=True).keys()
     assert drafters_of_heads("eagle", event_model=True) == {"eagle": "eagle"}
-    with pytest.raises(CheckpointError, match="needs one of kind 'eagle3' or 'block'"):
+    with pytest.raises(CheckpointError, match="needs one of kind 'block' or 'eagle3'"):
         plan_drafting("combined", MODELS / "tiny_feature", Checkpoints(read_video_llava_config(TARGET)))

@@ -142,6 +142,7 @@ def test_a_new_head_drafts_once_it_would_take_the_passes_further(tmp_path: Path)
     saved = load_draft_head(tmp_path).state_dict()
     assert all(torch.equal(value, saved[name].float()) for name, value in _halved(distiller._student).items())
     distiller.compare()
+    assert distiller.accepted is not None
     assert distiller.accepted > online.WORTHWHILE
     assert distiller.take()
     assert distiller.drafts
