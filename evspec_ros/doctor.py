@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evspec_ros.engines.plans import Entry, PlanCache
+from evspec_ros.engines.plans import CachedPlan, PlanCache
 from evspec_ros.engines.tensorrt_library import RTX, find_library, obstacle
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.checkpoints import (
@@ -186,13 +186,13 @@ def pair_report(target: Path | None, event_model: Path | None) -> str | None:
     return compatibility(load_tokenizer(target), load_tokenizer(event_model)).report
 
 
-def cached_plans() -> list[Entry]:
+def cached_plans() -> list[CachedPlan]:
     """What is in the engine cache."""
     return PlanCache().entries()
 
 
 def print_report(
-    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[Entry] = ()
+    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[CachedPlan] = ()
 ) -> None:
     """Tables of the software, of the memory that was asked for, of what is recommended where and of compiled
     plans; what was found out about a pair.
@@ -208,7 +208,7 @@ def print_report(
 
 
 def report_as_dict(
-    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[Entry] = ()
+    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[CachedPlan] = ()
 ) -> dict[str, Any]:
     """The same, ready for JSON; memory in bytes."""
     return {
@@ -259,7 +259,7 @@ def _machine_table(verdicts: Sequence[Fit]) -> Table:
     return table
 
 
-def _plan_table(plans: Sequence[Entry]) -> Table:
+def _plan_table(plans: Sequence[CachedPlan]) -> Table:
     table = Table(title=f"compiled plans in {plans[0].path.parent}", title_justify="left")
     for column in ("network", "precision", "by", "for", "MiB", "here"):
         table.add_column(column, justify="right" if column == "MiB" else "left")
