@@ -10,10 +10,9 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,6 +22,9 @@ from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
 from evspec_ros.networks.block_head import BlockHead, BlockPass
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
+
+if TYPE_CHECKING:
+    import onnx
 
 _OPSET = 20
 _INPUTS = ("features", "count", "last", "length")  # of the graph, as of `draft`, before the cache
@@ -184,6 +186,8 @@ def block_graph(head: BlockHead) -> onnx.ModelProto:
     """`BlockHead.draft` as an ONNX graph of standard operators, exported from the module; tensors by the
     names of its arguments and of BlockPass, the cache as past_k.0, ..., past_v.0, ... [1, H, C, h], C open.
     """
+    import onnx
+
     config, weight = head.config, head.fc.weight
     number = torch.ones(1, dtype=torch.int64, device=weight.device)
     names = _memory_names(head)

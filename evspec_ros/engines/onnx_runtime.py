@@ -1,26 +1,48 @@
-"""ONNX Runtime on the CPU: torch tensors as a graph's inputs and outputs, read and written where they lie."""
+"""ONNX Runtime on the CPU: torch tensors as a graph's inputs and outputs, read and written where they lie.
+
+The packages onnx and onnxruntime are imported where a graph is made and where it is loaded: without them the
+modules compute everything.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from evspec_ros.networks.llama import KVCache
 
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
 Shape = TypeVar("Shape", bound=Hashable)
 Pass = TypeVar("Pass")
 
+PACKAGES = ("onnx", "onnxruntime")
 _TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32}
+
+
+def missing_packages() -> str:
+    """Which of the packages cannot be imported and what to do, in a few words; "" where all can be."""
+    missing = [name for name in PACKAGES if not _can_import(name)]
+    return f"{' and '.join(missing)} cannot be imported: pip install {' '.join(missing)}" if missing else ""
+
+
+def _can_import(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 class OnnxEngine:
@@ -31,6 +53,8 @@ class OnnxEngine:
     def __init__(
         self, model: onnx.ModelProto, threads: int, sizes: Mapping[str, int] = MappingProxyType({})
     ) -> None:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         for name, size in sizes.items():
             options.add_free_dimension_override_by_name(name, size)
@@ -48,6 +72,8 @@ class OnnxEngine:
 
     def describe(self) -> str:
         """Version and threads."""
+        import onnxruntime
+
         return f"ONNX Runtime {onnxruntime.__version__} on the CPU, threads: {self._threads}"
 
 
