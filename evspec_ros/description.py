@@ -48,8 +48,8 @@ class Description:
     window left. drafter: its name, and what of it is left out. lossless: the text is what the target alone
     would have written. head_version: which draft head drafted, 0 being the one that was loaded, 1 the first
     that online distillation put into its place, and so on. draft_failure: why the drafter was left out of
-    this text, which the target then wrote on alone, or why the head learnt nothing from the last ones; None
-    where all went well.
+    this text, which the target then wrote on alone; learning_failure: why the head learnt nothing from the
+    last ones, or was not saved; None where all went well.
     """
 
     stamp_ns: int
@@ -65,11 +65,17 @@ class Description:
     lossless: bool
     head_version: int = 0
     draft_failure: Failure | None = None
+    learning_failure: Failure | None = None
 
     @property
     def draft_problem(self) -> str:
         """`draft_failure` in one line, "" without one."""
         return self.draft_failure.problem if self.draft_failure else ""
+
+    @property
+    def learning_problem(self) -> str:
+        """`learning_failure` in one line, "" without one."""
+        return self.learning_failure.problem if self.learning_failure else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; `stamp` in seconds."""
@@ -86,6 +92,7 @@ class Description:
             "statistics": self.statistics.as_dict(),
             "drafter": self.drafter,
             "draft_problem": self.draft_problem,
+            "learning_problem": self.learning_problem,
             "head_version": self.head_version,
             "lossless": self.lossless,
         }

@@ -98,6 +98,7 @@ def add_trainings(verbs: Any) -> None:
                 choices=("causal", "full"),
                 help="which rows of its block a row sees: those up to itself, or all; default: causal",
             )
+            head.add_argument("--block", type=count, help="rows of a block; default: 16")
         if kind in ("eventgpt_adapter", "feature"):
             head.add_argument("--bottleneck", type=count, help="width of the adapter; default: 256")
         if kind == "feature":
@@ -188,7 +189,8 @@ def _train_head(options: argparse.Namespace) -> None:
     plan = TINY_PLANS[options.kind]
     schedule = given(options, "steps", "learning_rate", "accumulate", "precision")
     data = given(options, "condition", "scenes", "held_out", "batch")
-    learning = given(options, "objective", "patience", "seed", "bottleneck", "fusion", "vocabulary", "mask")
+    learning = given(options, "objective", "patience", "seed", "bottleneck", "fusion")
+    learning |= given(options, "vocabulary", "mask", "block")
     figures = train_head_visibly(
         *models(options, options.kind),
         options.run,

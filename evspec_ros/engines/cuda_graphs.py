@@ -149,14 +149,19 @@ class GraphedDecoder:
             raise EngineError("CUDA graphs need a GPU; set device to cuda, or backend to auto.")
         self._decoder = decoder
         self._lm_head = lm_head
+        self._modules = TorchDecoder(decoder, lm_head)
         self._cache: KVCache | None = None  # what the graphs were captured on
         self._graphs: dict[tuple[int, tuple[int, ...]], _Captured] = {}
+
+    def read(self, embeddings: Tensor, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """See DecoderEngine; the modules do it, as a prompt keeps a GPU busy by itself."""
+        return self._modules.read(embeddings, cache, layers)
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
         count, prefix = rows.ids.numel(), cache.length
         if rows.visible is not None and rows.visible.shape[1] > count:  # several texts; a graph knows one
-            return TorchDecoder(self._decoder, self._lm_head).run(rows, cache, layers)
+            return self._modules.run(rows, cache, layers)
         cache.begin(count)
         if cache is not self._cache:
             self._cache, self._graphs = cache, {}

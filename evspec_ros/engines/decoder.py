@@ -1,7 +1,7 @@
-"""The seam between what is asked of a decoder's steps and verifications and what computes them.
+"""The seam between what is asked of a decoder's prefill, steps and verifications and what computes them.
 
-The key/value cache belongs to the caller: a prefill fills it (one pass in torch, whatever the engine), and
-every engine reads and extends the same memory, so that `KVCache.keep` and `truncate` serve all of them.
+The key/value cache belongs to the caller: every engine reads and extends the same memory, so that
+`KVCache.keep` and `truncate` serve all of them.
 """
 
 from __future__ import annotations
@@ -39,18 +39,23 @@ class DecoderPass(NamedTuple):
 
 
 class DecoderEngine(Protocol):
-    """Computes steps (one row) and verifications (a tree's rows) of one decoder with its output head.
+    """Computes prefills (a prompt's rows), steps (one row) and verifications (a tree's rows) of one decoder
+    with its output head.
 
     backend: its name among `choices.BACKENDS`.
     """
 
     backend: str
 
-    def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
-        """One pass over `rows`, which are appended to the cache; `layers` as in `LlamaDecoder.forward`.
+    def read(self, embeddings: Tensor, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """A prompt [P, D], or what of it is not in the cache yet, appended to the cache: logits [1, V] of its
+        last row and the features of all rows, the caller's to keep; `layers` as in `LlamaDecoder.forward`.
 
         Raises GenerationError where the cache is full.
         """
+
+    def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """One pass over `rows`, which are appended to the cache. Raises as `read`."""
 
     def describe(self) -> str:
         """What computes, in a few words."""
@@ -64,6 +69,12 @@ class TorchDecoder:
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
         self._decoder = decoder
         self._lm_head = lm_head
+
+    def read(self, embeddings: Tensor, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """See DecoderEngine."""
+        output = self._decoder(embeddings[None], cache, layers=layers)
+        features = tuple(feature[0] for feature in output.features)
+        return DecoderPass(self._lm_head(output.hidden[0, -1:]), features)
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""

@@ -1,4 +1,4 @@
-"""Steps and verifications on the CPU through ONNX Runtime, whose packed weights make few rows cheap."""
+"""A decoder's passes on the CPU through ONNX Runtime, whose packed weights make few rows cheap."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ class OnnxDecoder:
         graph = decoder_graph(decoder.config, decoder.layers, decoder.rotary, decoder.norm, lm_head)
         self._engine = OnnxEngine(graph, torch.get_num_threads())
         self._passes = BoundPasses(self._bind)
+
+    def read(self, embeddings: Tensor, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
+        """See DecoderEngine. The weights are the steps' own: the first of these finds them in the caches."""
+        count, prefix = len(embeddings), cache.length
+        if prefix + count > self._config.max_positions:
+            return self._modules.read(embeddings, cache, layers)
+        cache.begin(count)
+        one = self._bind((count, layers), cache)  # for this prompt alone: there are many lengths
+        one.embeddings.copy_(embeddings)
+        one.bound.run(prefix)
+        return DecoderPass(one.output.logits[-1:], one.output.features)
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""

@@ -18,7 +18,7 @@ context, L layers, H heads of h values, d the head's width, D the target's, n th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -86,6 +86,10 @@ class BlockConfig:
             rms_norm_eps=target.rms_norm_eps,
             rope_theta=target.rope_theta,
         )
+
+    def of_rows(self, block: int) -> BlockConfig:
+        """The same head with blocks of so many rows."""
+        return replace(self, block=block, max_positions=self.max_positions + 2 * (block - self.block))
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> BlockConfig:

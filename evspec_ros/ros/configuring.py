@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ def load(settings: Settings, log: Any) -> SceneDescriber:
         drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
         kv_dtype=settings.kv_dtype, backend=settings.backend,
         overlap=settings.overlap, event_pooling=settings.event_pooling,
-        learner=OnlineDistiller.between_windows if settings.online_distillation else None,
+        draft_head_dir=Path(settings.draft_head_dir) if settings.draft_head_dir else None,
+        learner=OnlineDistiller.between_windows if settings.learns else None,
     )  # fmt: skip
-    log.info(f"The target runs on {describer.execution}.")
+    log.info(f"The target runs on {describer.execution}. {describer.chosen}")
     if describer.left_out:
         log.warning(describer.left_out)
     describer.require_room(settings.prompts, settings.limits)

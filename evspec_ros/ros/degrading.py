@@ -73,6 +73,16 @@ class Degrading:
         return replace(window, degraded=degraded, frame_id=images.frame_id)
 
 
+def last_arrivals(images: ImageStream, events: EventStream) -> str:
+    """When the newest messages of both cameras arrived, in half a sentence."""
+    inputs = ("image", images.received_at), ("events", events.received_at)
+    told = (
+        f"the newest {name} arrived {time.monotonic() - at:.1f} s ago" if at else f"no {name} arrived yet"
+        for name, at in inputs
+    )
+    return ", ".join(told)
+
+
 def _pictures(events: Events, stamp_ns: int) -> tuple[Frame, ...]:
     """The events as EventGPT sees them, in as many pictures as the target takes frames."""
     return tuple(Frame(stamp_ns, picture) for picture in render_event_images(events, FRAMES))

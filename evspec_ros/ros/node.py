@@ -21,7 +21,7 @@ from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Description
 from evspec_ros.errors import EvspecError, Failure
 from evspec_ros.ros.configuring import load
-from evspec_ros.ros.degrading import DESCRIBE, NothingToDescribeError
+from evspec_ros.ros.degrading import DESCRIBE, NothingToDescribeError, last_arrivals
 from evspec_ros.ros.diagnostics import (
     ACTIVE,
     INACTIVE,
@@ -39,7 +39,7 @@ from evspec_ros.ros.ingest import (
     Window,
     newest_end_ns,
 )
-from evspec_ros.ros.mailbox import Mailbox
+from evspec_ros.ros.mailbox import DeactivatedError, Mailbox
 from evspec_ros.ros.memory import COLLECTION_PERIOD_S, settle, unsettle
 from evspec_ros.ros.messages import nanoseconds
 from evspec_ros.ros.outputs import Outputs
@@ -50,10 +50,6 @@ from evspec_ros.ros.requirements import message_type
 
 LONG_S = 1.0  # a description that takes longer is told as the reason for a pause
 MOST_AT_ONCE = 100  # event packets between two looks at everything else
-
-
-class DeactivatedError(EvspecError):
-    """Stops a description that is being written when the node is deactivated."""
 
 
 class EvspecNode(LifecycleNode):
@@ -163,7 +159,7 @@ class EvspecNode(LifecycleNode):
         self._describer = describer
         settle()
         took_s = time.monotonic() - started
-        self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {settings.drafter}.")
+        self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {describer.drafter}.")
 
     def _activate(self) -> None:
         self._mailbox = Mailbox()
@@ -215,6 +211,8 @@ class EvspecNode(LifecycleNode):
         _answer(self._mailbox.close(), "The node was deactivated.")
         self._worker.join()
         self._worker = None
+        if self._describer is not None and (failure := self._describer.rest()) is not None:
+            self._tell_of_learning(failure)
 
     def _release(self) -> None:
         self._outputs.close()
@@ -332,6 +330,8 @@ class EvspecNode(LifecycleNode):
             if answer.draft_failure is not None:
                 what = f"The target wrote on without its drafter {answer.drafter}"
                 self._counts.fail_to_draft(self._guard.log(what, answer.draft_failure))
+        if described[0].learning_failure is not None:
+            self._tell_of_learning(described[0].learning_failure)
         self._publish(described, window, begun_ns, stale)
         return described[0].text
 
@@ -340,6 +340,9 @@ class EvspecNode(LifecycleNode):
             raise DeactivatedError("The node was deactivated.")
         if number == 0 and not stale:
             self._outputs.publish_partial(text)
+
+    def _tell_of_learning(self, failure: Failure) -> None:
+        self._counts.fail_to_learn(self._guard.log("The draft head could not learn or be saved", failure))
 
     def _silent_s(self) -> float:
         """Seconds since either camera sent anything good."""
@@ -402,7 +405,9 @@ class EvspecNode(LifecycleNode):
         state = ACTIVE if self._worker else INACTIVE if self._describer else UNCONFIGURED
         values = {"state": state} | self._counts.values() | {
             "replaced_windows": self._mailbox.replaced,
-            "drafter": self._settings.current.drafter,
+            "drafter": self._describer.drafter if self._describer else self._settings.current.drafter,
+            "drafter_reason": self._describer.chosen if self._describer else "",
+            "left_out": self._describer.left_out if self._describer else "",
             "last_error": self._problem or self._counts.last_problem,
         }  # fmt: skip
         return Health("descriptions", *self._judge(state), values)
@@ -431,12 +436,7 @@ class EvspecNode(LifecycleNode):
         """Why nothing new is described, as far as it is known."""
         if self._begun_at is not None and time.monotonic() - self._begun_at > LONG_S:
             return f"one description has been under way for {time.monotonic() - self._begun_at:.1f} s"
-        inputs = ("image", self._images.received_at), ("events", self._events.received_at)
-        told = (
-            f"the newest {name} arrived {time.monotonic() - at:.1f} s ago" if at else f"no {name} arrived yet"
-            for name, at in inputs
-        )
-        return ", ".join(told)
+        return last_arrivals(self._images, self._events)
 
 
 def _answer(waiting: list[Future], message: str, success: bool = False) -> None:

@@ -29,14 +29,18 @@ class BlockDrafter:
     """Drafts with a BlockHead, whose cache holds the event rows, then one row per row of the target that it
     has read: the prompt's last ones and all that were accepted. Where the head has no positions left for a
     block, it drafts no more of the text.
+    draws: at a temperature draft a chain that is drawn; else a tree without chance, as greedily.
     """
 
     name = "block"
 
-    def __init__(self, target: DecoderTarget, head: BlockHead, events: EventSide) -> None:
+    def __init__(
+        self, target: DecoderTarget, head: BlockHead, events: EventSide, *, draws: bool = True
+    ) -> None:
         self.layers = head.feature_layers(target.decoder.config.num_layers)
         self._head = head
         self._events = events
+        self._draws = draws
         self._engine = choose_block_engine(head, target.decoder, target.engine.backend)
         self._cache: KVCache | None = None
         self._token = 0  # the last one emitted
@@ -55,7 +59,7 @@ class BlockDrafter:
         self._token, self._capacity, self._positions_left = token, capacity, True
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
-        """Paths whose probability is at least the limits' floor; at a temperature one that is drawn."""
+        """Paths whose probability is at least the limits' floor, or one that is drawn."""
         assert self._features, "Cannot propose before start, nor twice without accept"
         features = torch.cat(self._features)
         self._features = []
@@ -74,7 +78,7 @@ class BlockDrafter:
             return NO_DRAFT
         self._engine.read(features[:early], events, cache)
         output = self._engine.run(features[early:], self._token, cache)
-        if sampling.greedy:
+        if sampling.greedy or not self._draws:
             return grow_paths(output.tokens.tolist(), output.probabilities.tolist(), limits)
         return self._drawn(output, limits, sampling, generator)
 

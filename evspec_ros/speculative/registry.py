@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from evspec_ros.choices import AUTO_DRAFTER
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.adapters import Adapter, FeatureHead
 from evspec_ros.networks.block_head import BlockHead
@@ -22,22 +23,22 @@ from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.eventgpt import EventGptDrafter
 from evspec_ros.speculative.feature import FeatureDrafter
 from evspec_ros.speculative.lookup import PromptLookupDrafter
-from evspec_ros.speculative.previous import PreviousDrafter
+from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.target import DecoderTarget
 
 Head = TypeVar("Head", BlockHead, DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
 
 DEFAULT_DRAFTER = "combined"
-INGREDIENTS = ("eventgpt", "eagle3", "previous")  # of `combined`
+INGREDIENTS = ("eventgpt", "head", "suffix")  # of `combined`
 
 
 @dataclass(frozen=True, eq=False)
 class DraftModels:
     """What there is to draft with; every drafter takes what it needs.
 
-    head: a trained head of the drafter's `head_kind`; event_model: EventGPT, for the drafters that have it
-    write; events: the side on which events are read; same_tokens: the event model's tokens mean to the target
-    what they mean to it.
+    head: a trained head of one of the drafter's `head_kinds`; event_model: EventGPT, for the drafters that
+    have it write; events: the side on which events are read; same_tokens: the event model's tokens mean to
+    the target what they mean to it.
     """
 
     head: nn.Module | None = None
@@ -48,18 +49,18 @@ class DraftModels:
 
 @dataclass(frozen=True)
 class DrafterKind:
-    """One way of drafting: how it is made, the kind of head that it needs, whether it reads events and
-    whether it is nothing without tokens of the event model that it hands over.
+    """One way of drafting: how it is made, the kinds of head that it can draft with, the best one first,
+    whether it reads events and whether it is nothing without tokens of the event model that it hands over.
     """
 
     make: Callable[[DecoderTarget, DraftModels], Drafter]
-    head_kind: str | None = None
+    head_kinds: tuple[str, ...] = ()
     reads_events: bool = True
     shares_tokens: bool = False
 
     def has_event_text(self, overlap: bool) -> bool:
         """Whether the event model reads a prompt, which fills a cache, and not the events alone."""
-        return self.shares_tokens or self.head_kind == "feature" or (overlap and self.make is make_combined)
+        return self.shares_tokens or "feature" in self.head_kinds or (overlap and self.make is make_combined)
 
 
 def _eagle(
@@ -88,8 +89,8 @@ def _eventgpt_adapter(target: DecoderTarget, models: DraftModels) -> EventGptDra
     )
 
 
-def _block(target: DecoderTarget, models: DraftModels) -> BlockDrafter:
-    return BlockDrafter(target, _head(models, "block", BlockHead, target), models.events)
+def _block(target: DecoderTarget, models: DraftModels, *, draws: bool = True) -> BlockDrafter:
+    return BlockDrafter(target, _head(models, "block", BlockHead, target), models.events, draws=draws)
 
 
 def _feature(target: DecoderTarget, models: DraftModels) -> FeatureDrafter:
@@ -100,7 +101,7 @@ def _feature(target: DecoderTarget, models: DraftModels) -> FeatureDrafter:
 def make_combined(
     target: DecoderTarget, models: DraftModels, without: Collection[str] = ()
 ) -> CombinedDrafter:
-    """The combined drafter, or for ablations what is left of it without some of INGREDIENTS.
+    """The combined drafter of what there is, or for ablations what is left of it without some of INGREDIENTS.
 
     The event model writes only where the event side overlaps the target's prefill, where there is one and
     where its tokens are the target's.
@@ -108,10 +109,17 @@ def make_combined(
     able = models.event_model is not None and models.same_tokens
     writes = able and models.events.overlap and "eventgpt" not in without
     return CombinedDrafter(
-        None if "eagle3" in without else _eagle("combined", Eagle3Head, BRANCHES)(target, models),
-        None if "previous" in without else PreviousDrafter(),
+        None if models.head is None or "head" in without else _part(target, models),
+        None if "suffix" in without else SuffixDrafter(),
         _eventgpt(target, models) if writes else None,
     )
+
+
+def _part(target: DecoderTarget, models: DraftModels) -> BlockDrafter | EagleDrafter:
+    """What drafts with the head that there is, as a part of `combined`."""
+    if isinstance(models.head, BlockHead):
+        return _block(target, models, draws=False)
+    return _eagle("combined", Eagle3Head, BRANCHES)(target, models)
 
 
 DRAFTERS: Mapping[str, DrafterKind] = {
@@ -120,21 +128,34 @@ DRAFTERS: Mapping[str, DrafterKind] = {
         lambda target, _: PromptLookupDrafter(target.decoder.config.vocab_size), reads_events=False
     ),
     "eventgpt": DrafterKind(_eventgpt, shares_tokens=True),
-    "eventgpt_adapter": DrafterKind(_eventgpt_adapter, "eventgpt_adapter", shares_tokens=True),
-    "feature": DrafterKind(_feature, "feature"),
-    "eagle": DrafterKind(_eagle("eagle", EagleHead, 1), "eagle"),
-    "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), "eagle"),
-    "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), "eagle3"),
-    "block": DrafterKind(_block, "block"),
-    "previous": DrafterKind(lambda *_: PreviousDrafter(), reads_events=False),
-    DEFAULT_DRAFTER: DrafterKind(make_combined, "eagle3"),
+    "eventgpt_adapter": DrafterKind(_eventgpt_adapter, ("eventgpt_adapter",), shares_tokens=True),
+    "feature": DrafterKind(_feature, ("feature",)),
+    "eagle": DrafterKind(_eagle("eagle", EagleHead, 1), ("eagle",)),
+    "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), ("eagle",)),
+    "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), ("eagle3",)),
+    "block": DrafterKind(_block, ("block",)),
+    "suffix": DrafterKind(lambda *_: SuffixDrafter(), reads_events=False),
+    DEFAULT_DRAFTER: DrafterKind(make_combined, ("eagle3", "block")),
 }
+# What `auto` takes for each kind of head, and which of them need an event model.
+_OF_HEADS = {"block": "combined", "eagle3": "combined", "eagle": "eagle2"}
+_OF_EVENT_HEADS = {"eventgpt_adapter": "eventgpt_adapter", "feature": "feature"}
+
+
+def drafters_of_heads(asked: str, *, event_model: bool) -> dict[str, str]:
+    """By the kinds of head that can be used, the drafter that is made of each; raises GenerationError for a
+    name that is neither AUTO_DRAFTER nor in DRAFTERS.
+    """
+    if asked == AUTO_DRAFTER:
+        return _OF_HEADS | (_OF_EVENT_HEADS if event_model else {})
+    return dict.fromkeys(drafter_kind(asked).head_kinds, asked)
 
 
 def drafter_kind(name: str) -> DrafterKind:
     """The way of drafting of that name; raises GenerationError for a name that is not in DRAFTERS."""
     if name not in DRAFTERS:
-        raise GenerationError(f"There is no drafter {name!r}; choose one of {', '.join(DRAFTERS)}.")
+        choices = ", ".join((AUTO_DRAFTER, *DRAFTERS))
+        raise GenerationError(f"There is no drafter {name!r}; choose one of {choices}.")
     return DRAFTERS[name]
 
 

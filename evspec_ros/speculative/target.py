@@ -87,7 +87,8 @@ class DecoderTarget:
 
     end_tokens: tokens after which the text is complete; detokenize: tokens -> text without special tokens;
     kv_dtype: what the cache is kept in (as `KVCache`), the decoder's own dtype where it is None; engine: what
-    computes all passes but the prefill, by default the modules themselves.
+    computes the passes, by default the modules themselves; of several prompts all but the first are read by
+    these.
     """
 
     def __init__(
@@ -141,13 +142,13 @@ class DecoderTarget:
         last, self._prompt = self._prompt, None  # forgotten for good if this pass fails
         reused = last.common_rows(embeddings, layers) if last else 0
         cache.truncate(reused)
-        output = self.decoder(embeddings[None, reused:], cache, layers=layers)
-        features = tuple(feature[0] for feature in output.features)
+        output = self.engine.read(embeddings[reused:], cache, layers)
+        features = output.features
         if last and reused:
             old = (feature[:reused] for feature in last.features)
             features = tuple(torch.cat(pair) for pair in zip(old, features, strict=True))
         self._prompt = _Prefilled(embeddings, layers, features)
-        return TargetPass(self.lm_head(output.hidden[0, -1:]), features, reused)
+        return TargetPass(output.logits, features, reused)
 
     def _prefill_other(
         self, embeddings: Tensor, common: int, first: TargetPass, cache: KVCache

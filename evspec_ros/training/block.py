@@ -13,10 +13,10 @@ from torch import Tensor
 
 from evspec_ros.networks.block_head import BlockHead, Context
 from evspec_ros.networks.draft_head import ReducedHead
-from evspec_ros.training.eagle3 import DECAY
 from evspec_ros.training.features import Answers, ModelPair
 from evspec_ros.training.prediction import answer_rows, target_logits, true_features
 
+DECAY = 0.95  # a row's weight relative to the one before, about the share of drafts that are accepted
 BLOCKS = 8  # behind each answer in a step, one of them behind its first token
 
 

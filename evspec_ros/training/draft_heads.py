@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from evspec_ros.choices import PLAIN
 from evspec_ros.errors import TrainingError
 from evspec_ros.networks.adapters import AdapterConfig, FeatureConfig
-from evspec_ros.networks.block_head import BlockConfig, BlockHead
+from evspec_ros.networks.block_head import BLOCK, BlockConfig, BlockHead
 from evspec_ros.networks.checkpoints import DRAFT_HEADS, Head
 from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head, ReducedHead
 from evspec_ros.networks.fit import HeadConfig
@@ -68,9 +68,9 @@ class HeadPlan:
     Of those that predict features: objective, as `parse_objective` reads it, EAGLE's where it is None, and
     noise, half the width of the uniform noise, in standard deviations of the features; EAGLE-3's: unroll, how
     many steps of drafting are trained; of EAGLE-3's and the block head: vocabulary, how many tokens it can
-    say, the most frequent ones of what it learns from, 0 for all; the block head's: mask, one of MASKS; the
-    adapters': bottleneck, and the feature head's fusion. patience:
-    training ends when so many of its EXAMINATIONS in a row found no longer acceptance, 0 for never.
+    say, the most frequent ones of what it learns from, 0 for all; the block head's: mask, one of MASKS,
+    and block, its rows; the adapters': bottleneck, and the feature head's fusion. patience: training ends
+    when so many of its EXAMINATIONS in a row found no longer acceptance, 0 for never.
     """
 
     kind: str = "eagle"
@@ -84,6 +84,7 @@ class HeadPlan:
     unroll: int = 8
     vocabulary: int = 0
     mask: str = MASKS[0]
+    block: int = BLOCK
     bottleneck: int = AdapterConfig.bottleneck
     fusion: str = FeatureConfig.fusion
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -151,7 +152,7 @@ def new_head(pair: ModelPair, plan: HeadPlan, tokens: tuple[int, ...] = ()) -> H
     elif isinstance(sizes, FeatureConfig):
         sizes = replace(sizes, bottleneck=plan.bottleneck, fusion=plan.fusion)
     elif isinstance(sizes, BlockConfig):
-        sizes = replace(sizes, tokens=tokens, causal=plan.mask == MASKS[0])
+        sizes = replace(sizes.of_rows(plan.block), tokens=tokens, causal=plan.mask == MASKS[0])
     elif isinstance(sizes, Eagle3Config):
         sizes = replace(sizes, tokens=tokens)
     head: Head = DRAFT_HEADS[plan.kind].head(sizes)

@@ -37,10 +37,11 @@ VOCABULARY, PREFIX = 60, 11
 PARENTS = (-1, 0, 0, 1, 1, 2, 4)
 
 
-class StaticDecoder:
+class StaticDecoder(TorchDecoder):
     """The function that CUDA graphs capture, run as it stands."""
 
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Linear) -> None:
+        super().__init__(decoder, lm_head)
         self._networks = decoder, lm_head
         self._rows: dict[int, StaticRows] = {}
 
@@ -90,6 +91,7 @@ class EmulatedGraphs(GraphedDecoder):
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
         self._device = torch.device("cpu")
         self._decoder, self._lm_head = decoder, lm_head
+        self._modules = TorchDecoder(decoder, lm_head)
         self._cache, self._graphs = None, {}
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
@@ -150,7 +152,7 @@ class Pair:
         self.theirs.lm_head.load_state_dict(self.lm_head.state_dict())
         self.cache = KVCache(self.decoder.config, capacity)
         self.prefix = torch.arange(PREFIX) * 7 % VOCABULARY
-        self.decoder(self.decoder.embed(self.prefix)[None], self.cache)
+        self.engine.read(self.decoder.embed(self.prefix), self.cache, ())
 
     def expected(self, ids: Tensor) -> Tensor:
         """Their logits [T, V] of a whole sequence, without a cache."""
@@ -195,6 +197,18 @@ def test_steps_and_blocks_equal_transformers(pair: Pair) -> None:
     ids = torch.arange(12) * 11 % VOCABULARY
     found = [pair.run(Rows(part)).logits for part in ids.split([1, 5, 1, 5])]
     _assert_equal(torch.cat(found), pair.expected(torch.cat((pair.prefix, ids)))[PREFIX:])
+
+
+def test_a_prompt_read_in_parts_has_transformers_logits_and_the_modules_features(pair: Pair) -> None:
+    """Of its last row; what was given of the first part is not overwritten by the second."""
+    ids = torch.arange(15) * 11 % VOCABULARY
+    parts = [pair.engine.read(pair.decoder.embed(part), pair.cache, (0, 1, 3)) for part in ids.split([9, 6])]
+    whole = torch.cat((pair.prefix, ids))
+    _assert_equal(parts[0].logits, pair.expected(whole[:-6])[-1:])
+    _assert_equal(parts[1].logits, pair.expected(whole)[-1:])
+    modules = pair.decoder(pair.decoder.embed(whole)[None], layers=(0, 1, 3)).features
+    for layer, expected in enumerate(modules):
+        _assert_equal(torch.cat([part.features[layer] for part in parts]), expected[0, PREFIX:])
 
 
 def test_every_row_of_a_tree_equals_transformers_on_its_path(pair: Pair) -> None:
@@ -320,7 +334,7 @@ def test_texts_are_those_of_plain_decoding_with_the_modules(engine: str, tempera
             assert drafted.statistics.mean_accepted_length > (0.9 if right == 0 else 2.0)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3", "previous", "combined"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "suffix", "combined"])
 def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
     """Drafters that keep features from pass to pass draft through captured passes what they draft through the
     modules, token for token. The last text begins as the one before it, which alone
@@ -332,7 +346,7 @@ def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
     head = {
         "eagle": lambda: EagleHead(EagleConfig(size, 96, 4, 4, 16, 24, 128)),
         "eagle3": lambda: Eagle3Head(Eagle3Config(size, (0, 2, 3), VOCABULARY, size, 96, 4, 16, 24, 128)),
-        "previous": lambda: None,
+        "suffix": lambda: None,
         "combined": lambda: Eagle3Head(Eagle3Config(size, (3,), VOCABULARY, size, 96, 4, 16, 24, 128)),
     }[kind]()
     found = []

@@ -87,9 +87,9 @@ def _event_model() -> EventGpt:
 
 
 def _drafter(name: str, target: DecoderTarget, *, overlap: bool = False, pooling: int = 1) -> Drafter:
-    kind = drafter_kind(name).head_kind
+    kinds = drafter_kind(name).head_kinds
     events = EventSide(overlap=overlap, pooling=pooling)
-    return make_drafter(name, target, DraftModels(_head(kind) if kind else None, _event_model(), events))
+    return make_drafter(name, target, DraftModels(_head(kinds[0]) if kinds else None, _event_model(), events))
 
 
 def _prompts(count: int, rows: int = 12) -> list[Prompt]:
@@ -421,7 +421,7 @@ def test_a_head_with_too_few_positions_drafts_as_far_as_they_go(name: str, engin
         for parameter in (*decoder.parameters(), lm_head.weight):
             torch.nn.init.normal_(parameter, std=0.4)
         target = DecoderTarget(decoder, lm_head, (), str, engine=OnnxDecoder(decoder, lm_head))
-    kind = str(drafter_kind(name).head_kind)
+    (kind, *_) = drafter_kind(name).head_kinds
     sizes = DRAFT_HEADS[kind].config.for_target(target.decoder.config, EVENT_SIZE, 8)
     prompt = _prompts(2)[1]  # 13 rows and nine event rows
     alone = generate(target, NoDrafter(), prompt, max_new_tokens=LENGTH).tokens

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from evspec_ros.networks.block_head import BlockConfig, BlockHead
 from evspec_ros.training.acceptance import acceptance
-from evspec_ros.training.block import BLOCKS, block_logits, block_loss, followed_drafts, random_places
-from evspec_ros.training.eagle3 import DECAY
+from evspec_ros.training.block import BLOCKS, DECAY, block_logits, block_loss, followed_drafts, random_places
 from evspec_ros.training.features import Answers, FeaturePlan, ModelPair, answer
 
 TOKENS = tuple(range(1, 40, 2))
