@@ -235,7 +235,6 @@ class SceneDescriber:
             reading.event_laps,
             generation.statistics,
             self._drafters.event_times,
-            overlap=self._drafters.overlap,
         )
 
     def _measure(self) -> None:

@@ -103,26 +103,23 @@ def latencies(
     event_laps: dict[str, float],
     statistics: DecodingStatistics,
     events: EventTimes,
-    *,
-    overlap: bool,
 ) -> dict[str, float]:
     """Wall-clock milliseconds of each stage, by the names that are published.
 
-    preprocess, encode_frames, event_wait, prefill and decode follow each other; draft and verify are parts of
+    preprocess, encode_frames, prefill, event_wait and decode follow each other; draft and verify are parts of
     decode, total is everything. event_model is what the event model did, render, event_preprocess and
     event_features among it; of that, event_wait was waited for and event_hidden was not. laps: the stages of
     the describing thread, one after another, writing the last of them; event_laps: the event model's.
     """
-    in_prefill, in_draft = (0.0, events.waited_ms) if overlap else (events.waited_ms, 0.0)
     return {
         **{name: event_laps.get(name, 0.0) for name in (RENDER, EVENT_PREPROCESS, EVENT_FEATURES)},
         "event_model": events.busy_ms,
         "event_hidden": events.hidden_ms,
         **{name: laps[name] for name in (PREPROCESS, ENCODE_FRAMES)},
         "event_wait": events.waited_ms,
-        "prefill": statistics.prefill_ms - in_prefill,
-        "draft": statistics.draft_ms - in_draft,
+        "prefill": statistics.prefill_ms,
+        "draft": statistics.draft_ms - events.waited_ms,
         "verify": statistics.verify_ms,
-        "decode": statistics.decode_ms - in_draft,
+        "decode": statistics.decode_ms - events.waited_ms,
         "total": sum(laps.values()),
     }

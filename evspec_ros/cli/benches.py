@@ -65,7 +65,7 @@ def _add_decode_bench(benches: Any) -> None:
     add_models(decode)
     decode.add_argument("--scenes", type=count, default=10, help="default: %(default)s")
     decode.add_argument(
-        "--streams", type=whole, default=2, help="of twelve windows each, besides; default: %(default)s"
+        "--streams", type=whole, default=1, help="of twelve windows each, besides; default: %(default)s"
     )
     decode.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
     decode.add_argument(

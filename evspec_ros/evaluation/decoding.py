@@ -81,13 +81,14 @@ class DecodingRow:
     """One way of decoding over all windows, beside plain decoding of the same windows in the same run.
 
     scenes: windows described; seconds: wall clock from pixels to the last token; speedup: the baseline's
-    seconds over these; speedup_decode: the same from the first token on. mean_accepted_length: tokens per
+    seconds over these; speedup_decode: the same from the first token on, without what was waited for the
+    event model, as in the node's latencies. mean_accepted_length: tokens per
     target pass, the bonus token counted. draft_ms, verify_ms: mean per pass of the target; draft_passes: runs
     of the drafter's networks (of one that has none: its drafts) over all windows, draft_ms_per_pass: what one
     takes with all else that drafting does, 0 where there is none; target_step_ms: the baseline's mean step;
-    node_share: drafting a node over that. prefill_ms: mean per window, with what
-    was waited for the event model; prefill_slowdown: over the baseline's; event_ms, event_hidden_ms: the
-    event model's work per window, and what of it nobody waited for. identical: whether every text was the
+    node_share: drafting a node over that. prefill_ms: mean per window;
+    prefill_slowdown: over the baseline's; event_ms, event_hidden_ms: the event model's work per window, and
+    what of it nobody waited for. identical: whether every text was the
     baseline's, token for token; None where texts are sampled.
     """
 
@@ -344,10 +345,15 @@ class Bench:
         started = time.perf_counter()
         generation = self.describe(entry, self.prompt(window), entry.limits, seed)
         entry.seconds += time.perf_counter() - started
-        entry.statistics += generation.statistics
+        times, found = entry.events.times, generation.statistics
+        entry.statistics += replace(
+            found,
+            draft_ms=found.draft_ms - times.waited_ms,
+            decode_ms=found.decode_ms - times.waited_ms,
+        )
         entry.texts.append(generation.tokens)
-        entry.event_ms += entry.events.times.busy_ms
-        entry.event_hidden_ms += entry.events.times.hidden_ms
+        entry.event_ms += times.busy_ms
+        entry.event_hidden_ms += times.hidden_ms
 
 
 def contestants(drafters: Sequence[str], temperatures: Sequence[float] = (0.0, 1.0)) -> list[Contestant]:
