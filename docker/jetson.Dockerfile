@@ -1,10 +1,11 @@
 # ROS 2 Humble on a Jetson Orin with JetPack 6 (L4T r36, Python 3.10). torch and TensorRT have to be the ones that
 # NVIDIA builds for it, so the base is an image that holds them, made on the Jetson with jetson-containers:
 #
-#     jetson-containers build --name=jetson_ros pytorch transformers ros:humble-ros-base
+#     jetson-containers build --name=jetson_ros tensorrt pytorch transformers ros:humble-ros-base
 #     docker build -f docker/jetson.Dockerfile --build-arg BASE=jetson_ros:TAG -t evspec_ros .
-#     docker run --rm -it --runtime nvidia --net=host --ipc=host evspec_ros
+#     docker run --rm -it --runtime nvidia --net=host --ipc=host -v evspec_cache:/root/.cache/evspec_ros evspec_ros
 #
+# TensorRT compiles on the Jetson alone: the volume keeps the plans from one start to the next.
 # Written from the documentation of those images; it has not been built yet.
 ARG BASE
 FROM ${BASE}

@@ -16,7 +16,7 @@ from evspec_ros import cli
 from evspec_ros.errors import EvspecError, RecordingError
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("demo", "info", "convert", "eval", "bench", "doctor", "features", "train")
+VERBS = ("demo", "info", "convert", "eval", "bench", "export", "doctor", "features", "train")
 COMMANDS = (
     "demo", "info", "convert", "eval", "bench decode", "bench decoder", "doctor", "features extract",
     "features analyse", "train tiny", "train eagle"

@@ -30,6 +30,9 @@ PAGES = [README, INDEX, *(INDEX.with_name(name) for name in LISTED)]
 MARKS = ("minutes: ", "hours: ", "needs: ")
 KEPT_BACK = {
     "evspec bench decode --device": "test/evaluation/test_decoding.py",
+    "evspec bench builds": "test/engines/test_tensorrt.py",
+    "evspec export --backend tensorrt --precision float16 --check": "test/engines/test_tensorrt.py",
+    "evspec export --backend tensorrt --precision float16 --comp": "test/engines/test_tensorrt.py",
     "evspec bench decode --scenes 20": "test/evaluation/test_decoding.py",
     "evspec bench decoder --shape 7b": "test/evaluation/test_decoder_speed.py",
     "evspec bench decoder --threads 2": "test/evaluation/test_decoder_speed.py",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from evspec_ros.choices import KV_PRECISIONS, PRECISIONS, RECORDINGS
 from evspec_ros.cli.benches import add_benches
+from evspec_ros.cli.export import add_export
 from evspec_ros.cli.options import (
     add_columns,
     add_condition,
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add_condition(evaluate)
 
     add_benches(verbs)
+    add_export(verbs)
 
     doctor = add_verb(
         verbs, "doctor", _doctor, "print what this machine has, and which checkpoints fit where"
@@ -168,6 +170,7 @@ def _doctor(options: argparse.Namespace) -> None:
     from evspec_ros.doctor import (
         MACHINES,
         THIS,
+        cached_plans,
         judge,
         pair_report,
         print_report,
@@ -183,6 +186,6 @@ def _doctor(options: argparse.Namespace) -> None:
     verdicts = [judge(sizes, machine, options.dtype, options.kv_dtype) for machine in machines]
     pair = pair_report(options.target, options.event_model)
     if options.json:
-        print_json(report_as_dict(software(), verdicts, pair))
+        print_json(report_as_dict(software(), verdicts, pair, cached_plans()))
     else:
-        print_report(software(), verdicts, pair)
+        print_report(software(), verdicts, pair, cached_plans())

@@ -16,6 +16,7 @@ from evspec_ros.cli.options import (
     add_pair,
     add_placement,
     add_verb,
+    capability,
     count,
     given,
     messages,
@@ -56,6 +57,7 @@ def add_benches(verbs: Any) -> None:
     _add_ingest_bench(benches)
     _add_scene_bench(benches)
     _add_results_bench(benches)
+    _add_build_bench(benches)
 
 
 def _add_decode_bench(benches: Any) -> None:
@@ -184,6 +186,20 @@ def _add_results_bench(benches: Any) -> None:
         results.add_argument(f"--{name.replace('_', '-')}", type=count, help=f"{what}; default: {default}")
 
 
+def _add_build_bench(benches: Any) -> None:
+    builds = add_verb(
+        benches, "builds", _bench_builds, "measure what compiling full-width networks with TensorRT takes"
+    )
+    builds.add_argument("--layers", type=count, default=2, help="of EventGPT's decoder; default: %(default)s")
+    builds.add_argument(
+        "--compute-capability",
+        type=capability,
+        action="append",
+        dest="capabilities",
+        help="of a GPU; may be given again; default: 8.6, 8.9 and 12.0",
+    )
+
+
 def _seeds(text: str) -> int:
     value = count(text)
     if not 2 <= value <= 10:
@@ -307,6 +323,17 @@ def _bench_scenes(options: argparse.Namespace) -> None:
         print_json({"rows": [row.as_dict() for row in rows]})
     else:
         print_statistics(rows)
+
+
+def _bench_builds(options: argparse.Namespace) -> None:
+    from evspec_ros.engines.building import print_plans
+    from evspec_ros.evaluation.engine_builds import bench_builds
+
+    rows = bench_builds(options.layers, options.capabilities or [(8, 6), (8, 9), (12, 0)])
+    if options.json:
+        print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_plans(rows)
 
 
 def _bench_results(options: argparse.Namespace) -> None:

@@ -145,6 +145,16 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
+def capability(text: str) -> tuple[int, int]:
+    """An option's type: a GPU's compute capability, such as 8.6."""
+    from evspec_ros.engines.tensorrt_library import parse_capability
+
+    try:
+        return parse_capability(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def positive(text: str) -> float:
     """An option's type: above 0."""
     value = float(text)

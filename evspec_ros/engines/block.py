@@ -7,27 +7,20 @@ length; those of the padding are overwritten by the next turn and never seen.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from evspec_ros.engines.cuda_graphs import GraphedDecoder, captured
+from evspec_ros.engines.networks import block, memory_names
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
 from evspec_ros.networks.block_head import BlockHead, BlockPass
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
-
-if TYPE_CHECKING:
-    import onnx
-
-_OPSET = 20
-_INPUTS = ("features", "count", "last", "length")  # of the graph, as of `draft`, before the cache
 
 
 class BlockOutput(NamedTuple):
@@ -115,10 +108,12 @@ class OnnxBlock(BlockEngine):
     """ONNX Runtime on the CPU, on one thread: the products of one block are too small to share."""
 
     def __init__(self, head: BlockHead, target: LlamaDecoder) -> None:
+        from evspec_ros.engines.export import graph  # which imports onnx
+
         super().__init__(head)
         config = head.config
         self._embedding = target.embed_tokens.weight.detach()
-        self._graph = block_graph(head)
+        self._graph = graph(block(head))
         self._token = torch.zeros(1, dtype=torch.int64)
         self._inputs = {
             "features": torch.zeros(config.read_rows, len(config.layers) * config.target_size),
@@ -137,7 +132,7 @@ class OnnxBlock(BlockEngine):
         """See BlockEngine."""
         count, length, output = len(features), cache.length, self._output
         if cache is not self._cache or self._bound is None:
-            memory = dict(zip(_memory_names(self._head), (*cache.k, *cache.v), strict=True))
+            memory = dict(zip(memory_names(len(self._head.layers)), (*cache.k, *cache.v), strict=True))
             engine = OnnxEngine(self._graph, 1, {"C": cache.capacity})
             self._bound = engine.bind({**self._inputs, **memory}, output._asdict())
             self._cache = cache
@@ -158,60 +153,3 @@ def choose_block_engine(head: BlockHead, target: LlamaDecoder, backend: str) -> 
     if backend == GraphedDecoder.backend:
         return GraphedBlock(head, target)
     return TorchBlock(head, target)
-
-
-class _Draft(nn.Module):
-    """`BlockHead.draft` as a module's forward, which is what gets exported: of the cache a tensor for each
-    layer, as an engine would copy what it had to cut out of a larger one.
-    """
-
-    def __init__(self, head: BlockHead) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(
-        self, features: Tensor, count: Tensor, last: Tensor, length: Tensor, *memory: Tensor
-    ) -> tuple[Tensor, ...]:
-        """See `BlockHead.draft`; memory: every layer's keys, then every layer's values."""
-        layers = len(self.head.layers)
-        return tuple(self.head.draft(features, count, last, length, memory[:layers], memory[layers:]))
-
-
-def _memory_names(head: BlockHead) -> list[str]:
-    return [f"past_{part}.{layer}" for part in "kv" for layer in range(len(head.layers))]
-
-
-@torch.inference_mode()
-def block_graph(head: BlockHead) -> onnx.ModelProto:
-    """`BlockHead.draft` as an ONNX graph of standard operators, exported from the module; tensors by the
-    names of its arguments and of BlockPass, the cache as past_k.0, ..., past_v.0, ... [1, H, C, h], C open.
-    """
-    import onnx
-
-    config, weight = head.config, head.fc.weight
-    number = torch.ones(1, dtype=torch.int64, device=weight.device)
-    names = _memory_names(head)
-    memory = [weight.new_zeros(1, config.num_heads, 2 * config.read_rows, config.head_dim) for _ in names]
-    inputs = (
-        weight.new_zeros(config.read_rows, len(config.layers) * config.target_size),
-        number,
-        weight.new_zeros(1, config.target_size),
-        number,
-        *memory,
-    )
-    with TemporaryDirectory() as directory, warnings.catch_warnings():
-        # The exporter that needs no further packages calls itself deprecated.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        # What it traces depends on shapes alone, and all of them but C are fixed.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        torch.onnx.export(
-            _Draft(head).eval(),
-            inputs,
-            f"{directory}/block.onnx",
-            dynamo=False,
-            opset_version=_OPSET,
-            input_names=(*_INPUTS, *names),
-            output_names=BlockPass._fields,
-            dynamic_axes={name: {2: "C"} for name in names},
-        )
-        return onnx.load(f"{directory}/block.onnx")

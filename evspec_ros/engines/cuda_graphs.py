@@ -87,13 +87,8 @@ def static_pass(
     mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, float("-inf"))
 
     memory = _StaticCache(cache, new_rows)
-    entering = {}
-    for index, layer in enumerate(decoder.layers):
-        entering[index] = hidden
-        hidden = layer(hidden, *rotary, mask, memory, index)
-    entering[len(decoder.layers)] = hidden
-    logits = lm_head(decoder.norm(hidden)[0])
-    return DecoderPass(logits, tuple(entering[index][0] for index in layers))
+    output = decoder.through(hidden, rotary, mask, memory, layers)
+    return DecoderPass(lm_head(output.hidden[0]), tuple(feature[0] for feature in output.features))
 
 
 def captured(device: torch.device, compute: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output]:

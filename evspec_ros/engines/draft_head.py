@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from evspec_ros.engines.networks import CANDIDATES
 from evspec_ros.engines.onnx_runtime import BoundPasses, CachePass, OnnxEngine, step_suffixes
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 CHAIN_STEPS = 4  # steps of a chain that one run computes
-CANDIDATES = 4  # tokens given of each row
 
 
 class HeadPass(NamedTuple):

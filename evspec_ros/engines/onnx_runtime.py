@@ -1,7 +1,7 @@
-"""ONNX Runtime on the CPU: torch tensors as a graph's inputs and outputs, read and written where they lie.
+"""ONNX Runtime: torch tensors as a graph's inputs and outputs, read and written where they lie.
 
-The packages onnx and onnxruntime are imported where a graph is made and where it is loaded: without them the
-modules compute everything.
+The package onnx is imported where a graph is made: without it, or without ONNX Runtime, the modules compute
+everything.
 """
 
 from __future__ import annotations
@@ -10,25 +10,68 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evspec_ros.engines.protocol import Binding, require_bindings
+from evspec_ros.errors import EngineError
 from evspec_ros.networks.llama import KVCache
 
 if TYPE_CHECKING:
     import onnx
+
+try:
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as _states
+
+    _LOADING_FAILURES: tuple[type[Exception], ...] = (
+        _states.Fail, _states.InvalidArgument, _states.InvalidGraph, _states.InvalidProtobuf,
+        _states.NoSuchFile, _states.NotImplemented, _states.RuntimeException,
+    )  # fmt: skip
+except ImportError:  # a robot may do without: everything runs on torch, too
+    onnxruntime, _LOADING_FAILURES = None, ()
 
 Shape = TypeVar("Shape", bound=Hashable)
 Pass = TypeVar("Pass")
 
 PACKAGES = ("onnx", "onnxruntime")
-_TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32}
+_TYPES: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: 16,  # onnx.TensorProto.BFLOAT16; numpy has none
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+    torch.bool: np.bool_,
+}
+_NAMES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(bfloat16)": torch.bfloat16,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(bool)": torch.bool,
+}
+PROVIDERS = {  # what computes; each needs those behind it for what it cannot
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+
+
+def runtime_obstacle(provider: str = "cpu") -> str | None:
+    """Why ONNX Runtime cannot compute here with one of PROVIDERS; None where it can."""
+    if onnxruntime is None:
+        return "ONNX Runtime is not installed (pip install onnxruntime)"
+    wanted = PROVIDERS[provider][0]
+    if wanted not in onnxruntime.get_available_providers():
+        return f"this ONNX Runtime has no {wanted} (pip install onnxruntime-gpu)"
+    return None
 
 
 def missing_packages() -> str:
@@ -47,34 +90,57 @@ def _can_import(name: str) -> bool:
 
 class OnnxEngine:
     """A loaded graph; `threads` compute one operator together; sizes: of axes that the graph leaves open, by
-    their names, so that nothing has to be computed about shapes in each run.
+    their names, so that nothing has to be computed about shapes in each run. provider: one of PROVIDERS; of
+    one on a GPU all tensors have to lie there, on the current device.
+
+    Raises EngineError where ONNX Runtime or the provider is missing, and for a graph that it cannot load.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, threads: int, sizes: Mapping[str, int] = MappingProxyType({})
+        self,
+        model: onnx.ModelProto | Path,
+        threads: int,
+        sizes: Mapping[str, int] = MappingProxyType({}),
+        provider: str = "cpu",
     ) -> None:
-        import onnxruntime
-
+        if obstacle := runtime_obstacle(provider):
+            raise EngineError(f"The graph cannot be run: {obstacle}; or set the backend to torch.")
         options = onnxruntime.SessionOptions()
-        for name, size in sizes.items():
-            options.add_free_dimension_override_by_name(name, size)
+        for axis, size in sizes.items():
+            options.add_free_dimension_override_by_name(axis, size)
         options.intra_op_num_threads = threads
         # Its threads wait busily inside a pass and sleep after it, when torch's own want the cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        name = model if isinstance(model, Path) else model.graph.name
+        graph = str(model) if isinstance(model, Path) else model.SerializeToString()
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=PROVIDERS[provider])
+        except _LOADING_FAILURES as error:
+            problem = " ".join(str(error).split())
+            raise EngineError(
+                f"ONNX Runtime cannot load the graph {name} ({problem}); export it again."
+            ) from error
         self._threads = threads
+        self._provider = provider
+        self._name = f"The graph {name}"
+        self._inputs, self._outputs = (
+            [Binding(one.name, _NAMES[one.type], tuple(one.shape)) for one in side]
+            for side in (self._session.get_inputs(), self._session.get_outputs())
+        )
 
     def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> BoundTensors:
-        """Contiguous CPU tensors by the graph's names; an input and an output may share one memory."""
+        """Contiguous tensors by the graph's names, of its outputs perhaps some alone; an input and an output
+        may share one memory. Raises EngineError for what is not the graph's.
+        """
+        require_bindings(self._name, self._inputs, self._outputs, inputs, outputs)
         return BoundTensors(self._session, inputs, outputs)
 
     def describe(self) -> str:
-        """Version and threads."""
-        import onnxruntime
-
-        return f"ONNX Runtime {onnxruntime.__version__} on the CPU, threads: {self._threads}"
+        """Version, what computes, and on the CPU how many threads."""
+        version = f"ONNX Runtime {onnxruntime.__version__}"
+        if self._provider == "cpu":
+            return f"{version} on the CPU, threads: {self._threads}"
+        return f"{version} with {PROVIDERS[self._provider][0]}"
 
 
 class BoundTensors:
@@ -90,20 +156,29 @@ class BoundTensors:
         self._binding = session.io_binding()
         self._tensors = dict(inputs)  # ONNX Runtime knows their addresses alone, so somebody has to keep them
         self._outputs = dict(outputs)
+        self._on_gpu = any(tensor.is_cuda for tensor in inputs.values())
         for name, tensor in inputs.items():
             self.put(name, tensor)
         for name, tensor in outputs.items():
-            self._binding.bind_output(name, "cpu", 0, _TYPES[tensor.dtype], tensor.shape, tensor.data_ptr())
+            self._binding.bind_output(name, *_where(tensor))
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Another tensor for one input, of another shape perhaps."""
         assert tensor.is_contiguous(), "ONNX Runtime reads contiguous memory alone"
         self._tensors[name] = tensor
-        self._binding.bind_input(name, "cpu", 0, _TYPES[tensor.dtype], tensor.shape, tensor.data_ptr())
+        self._binding.bind_input(name, *_where(tensor))
 
     def run(self) -> None:
-        """Fill the outputs."""
+        """Fill the outputs; on a GPU, where it computes in a stream of its own, all work ends with it."""
+        if self._on_gpu:
+            torch.cuda.current_stream().synchronize()
         self._session.run_with_iobinding(self._binding)
+
+
+def _where(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """Device, its number, type, shape and address, as ONNX Runtime wants to know them."""
+    device = tensor.device
+    return device.type, device.index or 0, _TYPES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr()
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +220,7 @@ class CachePass:
         self._places = [self._add_places(suffix) for suffix in step_suffixes(steps)]
         self._bias = torch.zeros(rows * cache.capacity) if masked else None  # a pass takes the first T * S
         if self._bias is not None:
-            self.inputs["bias"] = self._bias
+            self.inputs["bias"] = self._bias.view(1, 1, rows, cache.capacity)
         for name, memory in (("k", cache.k), ("v", cache.v)):
             for layer, rows_of_layer in enumerate(memory):
                 self.inputs[f"past_{name}.{layer}"] = rows_of_layer

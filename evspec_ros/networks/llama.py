@@ -285,7 +285,8 @@ class Attention(nn.Module):
         if self.num_kv_heads != self.num_heads:
             groups = self.num_heads // self.num_kv_heads
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and rows > 1)
+        causal, scale = mask is None and rows > 1, self.head_dim**-0.5
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))  # [B, T, D]
         return out
 
@@ -380,11 +381,22 @@ class LlamaDecoder(nn.Module):
         additive = attention_mask(prefix, rows, mask, embeddings)
         if cache is not None:
             cache.begin(rows)
-        hidden, entering = embeddings, {}
+        return self.through(embeddings, rotary, additive, cache, layers)
+
+    def through(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layers: tuple[int, ...],
+    ) -> DecoderOutput:
+        """All layers and the final norm; the arguments are those of `DecoderLayer`, `layers` as above."""
+        entering = {}
         for index, layer in enumerate(self.layers):
             if index in layers:
                 entering[index] = hidden
-            hidden = layer(hidden, *rotary, additive, cache, index)
+            hidden = layer(hidden, *rotary, mask, cache, index)
         entering[len(self.layers)] = hidden
         return DecoderOutput(self.norm(hidden), tuple(entering[index] for index in layers))
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evspec_ros.engines.draft_head import CANDIDATES, HeadPass
+from evspec_ros.engines.draft_head import HeadPass
+from evspec_ros.engines.networks import CANDIDATES
 from evspec_ros.engines.selection import choose_head_engine
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache

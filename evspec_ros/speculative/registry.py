@@ -135,7 +135,7 @@ DRAFTERS: Mapping[str, DrafterKind] = {
     "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), ("eagle3",)),
     "block": DrafterKind(_block, ("block",)),
     "suffix": DrafterKind(lambda *_: SuffixDrafter(), reads_events=False),
-    DEFAULT_DRAFTER: DrafterKind(make_combined, ("eagle3", "block")),
+    DEFAULT_DRAFTER: DrafterKind(make_combined, ("block", "eagle3")),
 }
 # What `auto` takes for each kind of head, and which of them need an event model.
 _OF_HEADS = {"block": "combined", "eagle3": "combined", "eagle": "eagle2"}

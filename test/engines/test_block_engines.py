@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from evspec_ros.engines.block import OnnxBlock, TorchBlock, block_graph, choose_block_engine
+from evspec_ros.engines.block import OnnxBlock, TorchBlock, choose_block_engine
+from evspec_ros.engines.export import graph
+from evspec_ros.engines.networks import block
 from evspec_ros.networks.block_head import BlockConfig, BlockHead
 from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
 
@@ -32,15 +34,16 @@ def _engines(kind: str) -> tuple[BlockHead, TorchBlock, OnnxBlock]:
 @torch.inference_mode()
 def test_the_graph_computes_what_the_module_computes(kind: str) -> None:
     """Over several turns behind the same prompt: five rows, one, three; caches and all that is said."""
-    _, module, graph = _engines(kind)
-    caches = module.new_cache(40), graph.new_cache(40)
+    _, module, exported = _engines(kind)
+    caches = module.new_cache(40), exported.new_cache(40)
     prompt, events = torch.randn(6, 3 * 32), torch.randn(5, 12)
-    for engine, cache in zip((module, graph), caches, strict=True):
+    for engine, cache in zip((module, exported), caches, strict=True):
         engine.read(prompt, events, cache)
     for token, count in ((3, 5), (6, 1), (7, 3)):
         features = torch.randn(count, 3 * 32)
         theirs, ours = (
-            engine.run(features, token, cache) for engine, cache in zip((module, graph), caches, strict=True)
+            engine.run(features, token, cache)
+            for engine, cache in zip((module, exported), caches, strict=True)
         )
         np.testing.assert_array_equal(ours.tokens, theirs.tokens)
         np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=0, atol=TOLERANCE)
@@ -72,11 +75,11 @@ def test_a_turn_is_reading_the_rows_and_drafting_behind_them(which: int) -> None
 def test_the_graph_is_of_standard_operators_alone() -> None:
     """So that any engine can parse it; what it gives are the fields of a pass."""
     head, *_ = _engines("reduced")
-    graph = block_graph(head)
-    assert {entry.domain for entry in graph.opset_import} == {""}
-    assert all(node.domain == "" for node in graph.graph.node)
-    assert not {"Loop", "If", "Scan"} & {node.op_type for node in graph.graph.node}
-    assert [output.name for output in graph.graph.output] == ["k", "v", "tokens", "probabilities", "logits"]
+    model = graph(block(head))
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert all(node.domain == "" for node in model.graph.node)
+    assert not {"Loop", "If", "Scan"} & {node.op_type for node in model.graph.node}
+    assert [output.name for output in model.graph.output] == ["k", "v", "tokens", "probabilities", "logits"]
 
 
 def test_the_target_s_backend_decides() -> None:
