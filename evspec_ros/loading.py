@@ -29,7 +29,9 @@ from evspec_ros.networks.quantisation import kv_dtype as dtype_of_cache
 from evspec_ros.networks.tokenizer import compatibility, load_fitting_tokenizer, load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.reading import EventReader, TargetReader, WindowReader
+from evspec_ros.speculative.drafter import Drafter
 from evspec_ros.speculative.drafters import A_HEAD, Drafters
+from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.learner import LEARNING_HEADS, Beginner, Learner, NoLearner
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DraftModels, drafter_kind, make_drafter
 from evspec_ros.speculative.target import DecoderTarget
