@@ -81,8 +81,7 @@ def add_export(verbs: Any) -> None:
 
 def networks_of(options: argparse.Namespace) -> list[Network]:
     """The networks of the checkpoints that the options name, in the precision that they name."""
-    from evspec_ros.engines.export import EXPORT_DTYPES
-    from evspec_ros.engines.networks import drafter_networks
+    from evspec_ros.engines.networks import EXPORT_DTYPES, drafter_networks
     from evspec_ros.networks.checkpoints import load_draft_head, load_eventgpt, load_video_llava
 
     dtype = EXPORT_DTYPES[options.precision]

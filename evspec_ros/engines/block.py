@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evspec_ros.engines.cuda_graphs import GraphedDecoder, captured
-from evspec_ros.engines.export import graph
 from evspec_ros.engines.networks import block, memory_names
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
@@ -109,6 +108,8 @@ class OnnxBlock(BlockEngine):
     """ONNX Runtime on the CPU, on one thread: the products of one block are too small to share."""
 
     def __init__(self, head: BlockHead, target: LlamaDecoder) -> None:
+        from evspec_ros.engines.export import graph  # which imports onnx
+
         super().__init__(head)
         config = head.config
         self._embedding = target.embed_tokens.weight.detach()

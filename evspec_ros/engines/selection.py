@@ -13,6 +13,7 @@ from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.decoder import DecoderEngine, TorchDecoder
 from evspec_ros.engines.draft_head import HeadEngine, OnnxDraftHead, TorchDraftHead
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
+from evspec_ros.engines.onnx_runtime import missing_packages
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import LlamaDecoder
@@ -84,3 +85,5 @@ def _onnx_obstacles(decoder: LlamaDecoder, lm_head: nn.Module, kv_dtype: torch.d
         yield "its attention takes heads of 16, 32, ... values alone"
     if sum(parameter.nbytes for parameter in parameters) >= _LARGEST_GRAPH:
         yield "an ONNX graph holds at most 2 GiB of weights"
+    if missing := missing_packages():
+        yield missing

@@ -118,7 +118,7 @@ def test_full_width_networks_are_compiled() -> None:
     """
     tower = replace(CLIP_L_14_336, num_hidden_layers=2, image_size=112)
     rows = bench_builds(1, CAPABILITIES, tower)
-    assert [row.network for row in rows] == ["encode_events", "decoder_rows", "block", "head_level"]
+    assert [row.network for row in rows] == ["encode_events", "decoder_rows", "block", "eagle3_level"]
     assert all(row.plan_mb > 90 for row in rows)
     for row in rows:
         estimated = (tensorrt.BASE_BYTES + tensorrt.BYTES_A_BYTE * row.plan_mb * 2**20) / 2**20
@@ -274,7 +274,7 @@ def test_a_plan_that_does_not_load_is_refused(
 ) -> None:
     """As on a machine with a GPU: truncated, shifted, empty. Here even a whole one does not load."""
     plan = cache.get(order()).plan
-    monkeypatch.setattr(tensorrt, "obstacle", lambda: None)
+    monkeypatch.setattr(tensorrt, "require_running", lambda _: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(EngineError, match=r"does not load on this GPU: .*; build it again"):
         TensorRtEngine(plan[broken], "double")
