@@ -328,11 +328,14 @@ class OnlineDistiller:
         for window in windows:
             answers = together([window], self._pair.device)
             follows = accepted_drafts(self._pair, self._student, answers, CHAIN)[0].cpu()
-            places, followed = window.passes.unbind(1)
-            beside += int(torch.maximum(follows[places], followed).sum())
-            alone += int(followed.sum())
+            places, emitted = window.passes.unbind(1)
+            would = torch.minimum(
+                follows[places] + 1, len(follows) - places
+            )  # the bonus, if the text goes on
+            beside += int(torch.maximum(would, emitted).sum())
+            alone += int(emitted.sum())
             passes += len(places)
-        return 1 + beside / max(1, passes), 1 + alone / max(1, passes)
+        return beside / max(1, passes), alone / max(1, passes)
 
     def _autocast(self) -> torch.autocast:
         """The copies are float32, whatever the models are."""
