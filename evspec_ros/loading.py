@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evspec_ros.describer import SceneDescriber
+from evspec_ros.engines.drafter import DrafterEngines, drafter_engines
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.frames.clip import ClipPreprocessor
@@ -48,6 +49,7 @@ def load_describer(
     dtype: str = "float32",
     kv_dtype: str = "auto",
     backend: str = "auto",
+    drafter_backend: str = "auto",
     overlap: str = "auto",
     event_pooling: int = 1,
     learner: MakeLearner | None = None,
@@ -55,11 +57,12 @@ def load_describer(
     """A describer from checkpoint directories, of which a drafter that does not need them reads none.
 
     dtype: one of `choices.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache; backend:
-    one of BACKENDS; overlap: one of OVERLAPS; event_pooling: as `EventSide`; learner: makes what improves the
-    head while it drafts. Raises CheckpointError for a checkpoint that cannot be used or does not fit the
+    one of BACKENDS, for the target; drafter_backend: one of DRAFTER_BACKENDS; overlap: one of OVERLAPS;
+    event_pooling: as `EventSide`; learner: makes what improves the head while it drafts.
+    Raises CheckpointError for a checkpoint that cannot be used or does not fit the
     others, for an unknown precision and, before weights are read, where the memory does not suffice;
     GenerationError for an unknown drafter, one whose head is missing and one that has no head to improve;
-    EngineError for a backend that cannot run the target.
+    EngineError for a backend that cannot run the target or the drafter.
     """
     kind = drafter_kind(drafter)
     place = compute_device(device)
@@ -81,21 +84,25 @@ def load_describer(
 
     model = load_in(dtype, load_video_llava, target, place)
     target_reader = TargetReader(model, load_target_tokenizer(target, model.config), _preprocessor(target))
-    event_reader = None
-    if event_model is not None:
-        events = load_in(dtype, load_eventgpt, event_model, place)
-        tokenizer = load_fitting_tokenizer(event_model, events.config.text.vocab_size)
-        event_reader = EventReader(events, tokenizer, _preprocessor(event_model))
+    event_model_read = None if event_model is None else load_in(dtype, load_eventgpt, event_model, place)
     head = None if draft_head is None else load_draft_head(draft_head, number, place)
+    engines = drafter_engines(drafter_backend, (event_model_read, head))
+    event_reader = None
+    if event_model is not None and event_model_read is not None:
+        tokenizer = load_fitting_tokenizer(event_model, event_model_read.config.text.vocab_size)
+        encoder = engines.encoder(event_model_read)
+        event_reader = EventReader(event_model_read, encoder, tokenizer, _preprocessor(event_model))
 
     cache_dtype = dtype_of_cache(kv_dtype)
     chosen = choose_engine(model.decoder, model.lm_head, backend, cache_dtype)
     end_tokens, decode = model.config.text.end_tokens, target_reader.tokenizer.decode
     decoder = DecoderTarget(model.decoder, model.lm_head, end_tokens, decode, cache_dtype, chosen.engine)
     taught = _learner(learner, drafter, model, event_reader, head, event_pooling)
-    drafters = _drafters(drafter, decoder, target_reader, event_reader, head, taught, overlaps, event_pooling)
+    drafters = _drafters(
+        drafter, decoder, target_reader, event_reader, head, engines, taught, overlaps, event_pooling
+    )
     reader = WindowReader(target_reader, event_reader)
-    return SceneDescriber(reader, decoder, drafters, taught, execution=str(chosen))
+    return SceneDescriber(reader, decoder, drafters, taught, execution=str(chosen), drafting=str(engines))
 
 
 def _preprocessor(path: Path) -> ClipPreprocessor:
@@ -108,6 +115,7 @@ def _drafters(
     target_reader: TargetReader,
     event_reader: EventReader | None,
     head: Head | None,
+    engines: DrafterEngines,
     learner: Learner,
     overlap: bool,
     pooling: int,
@@ -130,7 +138,7 @@ def _drafters(
     event_model = None if event_reader is None else event_reader.model
     return Drafters(
         shown,
-        lambda side: make_drafter(name, target, DraftModels(head, event_model, side, same_tokens)),
+        lambda side: make_drafter(name, target, DraftModels(head, event_model, side, same_tokens, engines)),
         learner,
         overlap=overlap,
         pooling=pooling,

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evspec_ros.choices import BACKENDS
+from evspec_ros.choices import BACKENDS, EXPORT_PRECISIONS
+from evspec_ros.cli.export import add_networks, networks_of
 from evspec_ros.cli.options import (
+    DEVICE_HELP,
     HEADS,
     RUN_HELP,
     add_models,
@@ -43,6 +45,7 @@ def add_benches(verbs: Any) -> None:
     _add_decode_bench(benches)
     _add_lossless_bench(benches)
     _add_decoder_bench(benches)
+    _add_engine_bench(benches)
     _add_ingest_bench(benches)
     _add_scene_bench(benches)
     _add_results_bench(benches)
@@ -107,6 +110,19 @@ def _add_decoder_bench(benches: Any) -> None:
     )
     decoder.add_argument("--threads", type=count, help="of both decoders; default: torch's")
     decoder.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
+
+
+def _add_engine_bench(benches: Any) -> None:
+    engines = add_verb(
+        benches, "engines", _bench_engines, "compare engines of the drafter's networks with torch's modules"
+    )
+    add_networks(engines)
+    engines.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    engines.add_argument(
+        "--precision", choices=EXPORT_PRECISIONS, default="float32", help="default: %(default)s"
+    )
+    engines.add_argument("--threads", type=count, help="of all of them; default: torch's")
+    engines.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
 
 
 def _add_ingest_bench(benches: Any) -> None:
@@ -218,6 +234,21 @@ def _bench_decoder(options: argparse.Namespace) -> None:
         print_json(speed.as_dict())
     else:
         print_speed(speed)
+
+
+def _bench_engines(options: argparse.Namespace) -> None:
+    import torch
+
+    from evspec_ros.evaluation.engine_speed import bench_visibly, print_speeds
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    networks = networks_of(options, options.precision, options.device)
+    rows = bench_visibly(networks, options.repetitions)
+    if options.json:
+        print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_speeds(rows)
 
 
 def _bench_ingest(options: argparse.Namespace) -> None:

@@ -194,11 +194,12 @@ class EvspecNode(LifecycleNode):
         describer = load_describer(
             target, event_model, draft_head,
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
-            kv_dtype=settings.kv_dtype, backend=settings.backend,
+            kv_dtype=settings.kv_dtype, backend=settings.backend, drafter_backend=settings.drafter_backend,
             overlap=settings.overlap, event_pooling=settings.event_pooling,
             learner=OnlineDistiller.between_windows if settings.online_distillation else None,
         )  # fmt: skip
         self.get_logger().info(f"The target runs on {describer.execution}.")
+        self.get_logger().info(f"The drafter runs on {describer.drafting}.")
         if describer.left_out:
             self.get_logger().warning(describer.left_out)
         describer.require_room(settings.prompts, settings.limits)
@@ -410,6 +411,8 @@ class EvspecNode(LifecycleNode):
         values = self._counts.values() | {
             "replaced_windows": self._mailbox.replaced,
             "drafter": self._settings.current.drafter,
+            "target_runs_on": self._describer.execution if self._describer else "",
+            "drafter_runs_on": self._describer.drafting if self._describer else "",
             "last_error": self._problem or self._counts.last_problem,
         }
         return Health("descriptions", *self._judge(), values)

@@ -12,7 +12,14 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from evspec_ros.choices import ACCEPTANCES, BACKENDS, KV_PRECISIONS, OVERLAPS, PRECISIONS
+from evspec_ros.choices import (
+    ACCEPTANCES,
+    BACKENDS,
+    DRAFTER_BACKENDS,
+    KV_PRECISIONS,
+    OVERLAPS,
+    PRECISIONS,
+)
 from evspec_ros.description import Limits
 from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
 from evspec_ros.events.window import WindowSize
@@ -80,6 +87,11 @@ class Settings:
     )
     backend: str = _row(
         "auto", "what computes the target's passes; auto picks what suits the device", choices=BACKENDS
+    )
+    drafter_backend: str = _row(
+        "auto",
+        "what computes the drafter's networks; auto picks what suits the device",
+        choices=DRAFTER_BACKENDS,
     )
     threads: int = _row(
         0, "threads of the networks on the CPU, 0 for one per core; leave cores to the rest", low=0, high=256
