@@ -81,6 +81,8 @@ setup(
                 "ros-std-srvs==5.3.6",
             )
         ],
+        # TensorRT for desktop GPUs; on a Jetson, JetPack brings TensorRT itself.
+        "tensorrt": ["tensorrt-rtx>=1.7; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     },
     zip_safe=False,
     entry_points={

@@ -1,10 +1,11 @@
 # ROS 2 Humble on a Jetson Orin with JetPack 6 (L4T r36, Python 3.10). torch and TensorRT have to be the ones that
 # NVIDIA builds for it, so the base is an image that holds them, made on the Jetson with jetson-containers:
 #
-#     jetson-containers build --name=jetson_ros pytorch transformers ros:humble-ros-base
+#     jetson-containers build --name=jetson_ros tensorrt pytorch transformers ros:humble-ros-base
 #     docker build -f docker/jetson.Dockerfile --build-arg BASE=jetson_ros:TAG -t evspec_ros .
-#     docker run --rm -it --runtime nvidia --net=host --ipc=host evspec_ros
+#     docker run --rm -it --runtime nvidia --net=host --ipc=host -v evspec_cache:/root/.cache/evspec_ros evspec_ros
 #
+# TensorRT compiles on the Jetson alone: the volume keeps the plans from one start to the next.
 # Written from the documentation of those images; it has not been built yet.
 ARG BASE
 FROM ${BASE}
@@ -16,9 +17,10 @@ RUN /ros2_install.sh event_camera_msgs
 WORKDIR /workspace
 COPY . src/evspec_ros
 # The base's torch, numpy and OpenCV satisfy the package's ranges, and --no-deps keeps pip from replacing them.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir --no-deps apsw backports.zstd lz4 rosbags ruamel.yaml rich markdown-it-py mdurl pygments \
     && pip install --no-cache-dir -c src/evspec_ros/constraints-system-ros.txt \
-         matplotlib numba safetensors tokenizers \
+         matplotlib numba onnx safetensors tokenizers \
     && source /opt/ros/humble/install/setup.bash && colcon build && rm -rf build log
 
 RUN printf '#!/bin/bash\nset -e\nsource /opt/ros/humble/install/setup.bash\nsource /workspace/install/setup.bash\nexec "$@"\n' \

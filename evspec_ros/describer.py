@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 
 from evspec_ros.description import DEFAULT_LIMITS, Description, Limits, latencies
-from evspec_ros.errors import GenerationError
+from evspec_ros.errors import Failure, GenerationError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.prompts import DEFAULT_PROMPT
@@ -50,6 +50,7 @@ class SceneDescriber:
         weakref.finalize(self, self._learner.close)
         self._warm = False
         self._stream_ended = False
+        self._passes_ms: tuple[float, ...] = ()
         self._costs: PassCosts | None = None
         self._prefill_cost: PrefillCost | None = None  # None where no event model runs beside the prefill
 
@@ -57,6 +58,11 @@ class SceneDescriber:
     def drafter(self) -> str:
         """The name of the way of drafting, and what of it is left out."""
         return self._drafters.name
+
+    @property
+    def chosen(self) -> str:
+        """Which way of drafting, and why, in a sentence."""
+        return self._drafters.chosen
 
     @property
     def left_out(self) -> str:
@@ -73,6 +79,13 @@ class SceneDescriber:
         except BaseException:
             self._warm = False
             raise
+
+    def rest(self) -> Failure | None:
+        """No window comes for a while: what the head has learnt is saved. What went wrong with that, or with
+        the last learning.
+        """
+        self._learner.save()
+        return self._learner.take_failure()
 
     def forget_stream(self) -> None:
         """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
@@ -133,6 +146,7 @@ class SceneDescriber:
             return ()
         if not frames:
             raise GenerationError("There is no frame to describe; wait until the RGB camera has sent one.")
+        self._take_up_head()
         if not self._warm:
             self.warm_up()
         self._begin_window()
@@ -160,7 +174,8 @@ class SceneDescriber:
                 drafter=self.drafter,
                 lossless=generation.lossless,
                 head_version=learner.version,
-                draft_failure=drafter.failure or learning_failure,
+                draft_failure=drafter.failure,
+                learning_failure=learning_failure,
             )
             for question, generation, drafter in zip(prompts, generations, drafters, strict=True)
         )
@@ -176,9 +191,14 @@ class SceneDescriber:
                 f"{limits.tree_size} (tree_size); lower max_new_tokens or shorten the prompt."
             )
 
-    def _begin_window(self) -> None:
-        """Take up a better head, and forget the stream that has ended."""
+    def _take_up_head(self) -> None:
+        """Draft with a better head, if there is one; behind the first one drafts are timed anew."""
+        drafted = self._learner.drafts
         self._drafters.renew()
+        self._warm &= self._learner.drafts == drafted
+
+    def _begin_window(self) -> None:
+        """Forget the stream that has ended."""
         if self._stream_ended:
             self._stream_ended = False
             self._drafters.forget()
@@ -216,7 +236,6 @@ class SceneDescriber:
             reading.event_laps,
             generation.statistics,
             self._drafters.event_times,
-            overlap=self._drafters.overlap,
         )
 
     def _measure(self) -> None:
@@ -226,10 +245,10 @@ class SceneDescriber:
         (prompt,) = self._reader.read(*blank, (DEFAULT_PROMPT,)).prompts
         (drafter,) = self._drafters.get(1)
         if not isinstance(drafter, NoDrafter):
-            passes = measure_passes(self._target, prompt)
-            self._costs = measure_costs(self._target, GuardedDrafter(drafter), prompt, passes)
+            self._passes_ms = self._passes_ms or measure_passes(self._target, prompt)
+            self._costs = measure_costs(self._target, GuardedDrafter(drafter), prompt, self._passes_ms)
         if self._drafters.overlap:
             self._prefill_cost = measure_prefill(self._target, prompt)
         self.forget_stream()
         self._target.forget()
-        self._drafters.learn()  # blank windows teach nothing
+        self._drafters.learn()  # the first blank windows teach nothing

@@ -48,8 +48,8 @@ class Description:
     window left. drafter: its name, and what of it is left out. lossless: the text is what the target alone
     would have written. head_version: which draft head drafted, 0 being the one that was loaded, 1 the first
     that online distillation put into its place, and so on. draft_failure: why the drafter was left out of
-    this text, which the target then wrote on alone, or why the head learnt nothing from the last ones; None
-    where all went well.
+    this text, which the target then wrote on alone; learning_failure: why the head learnt nothing from the
+    last ones, or was not saved; None where all went well.
     """
 
     stamp_ns: int
@@ -65,11 +65,17 @@ class Description:
     lossless: bool
     head_version: int = 0
     draft_failure: Failure | None = None
+    learning_failure: Failure | None = None
 
     @property
     def draft_problem(self) -> str:
         """`draft_failure` in one line, "" without one."""
         return self.draft_failure.problem if self.draft_failure else ""
+
+    @property
+    def learning_problem(self) -> str:
+        """`learning_failure` in one line, "" without one."""
+        return self.learning_failure.problem if self.learning_failure else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; `stamp` in seconds."""
@@ -86,6 +92,7 @@ class Description:
             "statistics": self.statistics.as_dict(),
             "drafter": self.drafter,
             "draft_problem": self.draft_problem,
+            "learning_problem": self.learning_problem,
             "head_version": self.head_version,
             "lossless": self.lossless,
         }
@@ -96,26 +103,23 @@ def latencies(
     event_laps: dict[str, float],
     statistics: DecodingStatistics,
     events: EventTimes,
-    *,
-    overlap: bool,
 ) -> dict[str, float]:
     """Wall-clock milliseconds of each stage, by the names that are published.
 
-    preprocess, encode_frames, event_wait, prefill and decode follow each other; draft and verify are parts of
+    preprocess, encode_frames, prefill, event_wait and decode follow each other; draft and verify are parts of
     decode, total is everything. event_model is what the event model did, render, event_preprocess and
     event_features among it; of that, event_wait was waited for and event_hidden was not. laps: the stages of
     the describing thread, one after another, writing the last of them; event_laps: the event model's.
     """
-    in_prefill, in_draft = (0.0, events.waited_ms) if overlap else (events.waited_ms, 0.0)
     return {
         **{name: event_laps.get(name, 0.0) for name in (RENDER, EVENT_PREPROCESS, EVENT_FEATURES)},
         "event_model": events.busy_ms,
         "event_hidden": events.hidden_ms,
         **{name: laps[name] for name in (PREPROCESS, ENCODE_FRAMES)},
         "event_wait": events.waited_ms,
-        "prefill": statistics.prefill_ms - in_prefill,
-        "draft": statistics.draft_ms - in_draft,
+        "prefill": statistics.prefill_ms,
+        "draft": statistics.draft_ms - events.waited_ms,
         "verify": statistics.verify_ms,
-        "decode": statistics.decode_ms - in_draft,
+        "decode": statistics.decode_ms - events.waited_ms,
         "total": sum(laps.values()),
     }

@@ -17,6 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from evspec_ros.engines.plans import Entry, PlanCache
+from evspec_ros.engines.tensorrt_library import RTX, find_library, obstacle
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.checkpoints import (
     read_draft_head_config,
@@ -127,7 +129,7 @@ def software() -> tuple[Found, ...]:
         _ros(),
         _dds(),
         _torch(),
-        _found("tensorrt", "only needed to compile the drafter for an NVIDIA GPU; JetPack brings it"),
+        _tensorrt(),
         _found(
             "onnxruntime",
             "`pip install onnxruntime` for quicker decoding on a CPU",
@@ -184,24 +186,36 @@ def pair_report(target: Path | None, event_model: Path | None) -> str | None:
     return compatibility(load_tokenizer(target), load_tokenizer(event_model)).report
 
 
-def print_report(found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None) -> None:
-    """Tables of the software, of the memory that was asked for and of what is recommended where; what was
-    found out about a pair.
+def cached_plans() -> list[Entry]:
+    """What is in the engine cache."""
+    return PlanCache().entries()
+
+
+def print_report(
+    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[Entry] = ()
+) -> None:
+    """Tables of the software, of the memory that was asked for, of what is recommended where and of compiled
+    plans; what was found out about a pair.
     """
     console = Console(highlight=False)
     console.print(_software_table(found))
     console.print(_memory_table(verdicts))
     console.print(_machine_table(verdicts))
+    if plans:
+        console.print(_plan_table(plans))
     if pair is not None:
         console.print(pair)
 
 
-def report_as_dict(found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None) -> dict[str, Any]:
+def report_as_dict(
+    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[Entry] = ()
+) -> dict[str, Any]:
     """The same, ready for JSON; memory in bytes."""
     return {
         "pair": pair,
         "software": [asdict(item) for item in found],
         "machines": [verdict.as_dict() for verdict in verdicts],
+        "plans": [plan.as_dict() for plan in plans],
     }
 
 
@@ -242,6 +256,17 @@ def _machine_table(verdicts: Sequence[Fit]) -> Table:
             *(("nothing fits", "", "") if best is None else (best.dtype, best.kv_dtype, _gib(best.total))),
             "" if limit is None else f"{limit:,.0f}",
         )
+    return table
+
+
+def _plan_table(plans: Sequence[Entry]) -> Table:
+    table = Table(title=f"compiled plans in {plans[0].path.parent}", title_justify="left")
+    for column in ("network", "precision", "by", "for", "MiB", "here"):
+        table.add_column(column, justify="right" if column == "MiB" else "left")
+    for plan in plans:
+        whom = ", ".join(plan.capabilities) + (f" ({plan.gpu})" if plan.gpu else "")
+        size, use = f"{plan.size / 2**20:.1f}", plan.obstacle() or "ready"
+        table.add_row(plan.network, plan.precision, plan.library, whom, size, use)
     return table
 
 
@@ -286,6 +311,18 @@ def _torch() -> Found:
     devices = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
     names = ", ".join(f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices)
     return Found("torch", torch.__version__, f"CUDA {torch.version.cuda}: {names}")
+
+
+def _tensorrt() -> Found:
+    """Either library, under one name; whether it can run networks on this machine's GPU, and if not, why."""
+    library = find_library()
+    if library is None:
+        advice = "only needed to compile the drafter for an NVIDIA GPU: `pip install 'evspec_ros[tensorrt]'`"
+        return Found("tensorrt", None, advice=f"{advice}; JetPack brings it")
+    what = "TensorRT for RTX" if library.__name__ == RTX else "TensorRT"
+    why = obstacle()
+    running = "runs the drafter on this GPU" if why is None else f"compiles for other machines alone: {why}"
+    return Found("tensorrt", str(library.__version__), f"{what}, {running}")
 
 
 def _found(name: str, advice: str, detail: Callable[[Any], str] = lambda _: "") -> Found:

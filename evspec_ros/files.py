@@ -31,6 +31,20 @@ def share_directory() -> Path:
     )
 
 
+def state_directory() -> Path:
+    """The user's folder for what the package learns, as freedesktop.org has it; it may not exist
+    yet. Raises EvspecError for a user without a home.
+    """
+    named = os.environ.get("XDG_STATE_HOME")
+    try:
+        home = Path(named) if named else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise EvspecError(
+            "There is no home directory to keep what is learnt in; name a directory, or set XDG_STATE_HOME."
+        ) from error
+    return home / _INSTALLED_AS
+
+
 def version() -> str:
     """The package's version: of a source tree by its manifest, else as it was installed.
 

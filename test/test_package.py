@@ -146,8 +146,9 @@ def required() -> list[Any]:
     """The requirements of setup.py's install_requires and of its extras but ROS."""
     packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
     setup = (ROOT / "setup.py").read_text()
-    texts = re.findall(r"(?:install_requires=|\"(?:quantised|dsec|peer)\": )\[(.*?)\]", setup, re.DOTALL)
-    assert len(texts) == 4
+    lists = r"(?:install_requires=|\"(?:quantised|dsec|peer|tensorrt)\": )\[(.*?)\]"
+    texts = re.findall(lists, setup, re.DOTALL)
+    assert len(texts) == 5
     return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', "".join(texts))]
 
 
@@ -164,7 +165,7 @@ def test_pins_lie_within_the_ranges_that_the_package_accepts() -> None:
 def test_every_package_that_the_code_imports_is_required() -> None:
     """What evspec_ros imports is in setup.py's install_requires or extras, or comes with Python or ROS."""
     distributions = {"backports": "backports.zstd", "cv2": "opencv-python-headless", "llvmlite": "numba"}
-    distributions |= {"ruamel": "ruamel.yaml"}
+    distributions |= {"google": "protobuf", "ruamel": "ruamel.yaml", "tensorrt": "tensorrt-rtx"}
     names = {requirement.name for requirement in required()}
     for path in (ROOT / "evspec_ros").rglob("*.py"):
         for module in imported_modules(path) - {*sys.stdlib_module_names, "evspec_ros"}:

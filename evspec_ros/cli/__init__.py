@@ -170,6 +170,7 @@ def _doctor(options: argparse.Namespace) -> None:
     from evspec_ros.doctor import (
         MACHINES,
         THIS,
+        cached_plans,
         judge,
         pair_report,
         print_report,
@@ -185,6 +186,6 @@ def _doctor(options: argparse.Namespace) -> None:
     verdicts = [judge(sizes, machine, options.dtype, options.kv_dtype) for machine in machines]
     pair = pair_report(options.target, options.event_model)
     if options.json:
-        print_json(report_as_dict(software(), verdicts, pair))
+        print_json(report_as_dict(software(), verdicts, pair, cached_plans()))
     else:
-        print_report(software(), verdicts, pair)
+        print_report(software(), verdicts, pair, cached_plans())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evspec_ros.choices import BACKENDS, EXPORT_PRECISIONS
+from evspec_ros.choices import CONDITIONS, DRAFTER_BACKENDS, EXPORT_PRECISIONS, MIXED
 from evspec_ros.cli.export import add_networks, networks_of
 from evspec_ros.cli.options import (
     DEVICE_HELP,
@@ -16,18 +16,22 @@ from evspec_ros.cli.options import (
     RUN_HELP,
     add_models,
     add_pair,
+    add_placement,
     add_verb,
+    capability,
     count,
     given,
     messages,
     models,
     own_checkpoint,
+    placement,
     positive,
     print_json,
     probability,
     whole,
 )
 from evspec_ros.errors import EvspecError
+from evspec_ros.evaluation.learning_plan import LearningPlan
 from evspec_ros.evaluation.study_plan import StudyPlan
 
 _STUDY_OPTIONS = {
@@ -35,6 +39,12 @@ _STUDY_OPTIONS = {
     "held_out": "scenes of each condition to test with",
     "steps": "of each training",
     "raced": "windows of the race of drafters",
+}
+
+_LEARNING_OPTIONS = {
+    "scenes": "that follow each other",
+    "windows": "of each scene",
+    "starts": "of the describer, each of which goes on from the head that was saved",
 }
 
 
@@ -46,9 +56,11 @@ def add_benches(verbs: Any) -> None:
     _add_lossless_bench(benches)
     _add_decoder_bench(benches)
     _add_engine_bench(benches)
+    _add_learning_bench(benches)
     _add_ingest_bench(benches)
     _add_scene_bench(benches)
     _add_results_bench(benches)
+    _add_build_bench(benches)
 
 
 def _add_decode_bench(benches: Any) -> None:
@@ -56,9 +68,9 @@ def _add_decode_bench(benches: Any) -> None:
         benches, "decode", _bench_decode, "compare drafters with plain decoding on held-out scenes"
     )
     add_models(decode)
-    decode.add_argument("--scenes", type=count, default=50, help="default: %(default)s")
+    decode.add_argument("--scenes", type=count, default=10, help="default: %(default)s")
     decode.add_argument(
-        "--streams", type=whole, default=8, help="of twelve windows each, besides; default: %(default)s"
+        "--streams", type=whole, default=1, help="of twelve windows each, besides; default: %(default)s"
     )
     decode.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
     decode.add_argument(
@@ -67,6 +79,13 @@ def _add_decode_bench(benches: Any) -> None:
     decode.add_argument("--n-max", type=count, default=40, help="most tokens per draft; default: %(default)s")
     decode.add_argument(
         "--p-min", type=probability, default=0.0, help="confidence to draft on; default: %(default)s"
+    )
+    add_placement(decode)
+    decode.add_argument(
+        "--drafter-backend",
+        choices=DRAFTER_BACKENDS,
+        default="auto",
+        help="of the drafters' networks; default: %(default)s",
     )
 
 
@@ -97,17 +116,7 @@ def _add_decoder_bench(benches: Any) -> None:
     decoder.add_argument(
         "--random-weights", action="store_true", help="of the shape, no checkpoint; --shape 7b needs a GPU"
     )
-    decoder.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: %(default)s")
-    decoder.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="default: float32 on the CPU, float16 on a GPU",
-    )
-    decoder.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        help="default: cuda_graphs on a GPU, else auto",
-    )
+    add_placement(decoder)
     decoder.add_argument("--threads", type=count, help="of both decoders; default: torch's")
     decoder.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
 
@@ -123,6 +132,26 @@ def _add_engine_bench(benches: Any) -> None:
     )
     engines.add_argument("--threads", type=count, help="of all of them; default: torch's")
     engines.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
+
+
+def _add_learning_bench(benches: Any) -> None:
+    learning = add_verb(
+        benches,
+        "learning",
+        _bench_learning,
+        "replay a simulated stream to a draft head that is new and learns",
+    )
+    add_pair(learning)
+    learning.add_argument(
+        "--draft-head-dir",
+        type=Path,
+        default=Path("runs/learning"),
+        help="where the head is kept, and gone on from; default: %(default)s",
+    )
+    for name, what in _LEARNING_OPTIONS.items():
+        default = getattr(LearningPlan, name)
+        learning.add_argument(f"--{name}", type=count, help=f"{what}; default: {default}")
+    learning.add_argument("--plot", type=Path, help="a picture to write, .png, .svg or .pdf")
 
 
 def _add_ingest_bench(benches: Any) -> None:
@@ -162,9 +191,35 @@ def _add_results_bench(benches: Any) -> None:
     results.add_argument(
         "--seeds", type=_seeds, help=f"of each kind of head, 2 to 10; default: {StudyPlan.seeds}"
     )
+    results.add_argument(
+        "--kind",
+        action="append",
+        choices=HEADS,
+        help="of heads to compare with and without events, and nothing else; may be given again; default: "
+        "all kinds, by size and data too, and a race",
+    )
+    results.add_argument(
+        "--condition",
+        choices=(MIXED, *CONDITIONS),
+        help=f"of the scenes to learn from and to test with; default: {MIXED}, and tests with each",
+    )
     for name, what in _STUDY_OPTIONS.items():
         default = getattr(StudyPlan, name)
         results.add_argument(f"--{name.replace('_', '-')}", type=count, help=f"{what}; default: {default}")
+
+
+def _add_build_bench(benches: Any) -> None:
+    builds = add_verb(
+        benches, "builds", _bench_builds, "measure what compiling full-width networks with TensorRT takes"
+    )
+    builds.add_argument("--layers", type=count, default=2, help="of EventGPT's decoder; default: %(default)s")
+    builds.add_argument(
+        "--compute-capability",
+        type=capability,
+        action="append",
+        dest="capabilities",
+        help="of a GPU; may be given again; default: 8.6, 8.9 and 12.0",
+    )
 
 
 def _seeds(text: str) -> int:
@@ -175,14 +230,21 @@ def _seeds(text: str) -> int:
 
 
 def _bench_decode(options: argparse.Namespace) -> None:
-    from evspec_ros.evaluation.decoding import bench_visibly
+    from evspec_ros.evaluation.decoding import Placement, bench_visibly
     from evspec_ros.evaluation.decoding_report import plot_report, print_report
     from evspec_ros.speculative import DraftLimits
 
     limits = DraftLimits(options.n_max, options.n_max, options.p_min)
     target, event_model, _ = models(options)
     report = bench_visibly(
-        target, event_model, _heads(options), options.scenes, limits, options.drafter, options.streams
+        target,
+        event_model,
+        _heads(options),
+        options.scenes,
+        limits,
+        options.drafter,
+        options.streams,
+        Placement(*placement(options), options.drafter_backend),
     )
     if options.plot:
         plot_report(report, options.plot)
@@ -218,14 +280,14 @@ def _bench_decoder(options: argparse.Namespace) -> None:
     if options.shape != "tiny" and options.target is None and not options.random_weights:
         raise EvspecError("The package ships the tiny shape alone; add --target DIR or --random-weights.")
     own = None if options.random_weights else options.target or own_checkpoint("tiny_video_llava")
-    gpu = options.device != "cpu"
+    device, dtype, backend = placement(options)
     speed = bench_visibly(
         DecoderBench(
             shape=options.shape,
             target=own,
-            device=options.device,
-            dtype=options.dtype or ("float16" if gpu else "float32"),
-            backend=options.backend or ("cuda_graphs" if gpu else "auto"),
+            device=device,
+            dtype=dtype,
+            backend=backend,
             threads=options.threads,
             repetitions=options.repetitions,
         )
@@ -249,6 +311,20 @@ def _bench_engines(options: argparse.Namespace) -> None:
         print_json({"rows": [row.as_dict() for row in rows]})
     else:
         print_speeds(rows)
+
+
+def _bench_learning(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.learning import plot_learning, print_learning, replay_visibly
+
+    target, event_model, _ = models(options)
+    plan = replace(LearningPlan(), **given(options, *_LEARNING_OPTIONS))
+    report = replay_visibly(target, event_model, options.draft_head_dir, plan)
+    if options.plot:
+        plot_learning(report, options.plot)
+    if options.json:
+        print_json(report.as_dict())
+    else:
+        print_learning(report)
 
 
 def _bench_ingest(options: argparse.Namespace) -> None:
@@ -286,16 +362,32 @@ def _bench_scenes(options: argparse.Namespace) -> None:
         print_statistics(rows)
 
 
+def _bench_builds(options: argparse.Namespace) -> None:
+    from evspec_ros.engines.building import print_plans
+    from evspec_ros.evaluation.engine_builds import bench_builds
+
+    rows = bench_builds(options.layers, options.capabilities or [(8, 6), (8, 9), (12, 0)])
+    if options.json:
+        print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_plans(rows)
+
+
 def _bench_results(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.study import run_study_visibly
     from evspec_ros.evaluation.study_report import write_results
 
     target, event_model, _ = models(options)
-    plan = replace(StudyPlan(), **given(options, "seeds", *_STUDY_OPTIONS))
+    plan = replace(StudyPlan(), **given(options, "seeds", "condition", *_STUDY_OPTIONS))
+    kinds = tuple(dict.fromkeys(options.kind or ()))
+    conditions = CONDITIONS if plan.condition == MIXED else (plan.condition,)
+    plan = replace(plan, kinds=kinds, conditions=conditions)
     study = run_study_visibly(target, event_model, options.run, plan)
-    named = given(options, "target", "event_model", "seeds", *_STUDY_OPTIONS)
+    named = given(options, "target", "event_model", "seeds", "condition", *_STUDY_OPTIONS)
     words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in named.items()]
-    write_results(study, options.write, " ".join(("evspec bench results", *words)))
+    words += [f"--kind {kind}" for kind in kinds]
+    command = " ".join(("evspec bench results", *words))
+    write_results(study, options.write, command, shipped="target" not in named)
     if options.json:
         print_json(study.as_dict())
     else:

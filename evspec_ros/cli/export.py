@@ -1,4 +1,4 @@
-"""`evspec export`: the drafter's networks as files for engines."""
+"""`evspec export`: the drafter's networks as ONNX files, or as plans that TensorRT compiled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evspec_ros.choices import EXPORT_PRECISIONS
-from evspec_ros.cli.options import add_pair, add_verb, messages, models, own_checkpoint, print_json
+from evspec_ros.cli.options import (
+    add_pair,
+    add_verb,
+    capability,
+    messages,
+    models,
+    own_checkpoint,
+    positive,
+    print_json,
+)
+from evspec_ros.errors import EvspecError
 
 if TYPE_CHECKING:
     from evspec_ros.engines.networks import Network
@@ -17,16 +27,46 @@ _OWN_HEADS = ("tiny_eagle3", "tiny_block")  # those that `combined` drafts with
 
 def add_export(verbs: Any) -> None:
     """Add `export`."""
-    export = add_verb(verbs, "export", _export, "write the drafter's networks as ONNX files and check them")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files lie")
+    export = add_verb(
+        verbs,
+        "export",
+        _export,
+        "write the drafter's networks as ONNX files and check them, or compile them with TensorRT",
+    )
     export.add_argument(
-        "--check", action="store_true", help="write nothing, compare the files in DIR with the models"
+        "--backend",
+        choices=("onnx", "tensorrt"),
+        default="onnx",
+        help="tensorrt: compile them ahead of time, for this machine or others; default: %(default)s",
+    )
+    export.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the files lie; default, of tensorrt: the engine cache"
+    )
+    export.add_argument(
+        "--check",
+        action="store_true",
+        help="write no ONNX files, compare those in DIR with the models; of tensorrt: run the plans and "
+        "compare them with torch",
     )
     export.add_argument(
         "--precision",
         choices=EXPORT_PRECISIONS,
         default=EXPORT_PRECISIONS[0],
         help="of weights and numbers in the graphs; default: %(default)s",
+    )
+    export.add_argument(
+        "--compute-capability",
+        type=capability,
+        action="append",
+        default=[],
+        dest="capabilities",
+        help="such as 8.6, of a GPU that shall run the plans; may be given again; default: the GPU at hand",
+    )
+    export.add_argument(
+        "--memory-limit",
+        type=positive,
+        metavar="GIB",
+        help="of the GPU, that a layer may take while it runs; default: 1",
     )
     add_networks(export)
 
@@ -63,6 +103,15 @@ def networks_of(options: argparse.Namespace, precision: str, device: str = "cpu"
 
 
 def _export(options: argparse.Namespace) -> None:
+    if options.backend == "tensorrt":
+        _build(options)
+    elif options.out is None:
+        raise EvspecError("Where shall the ONNX files lie? Name a directory by --out.")
+    else:
+        _write(options)
+
+
+def _write(options: argparse.Namespace) -> None:
     from evspec_ros.engines.export import check, export, print_exported
 
     rows = []
@@ -77,3 +126,30 @@ def _export(options: argparse.Namespace) -> None:
         print_json({"rows": [row.as_dict() for row in rows]})
     else:
         print_exported(rows)
+
+
+def _build(options: argparse.Namespace) -> None:
+    from evspec_ros.engines.building import build_visibly, print_plans
+    from evspec_ros.engines.plans import Order, PlanCache
+    from evspec_ros.engines.tensorrt_library import require_library
+    from evspec_ros.evaluation.engine_check import check_plans, machine, print_checks
+    from evspec_ros.networks.memory import GIB
+
+    require_library()  # before anything is loaded
+    limit = None if options.memory_limit is None else int(options.memory_limit * GIB)
+    orders = [
+        Order(network, options.precision, tuple(options.capabilities), workspace=limit)
+        for network in networks_of(options, options.precision)
+    ]
+    cache = PlanCache(options.out)
+    rows = build_visibly(orders, cache)
+    report: dict[str, Any] = {"rows": [row.as_dict() for row in rows]}
+    checks = check_plans((order.network for order in orders), cache) if options.check else []
+    if options.check:
+        report |= {"machine": machine(), "checks": [row.as_dict() for row in checks]}
+    if options.json:
+        print_json(report)
+        return
+    print_plans(rows)
+    if options.check:
+        print_checks(checks)

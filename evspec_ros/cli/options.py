@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from evspec_ros.choices import CONDITIONS, MIXED, PLAIN
+from evspec_ros.choices import BACKENDS, CONDITIONS, MIXED, PLAIN
 from evspec_ros.files import share_directory
 
 if TYPE_CHECKING:
@@ -65,6 +65,24 @@ def models(options: argparse.Namespace, head: str = "eagle") -> tuple[Path, Path
         path or own_checkpoint(name) for path, name in zip(named, own, strict=True)
     )
     return target, event_model, draft_head
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Options that choose where a bench computes, in which precision, and what runs the target's passes."""
+    parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float32 on the CPU, float16 on a GPU",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, help="default: cuda_graphs on a GPU, else auto")
+
+
+def placement(options: argparse.Namespace) -> tuple[str, str, str]:
+    """Device, precision and backend, the device's own where none was named."""
+    gpu = options.device != "cpu"
+    dtype = options.dtype or ("float16" if gpu else "float32")
+    return options.device, dtype, options.backend or ("cuda_graphs" if gpu else "auto")
 
 
 def own_checkpoint(name: str) -> Path:
@@ -125,6 +143,16 @@ def print_json(value: dict[str, Any]) -> None:
     """One object on stdout."""
     json.dump(value, sys.stdout)
     sys.stdout.write("\n")
+
+
+def capability(text: str) -> tuple[int, int]:
+    """An option's type: a GPU's compute capability, such as 8.6."""
+    from evspec_ros.engines.tensorrt_library import parse_capability
+
+    try:
+        return parse_capability(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def positive(text: str) -> float:

@@ -22,9 +22,11 @@ from evspec_ros.engines.export import graph
 from evspec_ros.engines.networks import Network, block, encode_events
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import OnnxEngine, runtime_obstacle
+from evspec_ros.engines.plans import tensorrt_engine
 from evspec_ros.engines.protocol import Engine
 from evspec_ros.engines.rows import LevelHead, RowsDecoder
 from evspec_ros.engines.selection import choose_engine
+from evspec_ros.engines.tensorrt_library import obstacle as tensorrt_obstacle
 from evspec_ros.engines.torch_engine import TorchEngine
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.block_head import BlockHead
@@ -53,7 +55,7 @@ class EventEncoder:
 
 
 class DrafterEngines:
-    """Makes the engines of one drafter.
+    """Makes the engines of a drafter's networks.
 
     backend: one of DRAFTER_BACKENDS, never auto; reason: why this one. What a backend that was not asked for
     by name cannot run, torch does.
@@ -105,7 +107,7 @@ class DrafterEngines:
 
     def _engine(self, network: Network) -> Engine:
         if self.backend == "tensorrt":
-            return _tensorrt(network)
+            return tensorrt_engine(network)
         return TorchEngine(network)
 
 
@@ -157,8 +159,4 @@ def _tensorrt_obstacle(weights: list[nn.Parameter]) -> str | None:
         return "the networks are not on a GPU"
     if any(type(weight.data) is not Tensor for weight in weights):
         return "weights are quantised"
-    return "this version has no TensorRT engine"
-
-
-def _tensorrt(network: Network) -> Engine:
-    raise EngineError(f"There is no TensorRT engine for {network.name}.")
+    return tensorrt_obstacle()

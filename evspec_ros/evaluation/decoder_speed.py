@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from evspec_ros.engines.decoder import Rows
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.checkpoints import load_video_llava
-from evspec_ros.networks.devices import compute_device
+from evspec_ros.networks.devices import compute_device, machine
 from evspec_ros.networks.llama import KVCache, LlamaDecoder, attention_mask
 from evspec_ros.networks.memory import published
 from evspec_ros.networks.quantisation import compute_dtype
@@ -167,7 +166,7 @@ class _SpeedRun:
             row = self._pass_row(count, copy)
             rows.append(replace(row, steps=row.ms / (rows[1].ms if count else row.ms)))
             report(done)
-        return DecoderSpeed(_machine(self._device), str(self._chosen), copy, tuple(rows))
+        return DecoderSpeed(machine(self._device), str(self._chosen), copy, tuple(rows))
 
     def _pass_row(self, nodes: int, copy_gb_per_s: float) -> DecoderRow:
         """A step for no nodes, else the verification of a chain of them: what a tree costs as well, because
@@ -324,17 +323,3 @@ def _copy_gb_per_s(device: torch.device) -> float:
     target = torch.empty_like(source)
     best = min(_milliseconds(lambda: target.copy_(source), device) for _ in range(10))
     return 2 * _COPY_BYTES / best / 1e6
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor()}, threads: {torch.get_num_threads()}"
-
-
-def processor() -> str:
-    """Its name where Linux tells it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -14,10 +14,13 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from evspec_ros.choices import PLAIN
+from evspec_ros.choices import AUTO_DRAFTER, PLAIN
+from evspec_ros.engines.drafter import drafter_engines
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import Head, load_draft_head
+from evspec_ros.networks.devices import compute_device, machine
+from evspec_ros.networks.quantisation import compute_dtype
 from evspec_ros.networks.tiny import TINY_CLIP
 from evspec_ros.simulation.samples import Samples, changes_slowly, make_sample, make_stream
 from evspec_ros.sizes import MAX_NEW_TOKENS
@@ -35,17 +38,29 @@ from evspec_ros.speculative import (
     Generation,
     Prompt,
     drafter_kind,
+    drafters_of_heads,
     generate,
     make_combined,
     make_drafter,
 )
 from evspec_ros.speculative.costs import measure_costs, measure_passes
+from evspec_ros.speculative.drafter import PassCosts
 from evspec_ros.training.features import ModelPair, SceneBatch
 from evspec_ros.training.head_run import as_seen, load_pair
 
 BASELINE, DEFAULT = "none", DEFAULT_DRAFTER
 CURVE_ROWS = (1, 4, 8, 16, 24, 32, 60)
 STREAM_WINDOWS = 12
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the networks compute, in which precision, and what runs the target and what drafts."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    backend: str = "auto"
+    drafter_backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -68,11 +83,14 @@ class DecodingRow:
     """One way of decoding over all windows, beside plain decoding of the same windows in the same run.
 
     scenes: windows described; seconds: wall clock from pixels to the last token; speedup: the baseline's
-    seconds over these; speedup_decode: the same from the first token on. mean_accepted_length: tokens per
-    target pass, the bonus token counted. draft_ms, verify_ms: mean per pass of the target; target_step_ms:
-    the baseline's mean step; node_share: drafting a node over that. prefill_ms: mean per window, with what
-    was waited for the event model; prefill_slowdown: over the baseline's; event_ms, event_hidden_ms: the
-    event model's work per window, and what of it nobody waited for. identical: whether every text was the
+    seconds over these; speedup_decode: the same from the first token on, without what was waited for the
+    event model, as in the node's latencies. mean_accepted_length: tokens per
+    target pass, the bonus token counted. draft_ms, verify_ms: mean per pass of the target; draft_passes: runs
+    of the drafter's networks (of one that has none: its drafts) over all windows, draft_ms_per_pass: what one
+    takes with all else that drafting does, 0 where there is none; target_step_ms: the baseline's mean step;
+    node_share: drafting a node over that. prefill_ms: mean per window;
+    prefill_slowdown: over the baseline's; event_ms, event_hidden_ms: the event model's work per window, and
+    what of it nobody waited for. identical: whether every text was the
     baseline's, token for token; None where texts are sampled.
     """
 
@@ -88,6 +106,8 @@ class DecodingRow:
     acceptance_rate: float
     acceptance_by_position: tuple[float, ...]
     draft_ms: float
+    draft_passes: int
+    draft_ms_per_pass: float
     verify_ms: float
     target_step_ms: float
     node_share: float
@@ -107,7 +127,8 @@ class DecodingRow:
 class DecodingReport:
     """rows: of single windows; stream: of windows that follow each other; ablation, stream_ablation: of
     `combined` without each of its ingredients. cost_curve: what a pass over so many rows costs, over one of
-    one row; step_ms: that one.
+    one row; step_ms: that one. machine, dtype, engine: what computed, in which precision, and what ran the
+    target's passes and why.
     """
 
     rows: tuple[DecodingRow, ...]
@@ -116,6 +137,9 @@ class DecodingReport:
     stream_ablation: tuple[DecodingRow, ...]
     cost_curve: dict[int, float]
     step_ms: float
+    machine: str
+    dtype: str
+    engine: str
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; `stream` has all rows and the figures of the default drafter as it runs
@@ -130,6 +154,9 @@ class DecodingReport:
             "stream_ablation": [row.as_dict() for row in self.stream_ablation],
             "cost_curve": self.cost_curve,
             "step_ms": self.step_ms,
+            "machine": self.machine,
+            "dtype": self.dtype,
+            "engine": self.engine,
         }
 
 
@@ -167,6 +194,8 @@ class Entry:
             acceptance_rate=found.acceptance_rate,
             acceptance_by_position=found.acceptance_by_position,
             draft_ms=found.draft_ms / passes,
+            draft_passes=found.draft_passes,
+            draft_ms_per_pass=found.draft_ms / found.draft_passes if found.draft_passes else 0.0,
             verify_ms=found.verify_ms / passes,
             target_step_ms=step_ms,
             node_share=found.draft_ms / found.drafted / step_ms if found.drafted else 0.0,
@@ -193,21 +222,28 @@ class Bench:
         heads: Mapping[str, Head],
         limits: DraftLimits = DEFAULT_LIMITS,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        backend: str = "auto",
+        drafter_backend: str = "auto",
     ) -> None:
-        """heads: by their kind."""
+        """heads: by their kind; backend: of the target's passes. Raises EngineError where one cannot run."""
         self._pair = pair
         self._heads = heads
         self._limits = limits
         self._max_new_tokens = max_new_tokens
         target = pair.target
+        chosen = choose_engine(target.decoder, target.lm_head, backend)
+        self._engines = drafter_engines(drafter_backend, (pair.event_model, *heads.values()))
+        self._encoder = self._engines.encoder(pair.event_model)
+        self.engine = f"{chosen}; drafters on {self._engines}"
         self.decoder = DecoderTarget(
             target.decoder,
             target.lm_head,
             target.config.text.end_tokens,
             lambda tokens: str(list(tokens)),
-            engine=choose_engine(target.decoder, target.lm_head).engine,
+            engine=chosen.engine,
         )
         self._passes_ms: tuple[float, ...] = ()
+        self._costs: dict[Contestant, PassCosts] = {}  # of contestants without their temperature
 
     def able(self) -> tuple[str, ...]:
         """The drafters for which all models are there."""
@@ -222,7 +258,7 @@ class Bench:
         events = EventSide(overlap=contestant.overlap, pooling=pooling)
         kinds = drafter_kind(contestant.drafter).head_kinds
         head = next((self._heads[kind] for kind in kinds if kind in self._heads), None)
-        models = DraftModels(head, self._pair.event_model, events)
+        models = DraftModels(head, self._pair.event_model, events, engines=self._engines)
         if contestant.without:
             return Entry(contestant, make_combined(self.decoder, models, contestant.without), events)
         return Entry(contestant, make_drafter(contestant.drafter, self.decoder, models), events)
@@ -237,8 +273,8 @@ class Bench:
 
         Each stream's windows follow each other; what a drafter remembers is forgotten between streams. The
         order of the contestants turns from stream to stream. The first stream is described once before it
-        counts, so that nobody pays for what is loaded or cached at first use, and so that passes and drafts
-        are timed: within the limits each draft is as large as pays.
+        counts, so that nobody pays for what is loaded or cached at first use. The first race that a way of
+        drafting is in times passes and drafts: within the limits each draft is as large as pays.
         """
         entries = [self.entry(contestant) for contestant in contestants]
         for index, stream in enumerate(streams):
@@ -283,12 +319,14 @@ class Bench:
     def prompt(self, window: SceneBatch) -> Prompt:
         """A window of one scene as the target reads it; its events are read when a drafter wants them."""
         target, ids = self._pair.target, self._pair.prompt_ids
-        embeddings = target.embed_prompt(ids, target.encode_frames(window.frames[0]))[None]
+        weight = target.lm_head.weight
+        frames, events = (pixels[0].to(weight) for pixels in (window.frames, window.events))
+        embeddings = target.embed_prompt(ids, target.encode_frames(frames))[None]
         before, after = self._pair.event_ids
         return Prompt(
             embeddings,
             tuple(ids.tolist()),
-            lambda: self._pair.event_model.encode_events(window.events[0]),
+            lambda: self._encoder.encode(events),
             (tuple(before.tolist()), tuple(after.tolist())),
         )
 
@@ -299,18 +337,26 @@ class Bench:
             entry.drafter.forget()
         self._passes_ms = self._passes_ms or measure_passes(self.decoder, prompt)
         for entry in entries:
-            costs = measure_costs(self.decoder, entry.drafter, prompt, self._passes_ms)
-            entry.limits = replace(self._limits, costs=costs)
+            greedy = replace(entry.contestant, temperature=0.0)
+            if greedy not in self._costs:
+                costs = measure_costs(self.decoder, entry.drafter, prompt, self._passes_ms)
+                self._costs[greedy] = costs
+            entry.limits = replace(self._limits, costs=self._costs[greedy])
 
     def _describe_counted(self, entry: Entry, window: SceneBatch, seed: int) -> None:
         self.decoder.forget()
         started = time.perf_counter()
         generation = self.describe(entry, self.prompt(window), entry.limits, seed)
         entry.seconds += time.perf_counter() - started
-        entry.statistics += generation.statistics
+        times, found = entry.events.times, generation.statistics
+        entry.statistics += replace(
+            found,
+            draft_ms=found.draft_ms - times.waited_ms,
+            decode_ms=found.decode_ms - times.waited_ms,
+        )
         entry.texts.append(generation.tokens)
-        entry.event_ms += entry.events.times.busy_ms
-        entry.event_hidden_ms += entry.events.times.hidden_ms
+        entry.event_ms += times.busy_ms
+        entry.event_hidden_ms += times.hidden_ms
 
 
 def contestants(drafters: Sequence[str], temperatures: Sequence[float] = (0.0, 1.0)) -> list[Contestant]:
@@ -337,15 +383,23 @@ def bench_visibly(
     limits: DraftLimits = DEFAULT_LIMITS,
     drafters: Sequence[str] = (),
     streams: int = 0,
+    placement: Placement | None = None,
 ) -> DecodingReport:
     """The benchmark of checkpoint directories on held-out simulated scenes, with progress on stderr.
 
     drafters: by default every one whose head is among draft_heads or that needs none. streams: how many
     streams of STREAM_WINDOWS windows are described besides.
     """
-    loaded = [load_draft_head(path) for path in draft_heads]
-    bench = Bench(load_pair(target, event_model), {head.config.kind: head for head in loaded}, limits)
-    chosen = drafters or bench.able()
+    placement = placement or Placement()
+    device = compute_device(placement.device)
+    dtype = compute_dtype(placement.dtype, device)
+    pair = load_pair(target, event_model, str(device), dtype)
+    loaded = [load_draft_head(path, dtype, device) for path in draft_heads]
+    heads = {head.config.kind: head for head in loaded}
+    bench = Bench(pair, heads, limits, backend=placement.backend, drafter_backend=placement.drafter_backend)
+    kinds = drafters_of_heads(AUTO_DRAFTER, event_model=True)
+    auto = next((kinds[kind] for kind in heads), DEFAULT)
+    chosen = [auto if name == AUTO_DRAFTER else name for name in drafters] or bench.able()
     with Progress(console=Console(stderr=True), transient=True) as progress:
 
         def race(
@@ -365,6 +419,9 @@ def bench_visibly(
             race("single windows, ablation", lacking, held_out(scenes), scenes),
             race("streams, ablation", lacking, held_out_streams(streams), streams),
             *bench.cost_curve(),
+            machine(device),
+            placement.dtype,
+            bench.engine,
         )
 
 

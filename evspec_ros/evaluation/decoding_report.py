@@ -13,7 +13,7 @@ from rich.table import Table
 from evspec_ros.errors import EvspecError
 from evspec_ros.evaluation.decoding import DecodingReport, DecodingRow
 
-WIDTH = 112  # characters that the tables need
+WIDTH = 118  # characters that the tables need
 
 
 def print_report(report: DecodingReport) -> None:
@@ -24,6 +24,7 @@ def print_report(report: DecodingReport) -> None:
             console.print(_table(f"{title}: {rows[0].scenes} windows", rows))
     curve = ", ".join(f"{rows} rows {cost:.2f}" for rows, cost in report.cost_curve.items())
     console.print(f"A pass of the target over one row takes {report.step_ms:.2f} ms; over it: {curve}.")
+    console.print(f"In {report.dtype} on {report.machine}; {report.engine}.", soft_wrap=True)
 
 
 def _parts(report: DecodingReport) -> list[tuple[str, Sequence[DecodingRow]]]:
@@ -37,7 +38,10 @@ def _parts(report: DecodingReport) -> list[tuple[str, Sequence[DecodingRow]]]:
 
 def _table(title: str, rows: Sequence[DecodingRow]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
-    ratios, times = ("speed-\nup", "de-\ncode", "length", "rate"), ("prefill\nms", "draft\nms", "node\n%")
+    ratios, times = (
+        ("speed-\nup", "de-\ncode", "length", "rate"),
+        ("prefill\nms", "draft\nms", "node\n%", "run\nms"),
+    )
     for column in (
         "drafter",
         "over-\nlap",
@@ -54,8 +58,8 @@ def _table(title: str, rows: Sequence[DecodingRow]) -> Table:
     for row in rows:
         values = (
             row.temperature, row.speedup, row.speedup_decode, row.mean_accepted_length, row.acceptance_rate,
-            row.prefill_ms, row.draft_ms, 100 * row.node_share, row.verify_ms, row.event_ms,
-            row.event_hidden_ms, row.unchanged,
+            row.prefill_ms, row.draft_ms, 100 * row.node_share, row.draft_ms_per_pass, row.verify_ms,
+            row.event_ms, row.event_hidden_ms, row.unchanged,
         )  # fmt: skip
         table.add_row(
             row.drafter,

@@ -13,13 +13,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from evspec_ros.evaluation.decoder_speed import processor
 from evspec_ros.evaluation.event_load import EVENT_ARRAY, EventLoad, loads
 from evspec_ros.events.buffer import EventBuffer
 from evspec_ros.events.decoders import Decoder
 from evspec_ros.events.event_arrays import read_cdr
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
+from evspec_ros.networks.devices import processor
 
 PACKET_EVENTS = 200_000  # 4 ms at 50 million events a second
 WINDOW_NS = 50_000_000

@@ -19,8 +19,8 @@ from evspec_ros.errors import EvspecError
 STAGES = (
     "preprocess",
     "encode_frames",
-    "event_wait",
     "prefill",
+    "event_wait",
     "decode",
 )  # add up to the total
 TEMPLATE = Path(__file__).with_name("report.html")

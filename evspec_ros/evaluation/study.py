@@ -2,8 +2,9 @@
 
 Heads of every kind learn from the target's answers about the same scenes, over several seeds, once with the
 event tokens and once with zeros in their place, and are tested on held-out scenes of each condition with the
-scene's own events, zeros, and another scene's. Beside that: how acceptance grows with the adapter's size and
-with the number of scenes, how well the two models describe each condition, and a race of all drafters.
+scene's own events, zeros, and another scene's. Beside that: how well the two models describe each condition
+and, where all kinds are studied, how acceptance grows with the adapter's size and with the number of scenes,
+and a race of all drafters.
 
 Every result is a JSON file in the run directory, written whole; a study that was interrupted goes on with
 those that are missing. Acceptance is computed by `training.acceptance`, which is what decoding with chains
@@ -21,7 +22,6 @@ from typing import Any
 
 from torch import nn
 
-from evspec_ros.choices import MIXED
 from evspec_ros.errors import TrainingError
 from evspec_ros.evaluation.accuracy import evaluate
 from evspec_ros.evaluation.decoding import Bench, contestants, held_out
@@ -108,15 +108,22 @@ class Study:
         return asdict(self)
 
 
+def studied_kinds(plan: StudyPlan) -> tuple[str, ...]:
+    """The kinds of heads that a study is about."""
+    return plan.kinds or tuple(DRAFT_HEADS)
+
+
 def trials(plan: StudyPlan, pair: ModelPair) -> list[Trial]:
     """All trainings of a study, each once."""
     seeds = range(plan.seeds)
     main = [
         Trial(kind, seed, plan.scenes, learned)
         for seed in seeds
-        for kind in DRAFT_HEADS
+        for kind in studied_kinds(plan)
         for learned in (ON, ZEROED)
     ]
+    if not plan.whole:
+        return main
     sized = [
         Trial(kind, seed, plan.scenes, bottleneck=bottleneck_of(kind, millions, pair))
         for kind in SIZED
@@ -166,7 +173,7 @@ def run_study(
         outcomes.append(_outcome(_kept(run / "outcomes" / f"{trial.name}.json", make)))
         _directory(run, trial).joinpath(f"{trial.kind}.pt").unlink(missing_ok=True)  # it is finished
         report("trainings", number + 1, len(wanted), 0.0)
-    race = _kept(run / "race.json", partial(_race, pair, run, plan))
+    race = _kept(run / "race.json", partial(_race, pair, run, plan)) if plan.whole else []
     return Study(plan, accuracies, _outcome(untrained), tuple(outcomes), tuple(race))
 
 
@@ -198,10 +205,11 @@ def _accuracies(target: Path, event_model: Path, plan: StudyPlan, condition: str
 def _features(
     pair: ModelPair, run: Path, plan: StudyPlan, report: Report
 ) -> tuple[FeatureShards, dict[str, FeatureShards]]:
-    """The target's answers with what any kind of head reads: to learn from, the last ones to pick a
-    training's best weights by, and to test with, of each condition.
+    """The target's answers with what any kind of head reads that is studied: to learn from, the last ones to
+    pick a training's best weights by, and to test with, of each condition.
     """
-    plans = [needed_features(pair, replace(TINY_PLANS[kind], batch=plan.batch)) for kind in DRAFT_HEADS]
+    tiny_plans = [replace(TINY_PLANS[kind], batch=plan.batch) for kind in studied_kinds(plan)]
+    plans = [needed_features(pair, one) for one in tiny_plans]
     layers = sorted({layer for one in plans for layer in one.layers})
     everything = replace(plans[0], layers=tuple(layers), context=max(one.context for one in plans))
 
@@ -210,9 +218,9 @@ def _features(
         scenes = simulated(split, UNSEEN, condition=condition)
         return extract(pair, scenes, run / f"{split}-{condition}", everything, count, source, report)
 
-    most = max(plan.scenes, *plan.amounts)
+    most = max(trial.scenes for trial in trials(plan, pair))
     return (
-        of("train", MIXED, most + PICKED_BATCHES * plan.batch),
+        of("train", plan.condition, most + PICKED_BATCHES * plan.batch),
         {condition: of("held_out", condition, plan.held_out) for condition in plan.conditions},
     )
 
@@ -231,7 +239,7 @@ def _try(
     head_plan = replace(
         tiny,
         scenes=trial.scenes,
-        condition=MIXED,
+        condition=plan.condition,
         batch=plan.batch,
         schedule=replace(tiny.schedule, steps=plan.steps),
         bottleneck=trial.bottleneck,
@@ -294,7 +302,7 @@ def _race(pair: ModelPair, run: Path, plan: StudyPlan) -> list[dict[str, Any]]:
     }
     bench = Bench(pair, heads)
     racers = contestants(bench.able(), temperatures=(0.0,))
-    return [row.as_dict() for row in bench.race(racers, held_out(plan.raced, MIXED))]
+    return [row.as_dict() for row in bench.race(racers, held_out(plan.raced, plan.condition))]
 
 
 def _directory(run: Path, trial: Trial) -> Path:

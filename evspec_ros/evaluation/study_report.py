@@ -1,9 +1,12 @@
-"""What a study found, as a page of Markdown with a picture: `docs/results.md`."""
+"""What a study found, as a page of Markdown with a picture: `docs/results.md`, and `docs/results_block.md` of
+two kinds of heads alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -22,13 +25,17 @@ from evspec_ros.evaluation.study import (
     Outcome,
     Study,
     Trial,
+    studied_kinds,
 )
 from evspec_ros.networks.checkpoints import DRAFT_HEADS
+from evspec_ros.training.acceptance import CHAIN
 from evspec_ros.training.controls import CONTROLS, ON, SHUFFLED, ZEROED
 
 # Student's t of 97.5 % for so many values
 T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 ALL = "all"  # the mean of the conditions
+ONE_PASS, STEPWISE = "block", "eagle3"  # whether the one gains more from events than the other is asked
+PANELS = 3  # of the picture beside each other
 
 
 @dataclass(frozen=True)
@@ -80,52 +87,75 @@ def _untrained_length(study: Study, condition: str, control: str) -> float:
 
 def learnt_difference(study: Study, kind: str, condition: str) -> Interval:
     """Acceptance length of heads that learned and draft with events over that of heads that never had any."""
-    own = lengths(study.of(kind), condition, ON)
-    without = lengths(study.of(kind, ZEROED), condition, ZEROED)
-    return Interval.of([one - other for one, other in zip(own, without, strict=True)])
+    return Interval.of(_gains(study, kind, condition))
 
 
 def exchanged_difference(study: Study, kind: str, condition: str) -> Interval:
     """Acceptance length with the scene's own events over that with another scene's, of the same heads."""
     heads = study.of(kind)
-    pairs = zip(lengths(heads, condition, ON), lengths(heads, condition, SHUFFLED), strict=True)
-    return Interval.of([one - other for one, other in pairs])
+    return Interval.of(_differences(lengths(heads, condition, ON), lengths(heads, condition, SHUFFLED)))
+
+
+def compared_gains(study: Study, condition: str) -> Interval:
+    """How much more ONE_PASS gains from events than STEPWISE, by `learnt_difference`."""
+    return Interval.of(_differences(*(_gains(study, kind, condition) for kind in (ONE_PASS, STEPWISE))))
+
+
+def _gains(study: Study, kind: str, condition: str) -> list[float]:
+    """`learnt_difference`, seed by seed."""
+    own = lengths(study.of(kind), condition, ON)
+    return _differences(own, lengths(study.of(kind, ZEROED), condition, ZEROED))
+
+
+def _differences(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [one - other for one, other in zip(ones, others, strict=True)]
 
 
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def write_results(study: Study, path: Path, command: str) -> None:
-    """The page, and its picture beside it with the suffix .svg; command: what makes them. EvspecError where
-    they cannot be written.
+def write_results(study: Study, path: Path, command: str, *, shipped: bool = False) -> None:
+    """The page, and its picture beside it with the suffix .svg; command: what makes them; shipped: whether of
+    the package's own models. EvspecError where they cannot be written.
     """
     picture = path.with_suffix(".svg")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         plot_study(study, picture)
-        path.write_text(results_page(study, picture.name, command), encoding="utf-8")
+        path.write_text(results_page(study, picture.name, command, shipped=shipped), encoding="utf-8")
     except OSError as error:
         raise EvspecError(f"The results cannot be written to {path}: {error}.") from error
 
 
-def results_page(study: Study, picture: str, command: str) -> str:
+def results_page(study: Study, picture: str, command: str, *, shipped: bool = False) -> str:
     """The page as text."""
     template = Path(__file__).with_name("results.md.jinja").read_text(encoding="utf-8")
     page = Environment(trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined).from_string(
         template
     )
+    asked_of_all = (
+        {
+            "scaled": SCALED,
+            "race": _race_table(study),
+            "sizes": _size_table(study),
+            "data": _data_table(study),
+            "claims": _claims(study),
+        }
+        if study.plan.whole
+        else {}
+    )
     return page.render(
         command=command,
         picture=picture,
         plan=study.plan,
-        scaled=SCALED,
+        kinds=[f"`{kind}`" for kind in studied_kinds(study.plan)],
+        chain=CHAIN,
+        shipped=shipped,
         verdicts=_verdicts(study),
+        comparison=_comparison(study),
         events=_events_table(study),
         accuracy=_accuracy_table(study),
-        race=_race_table(study),
-        sizes=_size_table(study),
-        data=_data_table(study),
-        claims=_claims(study),
+        **asked_of_all,
     )
 
 
@@ -142,27 +172,49 @@ def _verdicts(study: Study) -> list[str]:
         f"{other:.2f} with another scene's and {zeroed:.2f} with zeros; one model, hence no interval."
     )
     sentences = [untrained]
-    for kind in DRAFT_HEADS:
+    for kind in studied_kinds(study.plan):
         whole = learnt_difference(study, kind, ALL)
-        found = [
-            f"{condition} ({learnt_difference(study, kind, condition).signed})"
-            for condition in _conditions(study)
-            if learnt_difference(study, kind, condition).shown
-        ]
-        where = f"taken alone, in {', '.join(found)}" if found else "taken alone, in no condition"
         verdict = "they help" if whole.mean > 0 else "they harm"
         sentences.append(
             f"`{kind}`: with events {whole.signed} tokens a pass over never having had any; "
-            f"{verdict if whole.shown else 'no difference is shown'}. A difference is shown, {where}."
+            f"{verdict if whole.shown else 'no difference is shown'}.{_where(study, kind)}"
         )
     return sentences
 
 
+def _where(study: Study, kind: str) -> str:
+    """A sentence about single conditions, where there are several."""
+    conditions = _conditions(study)
+    if len(conditions) == 1:
+        return ""
+    found = [
+        f"{condition} ({learnt_difference(study, kind, condition).signed})"
+        for condition in conditions
+        if learnt_difference(study, kind, condition).shown
+    ]
+    return f" A difference is shown, taken alone, in {', '.join(found) if found else 'no condition'}."
+
+
+def _comparison(study: Study) -> str | None:
+    """Whether a head that drafts in one pass gains more from events; None where not both kinds are there."""
+    if not {ONE_PASS, STEPWISE} <= set(studied_kinds(study.plan)):
+        return None
+    found = compared_gains(study, ALL)
+    shown = "Yes" if found.mean > 0 else "No, less"
+    answer = shown if found.shown else "No difference is shown"
+    one_pass, stepwise = (learnt_difference(study, kind, ALL).signed for kind in (ONE_PASS, STEPWISE))
+    return (
+        f"Does a head that drafts in one pass gain more from events? {answer}: over never having had any, "
+        f"`{ONE_PASS}` gains {one_pass} tokens a pass and `{STEPWISE}` {stepwise}, a difference of "
+        f"{found.signed}, taken seed by seed."
+    )
+
+
 def _events_table(study: Study) -> str:
     rows: list[Sequence[object]] = []
-    for kind in DRAFT_HEADS:
+    for kind in studied_kinds(study.plan):
         heads, blind = study.of(kind), study.of(kind, ZEROED)
-        for condition in (*_conditions(study), ALL):
+        for condition in _shown_conditions(study):
             tests = [Interval.of(lengths(heads, condition, control)) for control in CONTROLS]
             never = Interval.of(lengths(blind, condition, ZEROED))
             rows.append(
@@ -171,7 +223,7 @@ def _events_table(study: Study) -> str:
                     exchanged_difference(study, kind, condition).signed,
                 )
             )  # fmt: skip
-    for condition in (*_conditions(study), ALL):
+    for condition in _shown_conditions(study):
         found = [_untrained_length(study, condition, control) for control in CONTROLS]
         shown = [f"{one:.2f}" for one in found]
         rows.append((f"`{UNTRAINED}`", condition, *shown, "", "", f"{found[0] - found[-1]:+.2f}"))
@@ -219,7 +271,7 @@ def _size_table(study: Study) -> str:
 
 
 def _data_table(study: Study) -> str:
-    conditions = (*_conditions(study), ALL)
+    conditions = _shown_conditions(study)
     rows = [
         (f"{scenes:,}", *(Interval.of(lengths(found, condition, ON)) for condition in conditions))
         for scenes, found in scaled(study)
@@ -278,23 +330,35 @@ def _conditions(study: Study) -> list[str]:
     return list(study.accuracies)
 
 
+def _shown_conditions(study: Study) -> list[str]:
+    """And the mean, where there are several."""
+    conditions = _conditions(study)
+    return conditions if len(conditions) == 1 else [*conditions, ALL]
+
+
 # --- the picture --------------------------------------------------------------------------------------------
 
 
 def plot_study(study: Study, path: Path) -> None:
-    """Own, zeroed, shuffled and never, by condition, for each kind; acceptance by size and by data."""
+    """Own, zeroed, shuffled and never, by condition, for each kind; acceptance by size and by data where
+    they were asked about.
+    """
+    panels: list[Callable[[Axes], None]] = [
+        partial(_bars, study=study, kind=kind) for kind in studied_kinds(study.plan)
+    ]
+    if study.plan.whole:
+        panels += [partial(_curves, study=study), partial(_growth, study=study)]
+    columns = min(PANELS, len(panels))
+    rows = -(-len(panels) // columns)
     with mpl.rc_context({"svg.hashsalt": "evspec", "svg.fonttype": "none"}):  # the same file every time
-        figure = Figure(figsize=(15, 8), layout="constrained")
-        axes = figure.subplots(2, 3)
-        for place, kind in zip(axes.flat, DRAFT_HEADS, strict=False):
-            _bars(place, study, kind)
-        _curves(axes[1, 1], study)
-        _growth(axes[1, 2], study)
+        figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
+        for number, panel in enumerate(panels):
+            panel(figure.add_subplot(rows, columns, number + 1))
         figure.savefig(path, metadata={"Date": None})
 
 
 def _bars(axes: Axes, study: Study, kind: str) -> None:
-    conditions = (*_conditions(study), ALL)
+    conditions = _shown_conditions(study)
     heads, blind = study.of(kind), study.of(kind, ZEROED)
     series = {
         "own events": [lengths(heads, condition, ON) for condition in conditions],
@@ -321,7 +385,7 @@ def _curves(axes: Axes, study: Study) -> None:
 
 
 def _growth(axes: Axes, study: Study) -> None:
-    for condition in (*_conditions(study), ALL):
+    for condition in _shown_conditions(study):
         points = scaled(study)
         found = [Interval.of(lengths(group, condition, ON)) for _, group in points]
         _errors(axes, [scenes for scenes, _ in points], found, condition)

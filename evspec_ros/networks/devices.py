@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import re
+from pathlib import Path
 
 import torch
 
@@ -26,3 +28,18 @@ def compute_device(name: str) -> torch.device:
             f"The device {name} was asked for and torch sees GPUs up to cuda:{count - 1}; choose one of them."
         )
     return torch.device(name)
+
+
+def machine(device: torch.device) -> str:
+    """What computes there, for reports: the GPU, or the processor with how many threads torch has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, threads: {torch.get_num_threads()}"
+
+
+def processor() -> str:
+    """Its name where Linux tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -46,6 +46,7 @@ from evspec_ros.sizes import (
 
 GIB = 2**30
 TEXT_TOKENS = 64  # of a prompt around its video or its events
+LEARNING = 5  # copies of a head that learns: the best, the one that learns, its gradients and their means
 ANSWER_ROWS = MAX_NEW_TOKENS + TREE_SIZE
 
 
@@ -54,13 +55,14 @@ class Checkpoints:
     """The sizes of what runs together; without an event model or a head where nobody drafts from them.
 
     event_text: the event model reads a prompt and not the events alone, and writes behind it. text_tokens: of
-    a prompt around its video or its events.
+    a prompt around its video or its events. learning: the head learns while it drafts.
     """
 
     target: VideoLlavaConfig
     event_model: EventGptConfig | None = None
     draft_head: HeadConfig | None = None
     event_text: bool = True
+    learning: bool = False
     text_tokens: int = TEXT_TOKENS
 
     @property
@@ -136,6 +138,8 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
         parts |= _model_bytes("event model", event_model, dtype, device)
     if head is not None:
         parts["draft head"] = _bytes(head, compute)
+    if head is not None and checkpoints.learning:
+        parts["draft head: learning"] = LEARNING * _bytes(head, torch.float32)
     cache = _cache_bytes(checkpoints.target.text, checkpoints.rows, kv_dtype(kv) or compute)
     parts["KV cache"] = cache
     if event_model is not None:

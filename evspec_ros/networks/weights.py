@@ -108,7 +108,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def published_keys(path: Path) -> set[str]:
     """The keys of all weights in a checkpoint directory; raises CheckpointError as `load_weights`."""
-    return {key for file in _weight_files(path) for key in _shapes(file)}
+    return {key for file in weight_files(path) for key in _shapes(file)}
 
 
 def load_weights(
@@ -198,7 +198,7 @@ def free_bytes(device: Device) -> int | None:
     return 1024 * kibibytes[0] if kibibytes else None
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """The files of a checkpoint's weights: one, or the shards of an index; safetensors before pickles."""
     for name in (WEIGHTS, _PICKLE):
         if (path / name).is_file():
@@ -292,7 +292,7 @@ def _mapped_pickle(file: Path) -> dict[str, Tensor]:
 
 def _entries(part: Part) -> Iterator[_StoredTensor]:
     """What of a directory belongs to the model, in the order of its files."""
-    for file in _weight_files(part.path):
+    for file in weight_files(part.path):
         for key, shape in _shapes(file).items():
             name = part.rename(key)
             if not name.startswith(part.unread) and not name.endswith(_OLD_BUFFERS):

@@ -397,7 +397,7 @@ def _at_s(run: Run, result: Mapping[str, Any]) -> float:
 def _summary(run: Run, settings: Settings) -> dict[str, str]:
     figures = {
         "descriptions": str(len(run.results)),
-        "drafter": settings.drafter,
+        "drafter": run.results[-1]["drafter"] if run.results else settings.drafter,
         "events received": f"{run.events_received:,} of {run.played.events:,}",
         "frames received": f"{run.frames_received:,} of {run.played.frames:,}",
         "messages lost": str(run.dropped),

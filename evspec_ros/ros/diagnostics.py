@@ -67,7 +67,8 @@ class DescriptionCounts:
     def reset(self) -> None:
         """Count from zero."""
         with self._lock:
-            self.described = self.failed = self.errors = self.draft_failures = self.tokens = 0
+            self.described = self.failed = self.errors = self.draft_failures = self.learning_failures = 0
+            self.tokens = 0
             self.decode_ms = 0.0
             self.problem = self.last_problem = ""
             self._untold = self._untold_draft = ""  # what no report has told of yet
@@ -101,6 +102,12 @@ class DescriptionCounts:
             self.draft_failures += 1
             self.last_problem = self._untold_draft = problem
 
+    def fail_to_learn(self, problem: str) -> None:
+        """Count one time that the draft head learnt nothing, or was not saved."""
+        with self._lock:
+            self.learning_failures += 1
+            self.last_problem = self._untold_draft = problem
+
     def tell(self) -> tuple[str, str]:
         """An error and a warning that have come since the last report, "" where none did: a problem is told
         though the next window was described well.
@@ -118,6 +125,7 @@ class DescriptionCounts:
                 "failures": self.failed,
                 "errors": self.errors,
                 "draft_failures": self.draft_failures,
+                "learning_failures": self.learning_failures,
                 "tokens_per_second": round(1000 * self.tokens / self.decode_ms, 1) if self.decode_ms else 0.0,
             }
             if self.last is not None:
@@ -127,6 +135,7 @@ class DescriptionCounts:
                     "last_total_ms": round(self.last.latency_ms["total"], 1),
                     "mean_accepted_length": round(self.last.statistics.mean_accepted_length, 3),
                     "acceptance_rate": round(self.last.statistics.acceptance_rate, 3),
+                    "head_version": self.last.head_version,
                     "lossless": self.last.lossless,
                 }
             return values

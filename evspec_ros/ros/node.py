@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -161,7 +162,7 @@ class EvspecNode(LifecycleNode):
         self._describer = describer
         settle()
         took_s = time.monotonic() - started
-        self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {settings.drafter}.")
+        self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {describer.drafter}.")
 
     def _output(self, kind: type, topic: str, qos: Any) -> Any:
         self._outputs.append(self.create_lifecycle_publisher(kind, topic, qos))
@@ -196,9 +197,10 @@ class EvspecNode(LifecycleNode):
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
             kv_dtype=settings.kv_dtype, backend=settings.backend, drafter_backend=settings.drafter_backend,
             overlap=settings.overlap, event_pooling=settings.event_pooling,
-            learner=OnlineDistiller.between_windows if settings.online_distillation else None,
+            draft_head_dir=Path(settings.draft_head_dir) if settings.draft_head_dir else None,
+            learner=OnlineDistiller.between_windows if settings.learns else None,
         )  # fmt: skip
-        self.get_logger().info(f"The target runs on {describer.execution}.")
+        self.get_logger().info(f"The target runs on {describer.execution}. {describer.chosen}")
         self.get_logger().info(f"The drafter runs on {describer.drafting}.")
         if describer.left_out:
             self.get_logger().warning(describer.left_out)
@@ -234,6 +236,8 @@ class EvspecNode(LifecycleNode):
         _answer(self._mailbox.close(), "The node was deactivated.")
         self._worker.join()
         self._worker = None
+        if self._describer is not None and (failure := self._describer.rest()) is not None:
+            self._tell_of_learning(failure)
 
     def _release(self) -> None:
         while self._outputs:
@@ -341,6 +345,8 @@ class EvspecNode(LifecycleNode):
             if answer.draft_failure is not None:
                 what = f"The target wrote on without its drafter {answer.drafter}"
                 self._counts.fail_to_draft(self._guard.log(what, answer.draft_failure))
+        if described[0].learning_failure is not None:
+            self._tell_of_learning(described[0].learning_failure)
         self._publish(described, window, begun_ns)
         return described[0].text
 
@@ -349,6 +355,9 @@ class EvspecNode(LifecycleNode):
             raise DeactivatedError("The node was deactivated.")
         if number == 0 and self._partial.get_subscription_count():
             self._partial.publish(String(data=text))
+
+    def _tell_of_learning(self, failure: Failure) -> None:
+        self._counts.fail_to_learn(self._guard.log("The draft head could not learn or be saved", failure))
 
     def _publish(self, described: tuple[Description, ...], window: Window, begun_ns: int) -> None:
         """The answer to the prompt on every topic, those to further questions as results alone."""
@@ -410,7 +419,9 @@ class EvspecNode(LifecycleNode):
     def _own_health(self) -> Health:
         values = self._counts.values() | {
             "replaced_windows": self._mailbox.replaced,
-            "drafter": self._settings.current.drafter,
+            "drafter": self._describer.drafter if self._describer else self._settings.current.drafter,
+            "drafter_reason": self._describer.chosen if self._describer else "",
+            "left_out": self._describer.left_out if self._describer else "",
             "target_runs_on": self._describer.execution if self._describer else "",
             "drafter_runs_on": self._describer.drafting if self._describer else "",
             "last_error": self._problem or self._counts.last_problem,

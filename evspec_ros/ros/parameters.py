@@ -14,9 +14,11 @@ from rclpy.parameter import Parameter
 
 from evspec_ros.choices import (
     ACCEPTANCES,
+    AUTO_DRAFTER,
     BACKENDS,
     DRAFTER_BACKENDS,
     KV_PRECISIONS,
+    NEW_HEAD,
     OVERLAPS,
     PRECISIONS,
 )
@@ -30,6 +32,7 @@ from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.sizes import FRAMES_SECONDS, LARGEST_TREE, WINDOW_MS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 
+TINY_PAIR = "tiny_video_llava", "tiny_eventgpt"
 MOST_PROMPTS = 16  # about one window
 
 
@@ -66,13 +69,17 @@ def _checkpoint(name: str, description: str) -> Any:
 class Settings:
     """One row per parameter of the node: name, type, default, description and bounds."""
 
-    target: str = _checkpoint("tiny_video_llava", "directory of the target, a Video-LLaVA checkpoint")
+    target: str = _checkpoint(TINY_PAIR[0], "directory of the target, a Video-LLaVA checkpoint")
     event_model: str = _checkpoint(
-        "tiny_eventgpt", "directory of the event model, of EventGPT's kind; may be empty"
+        TINY_PAIR[1], "directory of the event model, of EventGPT's kind; may be empty"
     )
     draft_head: str = _row(
         "",
-        "directory of the draft head's checkpoint; empty for the package's own, which fits its tiny models",
+        "directory of the draft head's checkpoint; new for one that begins from nothing and learns from the "
+        "descriptions; empty for the package's own, which fits its tiny models",
+    )
+    draft_head_dir: str = _row(
+        "", "directory where a new draft head is kept; empty for the user's own folder for these models"
     )
     device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
     dtype: str = _row(
@@ -96,7 +103,11 @@ class Settings:
     threads: int = _row(
         0, "threads of the networks on the CPU, 0 for one per core; leave cores to the rest", low=0, high=256
     )
-    drafter: str = _row(DEFAULT_DRAFTER, "what drafts: " + ", ".join(DRAFTERS), choices=tuple(DRAFTERS))
+    drafter: str = _row(
+        AUTO_DRAFTER,
+        f"what drafts: {AUTO_DRAFTER} for what the checkpoints allow, {', '.join(DRAFTERS)}",
+        choices=(AUTO_DRAFTER, *DRAFTERS),
+    )
     overlap: str = _row(
         "auto",
         "read events while the target reads its prompt: on, off, auto for on where the networks are on a GPU",
@@ -112,7 +123,9 @@ class Settings:
         choices=("raw", "compressed"),
     )
     online_distillation: bool = _row(
-        False, "let the draft head learn from the descriptions in idle time; switched in where it is better"
+        False,
+        "let the draft head learn from the descriptions in idle time; switched in where it is better. A new "
+        "one always does",
     )
     autostart: bool = _row(True, "configure and activate at once, with no lifecycle manager")
 
@@ -198,6 +211,11 @@ class Settings:
         return Path(self.target), _optional_path(self.event_model), _draft_head(self)
 
     @property
+    def learns(self) -> bool:
+        """Whether the draft head learns from the descriptions."""
+        return self.online_distillation or self.draft_head == NEW_HEAD
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """The prompt and the further questions."""
         further = (question.strip() for question in self.questions.split("|"))
@@ -205,11 +223,15 @@ class Settings:
 
 
 def _draft_head(settings: Settings) -> Path | None:
-    """What was given, else the package's own for this drafter; None where it needs none."""
-    kinds = DRAFTERS[settings.drafter].head_kinds
-    if not kinds:
-        return None
-    return Path(settings.draft_head or share_directory() / "models" / f"tiny_{kinds[0]}")
+    """What was given, else the package's own for this drafter; None where it needs none, or can do without
+    and the package's own is for other models.
+    """
+    drafter = DEFAULT_DRAFTER if settings.drafter == AUTO_DRAFTER else settings.drafter
+    kinds = DRAFTERS[drafter].head_kinds
+    if settings.draft_head or not kinds:
+        return _optional_path(settings.draft_head if kinds else "")
+    own = (settings.target, settings.event_model) == tuple(_shipped(name)() for name in TINY_PAIR)
+    return Path(_shipped(f"tiny_{kinds[0]}")()) if own or drafter != DEFAULT_DRAFTER else None
 
 
 def _optional_path(text: str) -> Path | None:

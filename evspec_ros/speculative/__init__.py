@@ -11,6 +11,7 @@ from evspec_ros.speculative.registry import (
     INGREDIENTS,
     DraftModels,
     drafter_kind,
+    drafters_of_heads,
     make_combined,
     make_drafter,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Target",
     "TargetPass",
     "drafter_kind",
+    "drafters_of_heads",
     "generate",
     "generate_together",
     "make_combined",

@@ -1,10 +1,11 @@
-"""The default: one tree of what the event model wrote while the target read its prompt, of the stream's last
-description where it is still followed, and of what a draft head proposes.
+"""The default: one tree of what the event model wrote while the target read its prompt, of what the
+stream's past descriptions go on with, and of what a draft head proposes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,17 +14,17 @@ from evspec_ros.speculative.block import BlockDrafter
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.eagle import EagleDrafter
 from evspec_ros.speculative.eventgpt import EventGptDrafter
-from evspec_ros.speculative.previous import PreviousDrafter
 from evspec_ros.speculative.sampling import Sampling
+from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
-TRUSTED = 0.8  # what follows the last description with this probability needs no head
+TRUSTED = 3.0  # tokens that past descriptions are expected to give without asking a head
 
 
 class CombinedDrafter:
     """One tree of what its parts propose, drafted without sampling; any of them may be missing.
 
-    The head, which costs time, is asked only where the last descriptions are not trusted.
+    The head, which costs time, is asked only where past descriptions are not trusted.
     """
 
     name = "combined"
@@ -31,14 +32,14 @@ class CombinedDrafter:
     def __init__(
         self,
         head: BlockDrafter | EagleDrafter | None = None,
-        previous: PreviousDrafter | None = None,
+        suffix: SuffixDrafter | None = None,
         event_writer: EventGptDrafter | None = None,
     ) -> None:
         self.layers = () if head is None else head.layers
         self._head = head
-        self._previous = previous
+        self._suffix = suffix
         self._event_writer = event_writer
-        parts: tuple[Drafter | None, ...] = (event_writer, head, previous)
+        parts: tuple[Drafter | None, ...] = (event_writer, head, suffix)
         self._parts = [part for part in parts if part is not None]
 
     def prepare(self, prompt: Prompt) -> None:
@@ -58,14 +59,14 @@ class CombinedDrafter:
         trusted = False
         if self._event_writer is not None:
             trees.append(self._event_writer.free_draft(limits))
-        if self._previous is not None:
-            followed = self._previous.propose(limits, sampling, generator)
-            trusted = len(followed) > 0 and bool(followed.probabilities[0] >= TRUSTED)
+        if self._suffix is not None:
+            followed = self._suffix.propose(limits, sampling, generator)
+            trusted = sum(followed.path_probabilities()) >= TRUSTED
             trees.append(followed)
         if self._head is not None and not trusted:
             trees.append(self._head.propose(limits, sampling, generator))
 
-        return merged(trees, limits)
+        return replace(merged(trees, limits), passes=sum(tree.passes for tree in trees))
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """All go on."""

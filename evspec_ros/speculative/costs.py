@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,8 +28,11 @@ def measure_costs(
     passes_ms: of `measure_passes`, one after another; between drafts they find other things in the caches, so
     they are scaled by what a whole text took. It is drafted as if nodes were free, and once more one node a
     pass: what the many cost more than the one, they cost node by node. A drafter that has nothing to propose
-    costs nothing.
+    costs nothing. Events are read beforehand, as a draft's size changes nothing about them.
     """
+    with torch.inference_mode():
+        events = None if prompt.events is None else prompt.events()
+    prompt = replace(prompt, events=None if events is None else lambda: events)
 
     def written(nodes: int) -> DecodingStatistics:
         limits = DraftLimits(nodes, nodes, costs=PassCosts(passes_ms, 0.0))

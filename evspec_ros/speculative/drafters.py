@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from evspec_ros.speculative.drafter import Drafter
 from evspec_ros.speculative.event_side import EventSide, EventTimes
 from evspec_ros.speculative.learner import Learner
 
+A_HEAD = "a head"
+
 
 class Drafters:
     """One drafter for each prompt of a window, with an event side of its own, made when it is first needed.
 
-    name: of the way of drafting, and what of it is left out; left_out: why, in a sentence, "" where nothing
-    is.
+    chosen: which way of drafting, and why, in a sentence; left_out: why a part of it is left out, "" where
+    none is.
     """
 
     def __init__(
@@ -24,11 +26,17 @@ class Drafters:
         *,
         overlap: bool = False,
         pooling: int = 1,
+        lacking: Sequence[str] = (),
+        reason: str = "",
         left_out: str = "",
     ) -> None:
-        """overlap, pooling: as `EventSide`."""
-        self.name = name
+        """overlap, pooling: as `EventSide`; lacking: parts of the way of drafting that are left out for good;
+        reason: why it was chosen.
+        """
         self.left_out = left_out
+        self._name = name
+        self._lacking = lacking
+        self._reason = reason
         self.overlap = overlap
         self._make = make
         self._learner = learner
@@ -37,6 +45,17 @@ class Drafters:
         self._drafters: list[Drafter] = []
         self._sides: list[EventSide] = []
         self.get(1)
+
+    @property
+    def name(self) -> str:
+        """Of the way of drafting, and what of it is left out."""
+        lacking = [*self._lacking, *([] if self._learner.drafts else [A_HEAD])]
+        return f"{self._name} without {' and '.join(lacking)}" if lacking else self._name
+
+    @property
+    def chosen(self) -> str:
+        """Which way of drafting, and why."""
+        return f"The drafter is {self.name}: {self._reason}."
 
     @property
     def event_times(self) -> EventTimes:

@@ -73,6 +73,7 @@ class EagleDrafter:
         self._accepted_rows = 0  # of the cache, those of the target's own features
         self._ids: list[int] = []  # accepted tokens whose rows are not in the cache yet
         self._features: list[Tensor] = []  # theirs, [n, layers * D] each
+        self._runs = 0  # of the head for the last draft
 
     def prepare(self, prompt: Prompt) -> None:
         """Have the events read."""
@@ -99,13 +100,16 @@ class EagleDrafter:
         assert cache is not None, "Cannot propose before start"
         cache.truncate(self._accepted_rows)
         root = self._engine.read(self._ids, torch.cat(self._features), cache)
+        self._runs = 1
         self._accepted_rows = cache.length
         self._ids, self._features = [], []
         left = max(1, self._positions - self._accepted_rows)  # one node needs no row
         limits = replace(limits, n_max=min(limits.n_max, left), tree_size=min(limits.tree_size, left))
         if self._branches == 1 and not sampling.greedy:
-            return self._drawn_chain(root, cache, limits, sampling, generator)
-        return self._grown_tree(root, cache, limits)
+            tree = self._drawn_chain(root, cache, limits, sampling, generator)
+        else:
+            tree = self._grown_tree(root, cache, limits)
+        return replace(tree, passes=self._runs)
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """Queue the target's own features for the next `propose`, each with the token emitted after it."""
@@ -134,6 +138,7 @@ class EagleDrafter:
         for _ in range(min(limits.n_max, limits.tree_size)):
             if tokens:
                 step = self._engine.run(tokens[-1:], step.output, cache)
+                self._runs += 1
             confidence *= float(step.probabilities[0, 0])
             # before the draw, so that sampling stays exact
             if confidence < limits.floor(len(tokens), expected_length):
@@ -156,12 +161,14 @@ class EagleDrafter:
                 if not chain:
                     hidden = growth.hidden(nodes)
                     chain.extend(self._engine.run_chain(growth.tokens[nodes[0]], hidden, cache))
+                    self._runs += 1
                 level = chain.popleft()
             else:
                 chain.clear()
                 cache.truncate(self._accepted_rows + growth.rows - len(nodes))
                 ids = [growth.tokens[node] for node in nodes]
                 level = self._engine.run(ids, growth.hidden(nodes), cache, *growth.positions(nodes))
+                self._runs += 1
             hidden = level.output.clone()
             candidates = zip(nodes, level.tokens.tolist(), level.probabilities.tolist(), strict=True)
             for row, (node, tokens, probabilities) in enumerate(candidates):

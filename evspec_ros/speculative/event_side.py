@@ -1,4 +1,6 @@
-"""The event model's part of a generation: its events are read during the target's prefill, or before it."""
+"""The event model's part of a generation: its events are read during the target's prefill, or when a drafter
+asks for them.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class EventTimes:
 
 class EventSide:
     """Has one prompt's events read at a time: with `overlap` by a thread of its own (on CUDA in a stream of
-    its own), while the target reads its prompt.
+    its own), while the target reads its prompt; without, when they are asked for, which a text that others
+    draft never does.
 
     pooling: how many neighbouring spatial event tokens are averaged into one, as SpecVLM compresses what a
     drafter sees (arXiv 2509.11815); the target's tokens stay.
@@ -46,13 +49,14 @@ class EventSide:
         self._pooling = pooling
         self._thread = ThreadPoolExecutor(1, "events") if overlap else None
         self._pending: Future[Tensor | None] | None = None
+        self._unread: tuple[Prompt, Then] | None = None
         self._found: Tensor | None = None
         self._wanted = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def begin(self, prompt: Prompt, then: Then = lambda *_: None) -> None:
-        """Read the prompt's events, then do `then` with the pooled tokens; it may go on for as long as the
-        target is still reading, which without overlap it is not.
+        """Have the prompt's events read, then `then` done with the pooled tokens; it may go on for as long as
+        the target is still reading, which without overlap it is not.
         """
         self._wanted = False
         if self._pending is not None:  # a text that was written without asking for its events
@@ -61,8 +65,7 @@ class EventSide:
         self._found = None  # of the prompt before
         self._wanted = self.overlap
         if self._thread is None:
-            self._found = self._read(prompt, then)
-            self.times = EventTimes(self.times.busy_ms, self.times.busy_ms)
+            self._unread = prompt, then
         else:
             self._pending = self._thread.submit(self._read, prompt, then)
 
@@ -70,6 +73,10 @@ class EventSide:
         """The event model's tokens [E, D_event], pooled; None where the prompt has no events. What went wrong
         while they were read is raised here.
         """
+        if self._unread is not None:
+            unread, self._unread = self._unread, None
+            self._found = self._read(*unread)
+            self.times = EventTimes(self.times.busy_ms, self.times.busy_ms)
         if self._pending is not None:
             started = time.perf_counter()
             self._wanted = False

@@ -8,6 +8,7 @@ still reads its prompt: what it has written by then is verified in the target's 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -42,6 +43,7 @@ class EventWriter:
         self._cache: KVCache | None = None
         self._prompt_rows = 0
         self.vocabulary = model.config.text.vocab_size
+        self.runs = 0  # behind prompts, in all
         self.tokens: list[int] = []  # whose rows are in the cache, behind the prompt's
         # the likeliest after the prompt and after each of them, with its probability
         self.next_tokens: list[tuple[int, float]] = []
@@ -65,6 +67,7 @@ class EventWriter:
         """Append tokens."""
         assert self._cache is not None, "Cannot append before a prompt"
         output = self._engine.run(Rows(torch.tensor(tokens)), self._cache, self._layers)
+        self.runs += 1
         for row in range(len(tokens)):
             logits = (
                 output.logits[row]
@@ -155,6 +158,7 @@ class EventGptDrafter:
     def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
         """What it writes behind the text, while the path's probability is at least the limits' floor."""
         writer, text = self._writer, self._text
+        runs_before = writer.runs
         if not self._has_events or max(text) >= writer.vocabulary:
             return NO_DRAFT
         prefix = common_prefix(writer.tokens, text)
@@ -163,13 +167,14 @@ class EventGptDrafter:
             if writer.room < len(text) - prefix:
                 return NO_DRAFT
             writer.append(text[prefix:])
-        return self._chain(limits, writer.room)
+        tree = self._chain(limits, writer.room)
+        return replace(tree, passes=writer.runs - runs_before)
 
     def free_draft(self, limits: DraftLimits) -> DraftTree:
         """What it wrote behind the text while the target read its prompt, within the limits."""
         if not self._has_events or common_prefix(self._writer.tokens, self._text) < len(self._text):
             return NO_DRAFT
-        return self._chain(limits, 0)
+        return replace(self._chain(limits, 0), passes=0)
 
     def _chain(self, limits: DraftLimits, more: int) -> DraftTree:
         """The tokens behind the text, at most `more` of which are still to be written."""

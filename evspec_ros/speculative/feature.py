@@ -5,6 +5,7 @@ last one, becomes the next, and so on; the target's own output head makes tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -58,14 +59,17 @@ class FeatureDrafter:
             return NO_DRAFT
         assert self._last is not None, "Cannot propose before start"
         feature = self._last
+        runs = 0
 
         def next_token(_: list[int]) -> tuple[int, float]:
-            nonlocal feature
+            nonlocal feature, runs
+            runs += 1
             feature = self._head(self._adapted, feature)
             probability, token = torch.softmax(self._target.head(feature)[0], -1, dtype=torch.float32).max(-1)
             return int(token), float(probability)
 
-        return grow_chain(limits, min(limits.n_max, limits.tree_size), next_token)
+        tree = grow_chain(limits, min(limits.n_max, limits.tree_size), next_token)
+        return replace(tree, passes=runs)
 
     def accept(self, _: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """The target's own feature takes the place of the drafted ones."""

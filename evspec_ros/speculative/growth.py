@@ -4,18 +4,21 @@ candidate becomes a node and which node is expanded next; what a node costs here
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from evspec_ros.speculative.drafter import DraftLimits
-from evspec_ros.speculative.tree import ROOT, DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
 # -(probability of the whole path), order, token, parent, probability given its parent: the likeliest path
 # sorts first, of equals the older. A plain tuple, as a heap makes and compares many of them.
 _Candidate = tuple[float, int, int, int, float]
+
+Place = TypeVar("Place")
 
 
 class Growth:
@@ -138,12 +141,56 @@ def grow_paths(tokens: list[list[int]], probabilities: list[list[float]], limits
     return DraftTree.from_parents(nodes, parents, of_nodes)
 
 
+def grow_tree(
+    limits: DraftLimits, root: Place, options: Callable[[Place], Iterable[tuple[int, float, Place]]]
+) -> tuple[DraftTree, list[Place]]:
+    """The likeliest paths, node after node, while the path's probability is at least the limits' floor; the
+    place of each node.
+
+    options: what may follow at a place, as token, probability and the place that it leads to.
+    """
+    nodes: list[_Candidate] = []
+    places: list[Place] = []
+    depths = {ROOT: 0}
+    expected_length = 1.0
+    candidates: list[tuple[_Candidate, Place]] = []
+    order = 0
+
+    def expand(node: int, path: float, place: Place) -> None:
+        nonlocal order
+        for token, probability, next_place in options(place):
+            order += 1
+            heappush(candidates, ((-path * probability, order, token, node, probability), next_place))
+
+    expand(ROOT, 1.0, root)
+    while candidates and len(nodes) < limits.tree_size:
+        candidate, place = candidates[0]
+        if -candidate[0] < limits.floor(len(nodes), expected_length):
+            break
+        heappop(candidates)
+        minus_path, _, token, parent, _ = candidate
+        node = len(nodes)
+        nodes.append(candidate)
+        places.append(place)
+        depths[node] = depths[parent] + 1
+        expected_length -= minus_path
+        if depths[node] < limits.n_max and token not in limits.end_tokens:
+            expand(node, -minus_path, place)
+    if not nodes:
+        return NO_DRAFT, []
+    _, _, tokens, parents, probabilities = zip(*nodes, strict=True)
+    if parents == tuple(range(ROOT, len(nodes) - 1)):
+        return DraftTree.chain(tokens, probabilities), places
+    return DraftTree.from_parents(tokens, parents, probabilities), places
+
+
 def grow_chain(
     limits: DraftLimits, longest: int, next_token: Callable[[list[int]], tuple[int, float] | None]
 ) -> DraftTree:
     """Token after token, at most `longest`, while the path's probability is at least the limits' floor.
 
-    next_token: the token behind those drafted so far with its probability; None where there is none.
+    next_token: the token behind those drafted so far with its probability; None where there is none. A chain
+    took one pass, no chain none; a drafter that counts otherwise says so.
     """
     tokens: list[int] = []
     probabilities: list[float] = []
@@ -158,4 +205,4 @@ def grow_chain(
         probabilities.append(probability)
         if token in limits.end_tokens:
             break
-    return DraftTree.chain(tokens, probabilities)
+    return DraftTree.chain(tokens, probabilities) if tokens else NO_DRAFT

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from evspec_ros.choices import AUTO_DRAFTER
 from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.adapters import Adapter, FeatureHead
@@ -23,13 +24,13 @@ from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.eventgpt import EventGptDrafter
 from evspec_ros.speculative.feature import FeatureDrafter
 from evspec_ros.speculative.lookup import PromptLookupDrafter
-from evspec_ros.speculative.previous import PreviousDrafter
+from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.target import DecoderTarget
 
 Head = TypeVar("Head", BlockHead, DraftHead, Eagle3Head, EagleHead, Adapter, FeatureHead)
 
 DEFAULT_DRAFTER = "combined"
-INGREDIENTS = ("eventgpt", "head", "previous")  # of `combined`
+INGREDIENTS = ("eventgpt", "head", "suffix")  # of `combined`
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def make_combined(
     writes = able and models.events.overlap and "eventgpt" not in without
     return CombinedDrafter(
         None if models.head is None or "head" in without else _part(target, models),
-        None if "previous" in without else PreviousDrafter(),
+        None if "suffix" in without else SuffixDrafter(),
         _eventgpt(target, models) if writes else None,
     )
 
@@ -138,15 +139,28 @@ DRAFTERS: Mapping[str, DrafterKind] = {
     "eagle2": DrafterKind(_eagle("eagle2", EagleHead, BRANCHES), ("eagle",)),
     "eagle3": DrafterKind(_eagle("eagle3", Eagle3Head, BRANCHES), ("eagle3",)),
     "block": DrafterKind(_block, ("block",)),
-    "previous": DrafterKind(lambda *_: PreviousDrafter(), reads_events=False),
-    DEFAULT_DRAFTER: DrafterKind(make_combined, ("eagle3", "block")),
+    "suffix": DrafterKind(lambda *_: SuffixDrafter(), reads_events=False),
+    DEFAULT_DRAFTER: DrafterKind(make_combined, ("block", "eagle3")),
 }
+# What `auto` takes for each kind of head, and which of them need an event model.
+_OF_HEADS = {"block": "combined", "eagle3": "combined", "eagle": "eagle2"}
+_OF_EVENT_HEADS = {"eventgpt_adapter": "eventgpt_adapter", "feature": "feature"}
+
+
+def drafters_of_heads(asked: str, *, event_model: bool) -> dict[str, str]:
+    """By the kinds of head that can be used, the drafter that is made of each; raises GenerationError for a
+    name that is neither AUTO_DRAFTER nor in DRAFTERS.
+    """
+    if asked == AUTO_DRAFTER:
+        return _OF_HEADS | (_OF_EVENT_HEADS if event_model else {})
+    return dict.fromkeys(drafter_kind(asked).head_kinds, asked)
 
 
 def drafter_kind(name: str) -> DrafterKind:
     """The way of drafting of that name; raises GenerationError for a name that is not in DRAFTERS."""
     if name not in DRAFTERS:
-        raise GenerationError(f"There is no drafter {name!r}; choose one of {', '.join(DRAFTERS)}.")
+        choices = ", ".join((AUTO_DRAFTER, *DRAFTERS))
+        raise GenerationError(f"There is no drafter {name!r}; choose one of {choices}.")
     return DRAFTERS[name]
 
 

@@ -15,10 +15,11 @@ class DecodingStatistics:
 
     tokens: emitted, the one that the prefill yields included; prompt_rows: embedded tokens of the prompt, of
     which reused_rows were still in the key/value cache; target_passes: verifications and one-token
-    steps after the prefill; drafted, accepted: draft tokens proposed and emitted; drafted_by_position: passes
-    whose draft reached depth 1, 2, ...; accepted_by_position: passes that emitted a draft token at that
-    depth. Times in milliseconds of wall clock: prefill_ms of the prefill and what was prepared for it;
-    draft_ms and verify_ms as `timing` takes them; decode_ms from the first token to the last one, which is
+    steps after the prefill; draft_passes: of drafting, as DraftTree counts them; drafted, accepted: draft
+    tokens proposed and emitted; drafted_by_position: passes whose draft reached depth 1, 2, ...;
+    accepted_by_position: passes that emitted a draft token at that depth. Times in milliseconds of wall
+    clock: prefill_ms of the prefill and what was prepared for it; draft_ms and verify_ms as `timing` takes
+    them; decode_ms from the first token to the last one, which is
     more than these two together.
     """
 
@@ -27,6 +28,7 @@ class DecodingStatistics:
     prompt_rows: int = 0
     reused_rows: int = 0
     target_passes: int = 0
+    draft_passes: int = 0
     drafted: int = 0
     accepted: int = 0
     drafted_by_position: tuple[int, ...] = ()
@@ -78,6 +80,7 @@ class PassCounts:
     """The running counts of one text."""
 
     target_passes: int = 0
+    draft_passes: int = 0
     drafted: int = 0
     accepted: int = 0
     drafted_by_position: list[int] = field(default_factory=list)
@@ -93,6 +96,7 @@ class PassCounts:
             self.drafted_by_position[position] += 1
             self.accepted_by_position[position] += position < accepted
         self.target_passes += 1
+        self.draft_passes += tree.passes
         self.drafted += len(tree)
         self.accepted += accepted
 
@@ -101,6 +105,7 @@ class PassCounts:
         return DecodingStatistics(
             generations=1,
             target_passes=self.target_passes,
+            draft_passes=self.draft_passes,
             drafted=self.drafted,
             accepted=self.accepted,
             drafted_by_position=tuple(self.drafted_by_position),

@@ -1,18 +1,20 @@
-"""What drafters have in common that copy a continuation from texts: no model, no features, one chain."""
+"""What drafters have in common that copy from texts: no model, no features, and rates that they measure."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
-from evspec_ros.speculative.growth import grow_chain
-from evspec_ros.speculative.tree import DraftTree
+from evspec_ros.speculative.tree import ROOT, DraftTree
 
 WINDOW = 256  # trials that a rate rests on before older ones begin to fade
+
+Kind = TypeVar("Kind")
 
 
 @dataclass
@@ -27,25 +29,27 @@ class AcceptanceRate:
         """Between 0 and 1."""
         return self.hits / self.trials
 
-    def count(self, hits: int, trials: int) -> None:
-        """Add what was seen; of a full window half fades."""
-        self.hits += hits
-        self.trials += trials
+    def count(self, hit: bool) -> None:
+        """Add a trial; of a full window half fades."""
+        self.hits += hit
+        self.trials += 1
         if self.trials > WINDOW:
             self.hits, self.trials = self.hits / 2, self.trials / 2
 
 
-class TextDrafter(ABC):
-    """Keeps the text so far and measures, per kind of match, how often its proposals come true."""
+class TextDrafter(ABC, Generic[Kind]):
+    """Measures, per kind of match, how often a token that it proposes for it comes true."""
 
     layers: tuple[int, ...] = ()
 
-    def __init__(self, priors: dict[str, tuple[float, float]]) -> None:
-        """priors: per kind of match the hits and trials to begin with."""
-        self._rates = {kind: AcceptanceRate(*prior) for kind, prior in priors.items()}
-        self._kind = ""
-        self._proposed: list[int] = []
+    def __init__(self) -> None:
+        self._rates: dict[Kind, AcceptanceRate] = {}
+        self._proposed: list[tuple[int, int, Kind]] = []  # token, parent and kind of each node
         self._emitted = 0  # tokens of the text so far
+
+    @abstractmethod
+    def _prior(self, kind: Kind) -> tuple[float, float]:
+        """The hits and trials that a kind of match begins with."""
 
     @abstractmethod
     def _begin(self, prompt: Prompt) -> None:
@@ -56,8 +60,8 @@ class TextDrafter(ABC):
         """The text goes on by these tokens."""
 
     @abstractmethod
-    def _continuation(self, length: int) -> tuple[str, list[int]]:
-        """The kind of match and at most `length` tokens; the kind has no meaning where there are none."""
+    def _draft(self, limits: DraftLimits) -> tuple[DraftTree, list[Kind]]:
+        """Nodes whose path's probability is at least the limits' floor, and the kind of each."""
 
     def prepare(self, prompt: Prompt) -> None:
         """Begin a text."""
@@ -70,13 +74,9 @@ class TextDrafter(ABC):
         self._follow([token])
 
     def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
-        """The continuation of the match, while the product of its tokens' rates is at least the limits'
-        floor.
-        """
-        self._kind, tokens = self._continuation(min(limits.n_max, limits.tree_size))
-        rate = self._rates[self._kind].value if tokens else 0.0
-        tree = grow_chain(limits, len(tokens), lambda drafted: (tokens[len(drafted)], rate))
-        self._proposed = tree.tokens.tolist()
+        """What followed where the text matches, as far as its rates say that it pays."""
+        tree, kinds = self._draft(limits)
+        self._proposed = list(zip(tree.tokens.tolist(), tree.parents.tolist(), kinds, strict=True))
         return tree
 
     def accept(self, tokens: Sequence[int], _: tuple[Tensor, ...]) -> None:
@@ -87,16 +87,23 @@ class TextDrafter(ABC):
         """Note the last block, which `accept` does not see."""
         self._follow(tokens[self._emitted :])
 
-    def forget(self) -> None:  # noqa: B027 - nothing is the right thing for a drafter of one text
+    def forget(self) -> None:
         """Begin the next text without the earlier ones; the rates stay."""
 
+    def _rate(self, kind: Kind) -> float:
+        """How likely a token of that kind is emitted."""
+        if kind not in self._rates:
+            self._rates[kind] = AcceptanceRate(*self._prior(kind))
+        return self._rates[kind].value
+
     def _follow(self, tokens: Sequence[int]) -> None:
-        if self._proposed:
-            tried = min(len(self._proposed), len(tokens))  # what an end token cut off was never tried
-            hits = 0
-            while hits < tried and self._proposed[hits] == tokens[hits]:
-                hits += 1
-            self._rates[self._kind].count(hits, min(hits + 1, tried))
-            self._proposed = []
+        depths = {ROOT: 0}  # of the nodes that were emitted
+        for node, (token, parent, kind) in enumerate(self._proposed):
+            depth = depths.get(parent)
+            if depth is not None and depth < len(tokens):  # what an end token cut off was never tried
+                self._rates[kind].count(hit := tokens[depth] == token)
+                if hit:
+                    depths[node] = depth + 1
+        self._proposed = []
         self._emitted += len(tokens)
         self._extend(tokens)

@@ -7,7 +7,7 @@ yet), row i + 1 is node i. Every index below says whether it counts nodes or row
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -29,7 +29,8 @@ class DraftTree:
     probabilities: float32 [N], the drafter's probability of each token given its ancestors.
     distributions: float32 [N, V] on the CPU, the distribution that node i was drawn from (after temperature,
     top-k, top-p and after removing siblings drawn before it), or None where the nodes were chosen without
-    chance. Raises GenerationError where the arrays do not describe a tree.
+    chance. passes: runs of a network that drafting it took, the reading of a prompt left out; 1 of a drafter
+    that has none. Raises GenerationError where the arrays do not describe a tree.
     """
 
     tokens: NDArray[np.int64]
@@ -37,6 +38,7 @@ class DraftTree:
     depths: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     distributions: torch.Tensor | None = None
+    passes: int = 1
 
     def __post_init__(self) -> None:
         size = len(self.tokens)
@@ -141,4 +143,4 @@ def chain_parents(size: int) -> NDArray[np.int64]:
     return parents
 
 
-NO_DRAFT = DraftTree.chain((), ())
+NO_DRAFT = replace(DraftTree.chain((), ()), passes=0)

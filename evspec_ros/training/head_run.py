@@ -41,10 +41,12 @@ FEW = 4  # scenes are not worth another process
 UNSEEN = 1_000_000
 
 
-def load_pair(target: Path, event_model: Path, device: str = "cpu") -> ModelPair:
+def load_pair(
+    target: Path, event_model: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> ModelPair:
     """From checkpoint directories; raises CheckpointError."""
-    model = load_video_llava(target, device=device)
-    events = load_eventgpt(event_model, device=device)
+    model = load_video_llava(target, dtype, device)
+    events = load_eventgpt(event_model, dtype, device)
     tokenizer = load_target_tokenizer(target, model.config)
     event_tokenizer = load_fitting_tokenizer(event_model, events.config.text.vocab_size)
     before, after = event_prompt(DEFAULT_PROMPT)

@@ -2,10 +2,13 @@
 
 As in Online Speculative Decoding (Liu et al. 2024, arXiv 2310.07177) verified tokens and the target's
 features, which decoding computes anyway, teach a copy of the head. The copy takes the head's place between
-two descriptions, and only if its acceptance is longer on the newest windows, which it did not learn from.
+two descriptions, and only if its acceptance is longer on the newest windows, which it did not learn from. A
+head that begins from nothing drafts once it would have taken the passes of these windows further than what
+drafted them.
+
 What is kept is bounded in bytes, what is computed in steps for each window and in its share of time; all of
 it happens in one thread of the lowest priority, which begins no step while a description is being written.
-The text stays the target's, whoever drafts.
+The text stays the target's, whoever drafts. What was learnt is saved every few minutes and at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,36 +25,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evspec_ros.errors import Failure
-from evspec_ros.networks.draft_head import DraftHead
+from evspec_ros.errors import CheckpointError, Failure
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.networks.head_store import HeadStore
 from evspec_ros.networks.video_llava import VideoLlava
-from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
-from evspec_ros.speculative.event_side import pooled
-from evspec_ros.speculative.sampling import Sampling
-from evspec_ros.speculative.tree import DraftTree
-from evspec_ros.training.acceptance import acceptance
+from evspec_ros.speculative.drafter import Drafter
+from evspec_ros.speculative.learner import Beginner
+from evspec_ros.training.acceptance import CHAIN, acceptance, accepted_drafts
 from evspec_ros.training.draft_heads import HeadPlan, loss_of
-from evspec_ros.training.features import Answers, ModelPair
+from evspec_ros.training.features import ModelPair
 from evspec_ros.training.loop import MAX_GRADIENT_NORM
+from evspec_ros.training.observed import ObservedDrafter, Pupil, Written, alike, size, together
 
 LOWEST_PRIORITY = 19
-LEAST_ROWS = 2  # tokens of a text that is worth learning from
+SAVE_EVERY_S = 180.0
+# A new head drafts where it makes passes a quarter longer: a pass of its own costs part of a pass of theirs.
+WORTHWHILE = 1.25
+WAITING = 8  # windows at most whose events nobody has read yet
 
 
 @dataclass(frozen=True)
 class OnlineSettings:
-    """max_bytes: of the windows kept; held_out: the newest of them, to compare heads on; steps: of learning
-    for each new window, after every `trial` of which the heads are compared; share: of the time that may be
-    spent.
+    """max_bytes: of the windows kept (one of a 7B pair takes about twelve million); held_out: the newest of
+    them, to compare heads on; steps: of learning for each new window, on `batch` others each, after every
+    `trial` of which the heads are compared; setback: a copy that is accepted less far than this share of the
+    head begins anew; share: of the time that may be spent.
     """
 
-    max_bytes: int = 64 * 2**20
+    max_bytes: int = 512 * 2**20
     held_out: int = 8
     steps: int = 16
+    batch: int = 1
     trial: int = 64
     learning_rate: float = 1e-4
+    setback: float = 1.0
     share: float = 0.25
+
+
+REFINING = OnlineSettings()
+# Random weights are far from all that is right: long steps, of gradients that several windows agree on, few
+# for each window, as there are few yet; and steps back are allowed, or a lucky copy would end all progress.
+FROM_NOTHING = OnlineSettings(steps=4, batch=8, trial=32, learning_rate=1e-3, setback=0.7, share=0.5)
 
 
 class OnlineDistiller:
@@ -61,26 +75,41 @@ class OnlineDistiller:
     `close`. version counts the heads that have drafted, 0 being the one that was loaded.
     """
 
-    def __init__(self, pair: ModelPair, head: DraftHead, settings: OnlineSettings, pooling: int = 1) -> None:
-        """pooling: of the event tokens that the head reads."""
+    def __init__(
+        self,
+        pair: ModelPair,
+        pupil: Pupil,
+        settings: OnlineSettings,
+        *,
+        drafts: bool = True,
+        store: HeadStore | None = None,
+    ) -> None:
+        """drafts: whether the pupil drafts already; store: where it is saved, None for nowhere."""
         for model in (pair.target, pair.event_model):
             model.requires_grad_(requires_grad=False)
         self.version = 0
+        self.drafts = drafts
         self.steps = 0  # of learning, in all
+        self.accepted = 1.0  # of the copy alone on the newest windows, when it was last compared
         self._pair = pair
-        self._head = head
+        self._pupil = pupil
+        self._head = pupil.head
         self._settings = settings
-        self._pooling = pooling
-        self._plan = HeadPlan(head.config.kind)
-        self._windows: deque[Answers] = deque()
+        self._store = store
+        self._saved_steps = 0
+        self._saved_at = time.monotonic()
+        self._plan = HeadPlan(pupil.head.config.kind)
+        self._waiting: deque[Callable[[], Written]] = deque(maxlen=WAITING)
+        self._windows: deque[Written] = deque()
         self._bytes = 0
         self._owed = 0  # steps for the windows that came
         self._changed = threading.Condition()  # guards the windows, what is owed and what is offered
+        self._learning = threading.RLock()  # held while weights change
         self._writing = False
         self._closed = False
         self._failure: Failure | None = None
         self._offered: dict[str, Tensor] | None = None
-        self._champion = deepcopy(head).float()  # as the head that drafts, for the other thread
+        self._champion = deepcopy(pupil.head).float()  # as the head that drafts, for the other thread
         self._student = deepcopy(self._champion)
         self._random = torch.Generator().manual_seed(0)
         self._optimizer = self._new_optimizer()
@@ -91,15 +120,22 @@ class OnlineDistiller:
         cls,
         target: VideoLlava,
         event_model: EventGpt,
-        head: DraftHead,
-        pooling: int,
-        settings: OnlineSettings = OnlineSettings(),
+        beginner: Beginner,
+        settings: OnlineSettings | None = None,
     ) -> OnlineDistiller:
         """What teaches the head of a describer: what it reads of the windows comes from the describer's own
-        passes, and never from prompts of its own.
+        passes, and never from prompts of its own. settings: by default those that suit the head.
         """
         nothing = torch.empty(0, dtype=torch.int64, device=target.lm_head.weight.device)
-        return cls(ModelPair(target, event_model, nothing, (nothing, nothing)), head, settings, pooling)
+        head = beginner.head
+        layers = head.feature_layers(target.config.text.num_layers)
+        return cls(
+            ModelPair(target, event_model, nothing, (nothing, nothing)),
+            Pupil(head, layers, beginner.pooling),
+            settings or (FROM_NOTHING if beginner.new else REFINING),
+            drafts=beginner.drafts,
+            store=beginner.store,
+        )
 
     def start(self) -> bool:
         """Begin to learn; False where it has begun already."""
@@ -109,16 +145,38 @@ class OnlineDistiller:
         return first
 
     def close(self) -> None:
-        """End the thread after its step."""
+        """End the thread after its step, and save what was learnt."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self.save()
+
+    def save(self) -> None:
+        """Write the head to its place, if it has learnt since the last time: the one that drafts, and where
+        none does, the one that learns. A failure is told by `take_failure`.
+        """
+        with self._learning:
+            self._saved_at = time.monotonic()
+            if self._store is None or self.steps == self._saved_steps:
+                return
+            self._saved_steps = self.steps
+            try:
+                self._store.save(self._champion if self.drafts else self._student, drafts=self.drafts)
+            except CheckpointError as error:
+                with self._changed:
+                    self._failure = Failure.of(error)
 
     # --- the describing thread ----------------------------------------------------------------------------
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be learnt until the next window."""
+        with self._learning, self._changed:
+            return not self._due
+
     def observed(self, drafter: Drafter) -> Drafter:
         """The drafter, with what the target says to it kept to learn from."""
-        return _Observed(drafter, self)
+        return ObservedDrafter(drafter, self._pupil, self._keep)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -142,6 +200,7 @@ class OnlineDistiller:
             return False
         self._head.load_state_dict(offered)
         self.version += 1
+        self.drafts = True
         return True
 
     def take_failure(self) -> Failure | None:
@@ -150,23 +209,24 @@ class OnlineDistiller:
             failure, self._failure = self._failure, None
         return failure
 
-    def add(self, window: Answers) -> None:
+    def add(self, window: Written) -> None:
         """Keep one window, float16 and on the CPU, and forget the oldest ones beyond max_bytes."""
         with self._changed:
             self._windows.append(window)
-            self._bytes += _bytes(window)
+            self._bytes += size(window)
             while self._bytes > self._settings.max_bytes:
-                self._bytes -= _bytes(self._windows.popleft())
+                self._bytes -= size(self._windows.popleft())
             self._owed = min(self._owed + self._settings.steps, len(self._windows) * self._settings.steps)
             self._changed.notify_all()
 
-    def events(self, prompt: Prompt) -> Tensor | None:
-        """What the head reads of a prompt's events [E, event_size]; None where it has none."""
-        return None if prompt.events is None else pooled(prompt.events(), self._pooling)
-
-    def context(self, prompt_rows: int) -> int:
-        """How many of a prompt's last rows the head reads."""
-        return self._head.context(prompt_rows)
+    def _keep(self, made: Callable[[], Written]) -> None:
+        """Keep a window: at once where its events were read to draft, else when there is time for it."""
+        if self.drafts:
+            self.add(made())
+            return
+        with self._changed:
+            self._waiting.append(made)
+            self._changed.notify_all()
 
     # --- the learning thread ------------------------------------------------------------------------------
 
@@ -175,13 +235,27 @@ class OnlineDistiller:
         while self._wait():
             started = time.monotonic()
             try:
-                self.learn()
-                if self.steps % self._settings.trial == 0:
-                    self.compare()
+                with self._learning:
+                    self._go_on()
             except Exception as error:  # noqa: BLE001 - the thread goes on with the next window, and it is told
                 self._give_up(Failure.of(error))
             busy = time.monotonic() - started
             time.sleep(busy * (1 / self._settings.share - 1))
+
+    def _go_on(self) -> None:
+        """Read the events of a window that came, or learn; save now and then."""
+        with self._changed:
+            made = self._waiting.popleft() if self._waiting else None
+        if made is not None:
+            self.add(made())
+            return
+        with self._changed:
+            self._owed -= 1
+        self.learn()
+        if self.steps % self._settings.trial == 0:
+            self.compare()
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self.save()
 
     def _give_up(self, failure: Failure) -> None:
         """Learn no more from the windows that came, and begin anew from the head."""
@@ -197,25 +271,24 @@ class OnlineDistiller:
         """Until a step is due; False when it is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (self._due and not self._writing))
-            self._owed -= 1
             return not self._closed
 
     @property
     def _due(self) -> bool:
         # one offer at a time: what follows is compared with the head that it becomes
         enough = len(self._windows) > self._settings.held_out
-        return self._owed > 0 and enough and self._offered is None
+        return bool(self._waiting) or (self._owed > 0 and enough and self._offered is None)
 
     def learn(self) -> None:
-        """One step on a window that is not among the newest."""
+        """One step on windows that are not among the newest."""
         with self._changed:
-            older = len(self._windows) - self._settings.held_out
-            answers = self._windows[int(torch.randint(older, (), generator=self._random))]
+            older = list(self._windows)[: len(self._windows) - self._settings.held_out]
+        drawn = torch.randint(len(older), (self._settings.batch,), generator=self._random).tolist()
+        windows = [older[number] for number in dict.fromkeys(drawn) if alike(older[number], older[drawn[0]])]
         loss = loss_of(self._plan.kind)
         with self._autocast():
-            value = loss(
-                self._pair, self._student, _ready(answers, self._pair.device), self.steps, self._plan
-            )
+            answers = together(windows, self._pair.device)
+            value = loss(self._pair, self._student, answers, self.steps, self._plan)
         self._optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._student.parameters(), MAX_GRADIENT_NORM)
@@ -224,23 +297,44 @@ class OnlineDistiller:
 
     def compare(self) -> None:
         """Offer the copy if it is accepted further than the head on the newest windows; begin anew from the
-        head if it is accepted less far.
+        head if it is accepted much less far. Where no head drafts yet, offer it if drafting with it were
+        worth the while there.
         """
         with self._changed:
             newest = list(self._windows)[-self._settings.held_out :]
-        tests = [_ready(window, self._pair.device) for window in newest]
+        tests = [together([window], self._pair.device) for window in newest]
         with self._autocast():
-            ours, theirs = (
-                acceptance(self._pair, head, tests)["acceptance length"]
-                for head in (self._student, self._champion)
-            )
+            self.accepted = ours = acceptance(self._pair, self._student, tests)["acceptance length"]
+            if self.drafts:
+                theirs = acceptance(self._pair, self._champion, tests)["acceptance length"]
+            else:
+                ours, theirs = self._beside(newest)
+                theirs = min(ours, WORTHWHILE * theirs)  # what is not good enough learns on
         if ours > theirs:
             self._champion.load_state_dict(self._student.state_dict())
             weights = {name: value.clone() for name, value in self._student.state_dict().items()}
             with self._changed:
                 self._offered = weights
-        elif ours < theirs:
+        elif ours < self._settings.setback * theirs:
             self._begin_anew()
+
+    @torch.inference_mode()
+    def _beside(self, windows: list[Written]) -> tuple[float, float]:
+        """Tokens per pass of the target if the copy had drafted, too, and as they were.
+
+        A head that is new drafts beside what drafts without it (a tree of both is followed as far as the
+        farther of them), so what counts is not how far it comes alone but how much further a pass would have
+        come: of the passes that the target really made, from the tokens behind which it made them.
+        """
+        beside = alone = passes = 0
+        for window in windows:
+            answers = together([window], self._pair.device)
+            follows = accepted_drafts(self._pair, self._student, answers, CHAIN)[0].cpu()
+            places, followed = window.passes.unbind(1)
+            beside += int(torch.maximum(follows[places], followed).sum())
+            alone += int(followed.sum())
+            passes += len(places)
+        return 1 + beside / max(1, passes), 1 + alone / max(1, passes)
 
     def _autocast(self) -> torch.autocast:
         """The copies are float32, whatever the models are."""
@@ -249,90 +343,6 @@ class OnlineDistiller:
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self._student.parameters(), self._settings.learning_rate, (0.9, 0.98))
-
-
-class _Observed:
-    """A drafter, and one text's tokens and features as the target tells them to it."""
-
-    def __init__(self, drafter: Drafter, distiller: OnlineDistiller) -> None:
-        self.name = drafter.name
-        self.layers = drafter.layers
-        self._drafter = drafter
-        self._distiller = distiller
-        self._prompt: Prompt | None = None
-        self._features: list[Tensor] = []  # [n, layers * D] each, float16
-
-    def prepare(self, prompt: Prompt) -> None:
-        """See Drafter."""
-        self._prompt, self._features = None, []
-        self._drafter.prepare(prompt)
-
-    def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
-        """See Drafter."""
-        self._prompt = prompt
-        rows = self._distiller.context(len(features[0]) - 1) + 1
-        self._keep(tuple(feature[-rows:] for feature in features))
-        self._drafter.start(prompt, features, token, capacity)
-
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
-        """See Drafter."""
-        return self._drafter.propose(limits, sampling, generator)
-
-    def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
-        """See Drafter."""
-        self._keep(features)
-        self._drafter.accept(tokens, features)
-
-    def finish(self, tokens: Sequence[int]) -> None:
-        """See Drafter; of the last block's features nobody is told, so that its tokens but the first are left
-        out.
-        """
-        self._drafter.finish(tokens)
-        if self._prompt is None:  # a text of one token
-            return
-        read = len(self._features[0])
-        features_kept = sum(map(len, self._features)) - read
-        events = self._distiller.events(self._prompt)
-        if features_kept < LEAST_ROWS or events is None:
-            return
-        prompt = self._prompt.embeddings[:, -read:]
-        answer = torch.tensor([tokens[: features_kept + 1]])
-        self._distiller.add(
-            Answers(
-                _stored(prompt),
-                answer,
-                torch.tensor([features_kept + 1]),
-                torch.cat(self._features)[None],
-                _stored(events[None]),
-                torch.empty(1, features_kept + 1, 0),
-            )
-        )
-
-    def forget(self) -> None:
-        """See Drafter."""
-        self._drafter.forget()
-
-    def _keep(self, features: tuple[Tensor, ...]) -> None:
-        self._features.append(_stored(torch.cat(features, -1)))
-
-
-def _stored(values: Tensor) -> Tensor:
-    """A copy on the CPU."""
-    return values.to("cpu", torch.half, copy=True)
-
-
-def _ready(window: Answers, device: torch.device) -> Answers:
-    """As the losses read it; a copy, as what inference has made cannot be differentiated."""
-    return Answers(
-        **{
-            name: value.to(device).float() if value.is_floating_point() else value.to(device, copy=True)
-            for name, value in vars(window).items()
-        }
-    )
-
-
-def _bytes(window: Answers) -> int:
-    return sum(value.nbytes for value in vars(window).values())
 
 
 def _lower_priority() -> None:

@@ -334,7 +334,7 @@ def test_texts_are_those_of_plain_decoding_with_the_modules(engine: str, tempera
             assert drafted.statistics.mean_accepted_length > (0.9 if right == 0 else 2.0)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3", "previous", "combined"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "suffix", "combined"])
 def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
     """Drafters that keep features from pass to pass draft through captured passes what they draft through the
     modules, token for token. The last text begins as the one before it, which alone
@@ -346,7 +346,7 @@ def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
     head = {
         "eagle": lambda: EagleHead(EagleConfig(size, 96, 4, 4, 16, 24, 128)),
         "eagle3": lambda: Eagle3Head(Eagle3Config(size, (0, 2, 3), VOCABULARY, size, 96, 4, 16, 24, 128)),
-        "previous": lambda: None,
+        "suffix": lambda: None,
         "combined": lambda: Eagle3Head(Eagle3Config(size, (3,), VOCABULARY, size, 96, 4, 16, 24, 128)),
     }[kind]()
     found = []

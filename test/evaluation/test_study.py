@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from evspec_ros.evaluation.study_plan import StudyPlan
 from evspec_ros.evaluation.study_report import (
     ALL,
     Interval,
+    compared_gains,
     exchanged_difference,
     learnt_difference,
     results_page,
@@ -40,6 +42,7 @@ PLAN = StudyPlan(
     conditions=("night",),
 )  # fmt: skip
 STOP_AT = 3  # trainings
+TWO_KINDS = dataclasses.replace(PLAN, kinds=("block", "eagle3"), condition="night")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,41 @@ def test_the_page_has_every_drafter_and_a_picture(study: Study, tmp_path: Path) 
     assert first == (page.read_text(), picture.read_text())
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study of two kinds alone."""
+    return run_study(TARGET, EVENT_MODEL, tmp_path_factory.mktemp("compared"), TWO_KINDS)
+
+
+def test_named_kinds_are_compared_and_nothing_else(compared: Study, tmp_path: Path) -> None:
+    """With and without events, by the same plan; no other size, amount of data or race, nor on the page."""
+    found = [outcome.trial for outcome in compared.outcomes]
+    assert found == [
+        Trial(kind, 0, PLAN.scenes, learned) for kind in TWO_KINDS.kinds for learned in (ON, ZEROED)
+    ]
+    assert compared.race == ()
+    write_results(compared, tmp_path / "page.md", "a command", shipped=True)
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("# Results of `block`, `eagle3`\n")
+    assert "the shipped target's own answers about 4 simulated scenes of the condition `night`" in page
+    assert all(name not in page for name in ("`feature`", "## Every drafter", "## More data", "| all |"))
+    assert "](page.svg)" in page
+    assert ">block<" in (tmp_path / "page.svg").read_text()
+
+
+def test_scenes_to_learn_from_are_of_the_plan_s_condition(tmp_path: Path) -> None:
+    """Their manifest says so."""
+
+    def stop(stage: str, *_: object) -> None:
+        if stage == "answers, train-night":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(TARGET, EVENT_MODEL, tmp_path, TWO_KINDS, stop)
+    about = json.loads((tmp_path / "train-night" / "features.json").read_text())
+    assert about["source"]["condition"] == "night"
+
+
 @pytest.mark.parametrize("kind", ["eventgpt_adapter", "feature"])
 @pytest.mark.parametrize("millions", [0.5, 10])
 def test_an_adapter_s_width_gives_its_size(kind: str, millions: float) -> None:
@@ -144,16 +182,31 @@ def test_an_adapter_s_width_gives_its_size(kind: str, millions: float) -> None:
         assert sum(parameter.numel() for parameter in head.parameters()) == weights
 
 
-def _study(own: tuple[float, ...], shuffled: tuple[float, ...], never: tuple[float, ...]) -> Study:
-    """A study of eagle3 with these lengths, seed by seed."""
+def _study(
+    own: tuple[float, ...], shuffled: tuple[float, ...], never: tuple[float, ...], kind: str = "eagle3"
+) -> Study:
+    """A study of a kind with these lengths, seed by seed."""
     outcomes = []
     for seed, (one, other, blind) in enumerate(zip(own, shuffled, never, strict=True)):
         tests = (Score("night", ON, one, 0.5), Score("night", SHUFFLED, other, 0.5))
-        outcomes.append(Outcome(Trial("eagle3", seed, 8), 1, tests))
-        outcomes.append(Outcome(Trial("eagle3", seed, 8, ZEROED), 1, (Score("night", ZEROED, blind, 0.5),)))
-    plan = StudyPlan(seeds=len(own), scenes=8, conditions=("night",))
-    untrained = Outcome(None, 0, ())
+        tests = (*tests, Score("night", ZEROED, other, 0.5))
+        outcomes.append(Outcome(Trial(kind, seed, 8), 1, tests))
+        outcomes.append(Outcome(Trial(kind, seed, 8, ZEROED), 1, (Score("night", ZEROED, blind, 0.5),)))
+    plan = StudyPlan((kind,), seeds=len(own), scenes=8, conditions=("night",))
+    untrained = Outcome(None, 0, tuple(Score("night", control, 2.0, 0.5) for control in CONTROLS))
     return Study(plan, {"night": []}, untrained, tuple(outcomes), ())
+
+
+def _two_kinds(block_gains: tuple[float, ...], eagle3_gains: tuple[float, ...]) -> Study:
+    """A study of both with these gains over never having had events, seed by seed."""
+    never = tuple(3.0 + 2 * seed for seed in range(len(block_gains)))
+    studies = []
+    for kind, gains in (("block", block_gains), ("eagle3", eagle3_gains)):
+        own = tuple(one + gain for one, gain in zip(never, gains, strict=True))
+        studies.append(_study(own, own, never, kind))
+    one, other = studies
+    plan = dataclasses.replace(one.plan, kinds=("block", "eagle3"))
+    return dataclasses.replace(one, plan=plan, outcomes=one.outcomes + other.outcomes)
 
 
 def test_intervals_are_student_s() -> None:
@@ -180,3 +233,25 @@ def test_the_verdict_follows_the_interval(study: Study) -> None:
     for kind, gain in gains.items():
         line = next(line for line in page.splitlines() if line.startswith(f"- `{kind}`"))
         assert ("no difference is shown." in line) is not gain.shown
+
+
+@pytest.mark.parametrize(
+    ("block", "eagle3", "gain", "answer"),
+    [
+        ((1.1, 1.2, 1.15), (0.1, 0.2, 0.15), 1.0, "events? Yes:"),
+        ((0.1, 0.2, 0.15), (1.1, 1.2, 1.15), -1.0, "events? No, less:"),
+        ((0.5, 2.0, 1.1), (0.4, 1.9, 1.6), -0.1, "events? No difference is shown:"),
+        ((0.1, 0.9, 0.5), (0.0, 0.8, 0.4), 0.1, "events? Yes:"),  # seeds differ, each gains as much
+    ],
+)
+def test_gains_of_two_kinds_are_compared_seed_by_seed(
+    block: tuple[float, ...], eagle3: tuple[float, ...], gain: float, answer: str
+) -> None:
+    """A one-pass head gains more where the interval of the seeds' differences lies above zero, less below."""
+    study = _two_kinds(block, eagle3)
+    assert compared_gains(study, ALL).mean == pytest.approx(gain)
+    page = results_page(study, "results.svg", "a command")
+    assert answer in page
+    assert f"a difference of {gain:+.2f} ±" in page
+    alone = dataclasses.replace(study, plan=dataclasses.replace(study.plan, kinds=("block",)))
+    assert "one pass gain more" not in results_page(alone, "results.svg", "a command")

@@ -176,7 +176,7 @@ def test_live_parameters_change_and_others_are_refused_while_running(active: Ben
     assert result["tokens"] <= 3
     assert "clean up the node" in active.set_parameter("drafter", "none")
     assert "temperature" in active.set_parameter("temperature", "warm")
-    assert active.node.get_parameter("drafter").value == "combined"
+    assert active.node.get_parameter("drafter").value == "auto"
 
 
 def test_further_questions_get_results_of_their_own(active: Bench) -> None:

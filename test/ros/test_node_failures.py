@@ -259,7 +259,7 @@ def test_a_jump_of_time_that_fails_ends_nothing(
     _told(bench, DiagnosticStatus.ERROR, "KeyError: 'jump'")
     _send(bench)
     assert bench.call(Trigger, "/evspec/describe").success
-    assert describer._drafters.get(1)[0]._previous._memory
+    assert describer._drafters.get(1)[0]._suffix._tree.texts
     jump(back)
     _send(bench)
     forgotten: list[bool] = []

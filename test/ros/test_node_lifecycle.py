@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,48 @@ def test_autostart_activates_the_node_by_itself(spinner: Spinner, checkpoints: P
     bench = make_bench(spinner, max_new_tokens=3)
     bench.wait_until_connected()
     assert bench.describe_now()["tokens"] <= 3
+
+
+def test_a_new_head_is_kept_when_the_node_is_deactivated(
+    spinner: Spinner, checkpoints: Path, tmp_path: Path
+) -> None:
+    """Diagnostics say what drafts until it does, and why it could not be saved."""
+    bench = make_bench(
+        spinner, autostart=False, draft_head="new", draft_head_dir=str(tmp_path / "head"), max_new_tokens=12
+    )
+    walker = bench.node
+    assert walker.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert walker.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    bench.wait_until_connected()
+    assert bench.describe_now()["drafter"] == "combined without a head"
+    values = bench.until(lambda: bench.values("descriptions"), "diagnostics")
+    assert "a new draft head learns" in values["drafter_reason"]
+    assert walker._describer is not None
+    learner = walker._describer._learner
+    learner.steps += 1  # type: ignore[attr-defined]
+    assert walker.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert (tmp_path / "head" / "config.json").is_file()
+
+    (tmp_path / "file").write_text("")
+    learner._store = replace(learner._store, directory=tmp_path / "file")  # type: ignore[attr-defined]
+    assert walker.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    learner.steps += 1  # type: ignore[attr-defined]
+    assert walker.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    values = bench.until(
+        lambda: at_least(bench.values("descriptions"), "learning_failures", 1), "the problem"
+    )
+    assert "cannot be written" in values["last_error"]
+
+
+def test_a_saved_head_of_no_use_is_told_in_diagnostics(
+    spinner: Spinner, checkpoints: Path, tmp_path: Path
+) -> None:
+    """A new one begins."""
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    bench = make_bench(spinner, autostart=False, draft_head="new", draft_head_dir=str(tmp_path))
+    assert bench.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    told = bench.until(lambda: bench.values("descriptions").get("left_out", ""), "diagnostics")
+    assert told.startswith("A new draft head begins, as the one in ")
 
 
 def test_simulated_time_that_jumps_back_resets_the_streams(spinner: Spinner, checkpoints: Path) -> None:

@@ -5,15 +5,20 @@ target's as chance allows, and not to anybody else's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from speculative_fakes import excess
+from speculative_fakes import excess, fake_prompt
 from torch import Tensor
 
-from evspec_ros.speculative import DraftTree
+from evspec_ros.engines.block import BlockOutput
+from evspec_ros.speculative import DraftLimits, DraftTree, EventSide, block
 from evspec_ros.speculative.sampling import Sampling
+from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.verification import verify_sampled
 
 VOCABULARY = 10
@@ -82,6 +87,72 @@ def test_the_tokens_converge_to_the_target_s_distribution(trees: Trees, sampling
     """From 100 draws to 100,000 the distance falls as chance has it; that to the drafter's stays."""
     target, draft = _distributions(1, 5, sampling), _distributions(2, 2, sampling)
     assert _converges(trees, target, draft)
+
+
+class _KnownBlocks:
+    """A block engine that says the same of every turn."""
+
+    def __init__(self, spread: Tensor) -> None:
+        chances, tokens = spread.sort(-1, descending=True)
+        self._output = BlockOutput(tokens.numpy(), chances.numpy(), spread.log())
+
+    def new_cache(self, capacity: int) -> Any:
+        """Of no use."""
+        return SimpleNamespace(capacity=capacity, length=0, truncate=lambda _: None)
+
+    def read(self, *_: object) -> None:
+        """Nothing to read."""
+
+    def run(self, *_: object) -> BlockOutput:
+        """The distributions."""
+        return self._output
+
+
+def _blocks(q: Tensor, generator: torch.Generator) -> Iterator[DraftTree]:
+    """What the block drafter draws from a block of two positions."""
+    sizes = SimpleNamespace(read_rows=2, block=2, vocab_size=VOCABULARY, max_positions=64)
+    head: Any = SimpleNamespace(
+        config=sizes, lm_head=None, feature_layers=lambda _: (0,), context=lambda _: 0
+    )
+    config = SimpleNamespace(num_layers=1)
+    target: Any = SimpleNamespace(
+        decoder=SimpleNamespace(config=config), engine=SimpleNamespace(backend="torch")
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(block.DrafterEngines, "block", lambda *_: _KnownBlocks(q[:2]))
+        drafter = block.BlockDrafter(target, head, EventSide())
+    prompt, features = fake_prompt([0]), (torch.zeros(1, 1),)
+    while True:
+        drafter.start(prompt, features, 0, 4)
+        yield drafter.propose(DraftLimits(2, 2), Sampling(1.0), generator)
+
+
+def _suffixes(_: Tensor, generator: torch.Generator) -> Iterator[DraftTree]:
+    """What the suffix drafter makes of past texts that go on in several ways."""
+    drafter, prompt = SuffixDrafter(), fake_prompt([0])
+    for text in ([0, 1, 2], [0, 1, 3], [0, 4, 1], [5, 1, 2]):
+        drafter.prepare(prompt)
+        drafter.finish(text)
+    drafter.prepare(prompt)
+    drafter.start(prompt, (), 0, 4)
+    while True:
+        yield drafter.propose(DraftLimits(2, 4), Sampling(1.0), generator)
+
+
+@pytest.mark.parametrize("trees", [_blocks, _suffixes])
+def test_what_drafters_propose_converges_too(trees: Trees) -> None:
+    """The chains that the block drafter draws, and the suffix drafter's trees without chance."""
+    sampling = Sampling(0.8, top_p=0.9, top_k=7)
+    draft = _distributions(2, 2, sampling)
+    tree = next(trees(draft, torch.Generator()))
+    assert len(tree) >= 2
+    assert (tree.distributions is None) == (trees is _suffixes)
+    assert _converges(_only(trees), _distributions(1, 5, sampling), draft)
+
+
+def _only(trees: Trees) -> Trees:
+    """As many as are drawn."""
+    return lambda q, generator: islice(trees(q, generator), DRAWS[-1])
 
 
 def _wrong(tree: DraftTree, target: Tensor, generator: torch.Generator) -> list[int]:

@@ -441,7 +441,8 @@ def test_a_head_with_too_few_positions_drafts_as_far_as_they_go(name: str, engin
             if temperature == 0.0:
                 assert found.tokens == alone
                 drafted.append(found.statistics.drafted)
-    assert drafted[0] == 0 < drafted[-1]
+    assert drafted[0] < drafted[-1]
+    assert drafted[0] == 0 or name == "combined"  # which follows the text itself, too
 
 
 def test_the_event_model_writes_only_what_the_target_can_read() -> None:

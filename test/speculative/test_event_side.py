@@ -68,11 +68,24 @@ def test_the_next_prompt_ends_what_is_still_written_about_the_last() -> None:
 
 
 def test_without_overlap_nothing_is_written_ahead() -> None:
-    """The target waits, so there is nothing to write beside."""
+    """The target has read its prompt by then."""
     side, writing = EventSide(), _Writing()
     side.begin(_prompt(1.0), writing)
+    side.features()
     assert writing.stopped
     assert not writing.begun.is_set()
+
+
+def test_without_overlap_events_that_nobody_asks_for_are_not_read() -> None:
+    """As where the whole text follows from the stream's past; asked twice, they are read once."""
+    side, read = EventSide(), []
+    for _ in range(2):
+        side.begin(Prompt(torch.zeros(1, 3, 4), events=lambda: read.append(1) or torch.zeros(6, 4)))
+    assert not read
+    assert side.times == EventTimes()
+    assert side.features() is side.features()
+    assert read == [1]
+    assert side.times.waited_ms == side.times.busy_ms > 0
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -19,14 +20,19 @@ from random_pair import PROMPT, noise_scenes, random_pair
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.errors import GenerationError
 from evspec_ros.loading import load_describer
+from evspec_ros.networks.block_head import BlockHead
 from evspec_ros.networks.checkpoints import load_draft_head, save_draft_head
+from evspec_ros.networks.head_store import HeadStore
 from evspec_ros.recordings import open_recording
 from evspec_ros.simulation.recorded_scene import record_scene
-from evspec_ros.speculative import DecoderTarget, EventSide, Prompt, generate
+from evspec_ros.speculative import DecoderTarget, Drafter, EventSide, NoDrafter, Prompt, generate
+from evspec_ros.speculative.block import BlockDrafter
 from evspec_ros.speculative.eagle import EagleDrafter
+from evspec_ros.speculative.learner import LEARNING_HEADS
 from evspec_ros.training import online
-from evspec_ros.training.draft_heads import HeadPlan, needed_features, new_head
-from evspec_ros.training.features import Answers, Computed
+from evspec_ros.training.draft_heads import HeadPlan, loss_of, needed_features, new_head
+from evspec_ros.training.features import Computed
+from evspec_ros.training.observed import Pupil, Written, together
 from evspec_ros.training.online import OnlineDistiller, OnlineSettings
 
 PAIR = random_pair()
@@ -36,15 +42,25 @@ MODELS = Path(__file__).parents[2] / "models"
 TOKENS = 12
 
 
-def _distiller(kind: str = "eagle3", settings: OnlineSettings = QUICK) -> OnlineDistiller:
-    return OnlineDistiller(PAIR, new_head(PAIR, HeadPlan(kind)), settings)  # type: ignore[arg-type]
+def _distiller(kind: str = "eagle3", settings: OnlineSettings = QUICK, **options: Any) -> OnlineDistiller:
+    head = new_head(PAIR, HeadPlan(kind))
+    assert isinstance(head, LEARNING_HEADS)
+    layers = head.feature_layers(PAIR.target.config.text.num_layers)
+    return OnlineDistiller(PAIR, Pupil(head, layers), settings, **options)
 
 
 def _describe(distiller: OnlineDistiller, scenes: range) -> None:
     """Let the head of a distiller draft what the target says about scenes."""
     target = PAIR.target
     decoder = DecoderTarget(target.decoder, target.lm_head, {2}, str)
-    drafter = distiller.observed(EagleDrafter(decoder, distiller._head, EventSide(), branches=4))
+    head = distiller._head
+    if not distiller.drafts:
+        inner: Drafter = NoDrafter()
+    elif isinstance(head, BlockHead):
+        inner = BlockDrafter(decoder, head, EventSide())
+    else:
+        inner = EagleDrafter(decoder, head, EventSide(), branches=4)
+    drafter = distiller.observed(inner)
     for number in scenes:
         seen = noise_scenes(number, number + 1)
         with torch.inference_mode():
@@ -52,9 +68,11 @@ def _describe(distiller: OnlineDistiller, scenes: range) -> None:
             events = PAIR.event_model.encode_events(seen.events[0])
         with distiller.writing():
             generate(decoder, drafter, Prompt(prompt, (), lambda: events), max_new_tokens=TOKENS)  # noqa: B023
+        while distiller._waiting and distiller._thread.ident is None:
+            distiller._go_on()
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "block"])
 def test_what_is_kept_is_what_an_extraction_would_have_computed(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,8 +96,8 @@ def test_what_is_kept_is_what_an_extraction_would_have_computed(
 
 def test_the_oldest_windows_are_forgotten_beyond_the_bound() -> None:
     """In bytes of what is kept; one that is larger than all is not kept."""
-    window = Answers(*(torch.zeros(1, 100, dtype=torch.half) for _ in range(6)))  # 1,200 bytes
-    distiller = _distiller(settings=replace(QUICK, max_bytes=5000))
+    window = Written(*(torch.zeros(1, 100, dtype=torch.half) for _ in range(7)))  # 1,400 bytes
+    distiller = _distiller(settings=replace(QUICK, max_bytes=5700))
     for number in range(10):
         distiller.add(replace(window, prompt=torch.full((1, 100), number, dtype=torch.half)))
     assert [int(kept.prompt[0, 0]) for kept in distiller._windows] == [6, 7, 8, 9]
@@ -87,9 +105,10 @@ def test_the_oldest_windows_are_forgotten_beyond_the_bound() -> None:
     assert not distiller._windows
 
 
-def test_a_copy_takes_over_where_it_is_accepted_further() -> None:
+@pytest.mark.parametrize("kind", ["eagle3", "block"])
+def test_a_copy_takes_over_where_it_is_accepted_further(kind: str) -> None:
     """The weights are exchanged by `take` alone, and the version counts them."""
-    distiller = _distiller()
+    distiller = _distiller(kind)
     head = distiller._head
     before = deepcopy(head.state_dict())
     _describe(distiller, range(12))
@@ -102,6 +121,93 @@ def test_a_copy_takes_over_where_it_is_accepted_further() -> None:
     assert distiller.version == 1
     assert not distiller.take()
     _assert_equal(distiller._student, head)
+
+
+def test_a_new_head_drafts_once_it_would_take_the_passes_further(tmp_path: Path) -> None:
+    """Until then it learns on; the weights that are saved are those that learn, then those that draft. Here
+    the scenes come twice, so that there is little to learn.
+    """
+    store = HeadStore(tmp_path, {"target": "t", "event_model": "e", "vocabulary": "v"})
+    distiller = _distiller("block", replace(QUICK, batch=4), drafts=False, store=store)
+    _describe(distiller, range(6))
+    _describe(distiller, range(6))
+    distiller.compare()
+    assert not distiller.take()
+    assert not distiller.drafts
+    for _ in range(100):
+        distiller.learn()
+    assert distiller.steps == 100
+    distiller.save()
+    assert json.loads((tmp_path / "learnt_from.json").read_text())["drafts"] is False
+    saved = load_draft_head(tmp_path).state_dict()
+    assert all(torch.equal(value, saved[name].float()) for name, value in _halved(distiller._student).items())
+    distiller.compare()
+    assert distiller.accepted > online.WORTHWHILE
+    assert distiller.take()
+    assert distiller.drafts
+    assert distiller.version == 1
+    for _ in range(3):
+        distiller.learn()
+    distiller.save()
+    assert json.loads((tmp_path / "learnt_from.json").read_text())["drafts"] is True
+    saved = load_draft_head(tmp_path).state_dict()
+    assert all(torch.equal(value, saved[name].float()) for name, value in _halved(distiller._head).items())
+
+
+def _halved(head: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.half().float() for name, value in head.state_dict().items()}
+
+
+def test_how_far_passes_would_have_come_is_counted_from_where_they_were_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two passes one had come two drafts far, where the head comes one far, the other none, where the head
+    comes four far: 2 tokens a pass become 4.
+    """
+    distiller = _distiller("block", drafts=False)
+    rest = (torch.zeros(1, 5, 8), torch.zeros(1, 7, 2), torch.zeros(1, 7, 0))
+    window = Written(
+        torch.zeros(1, 2, 0), torch.zeros(1, 7, dtype=torch.int64), torch.tensor([7]), *rest,
+        torch.tensor([[0, 2], [3, 0]]),
+    )  # fmt: skip
+    follows = torch.tensor([[1, 9, 9, 4, 9, 9]])
+    monkeypatch.setattr(online, "accepted_drafts", lambda *_: follows)
+    assert distiller._beside([window]) == (4.0, 2.0)
+
+
+def test_it_is_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the time has passed and something was learnt."""
+    store = HeadStore(tmp_path, {"target": "t", "event_model": "e", "vocabulary": "v"})
+    distiller = _distiller("block", replace(QUICK, trial=10_000), store=store)
+    _describe(distiller, range(8))
+    distiller._go_on()
+    assert not list(tmp_path.iterdir())
+    distiller._saved_at -= online.SAVE_EVERY_S
+    distiller._go_on()
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_windows_of_unlike_lengths_are_learnt_from_together() -> None:
+    """The loss of a batch does not see the padding."""
+    distiller = _distiller("block", replace(QUICK, batch=4))
+    _describe(distiller, range(12))
+    windows = list(distiller._windows)
+    one = min(windows, key=lambda window: window.tokens.shape[1])
+    other = max(windows, key=lambda window: window.tokens.shape[1])
+    assert one.tokens.shape != other.tokens.shape
+    loss = loss_of("block")
+    plan = HeadPlan("block")
+
+    def of(*chosen: Written) -> torch.Tensor:
+        head = distiller._student
+        return loss(PAIR, head, together(chosen, PAIR.device), 0, plan)
+
+    padded = together([one, other], PAIR.device)
+    alone = replace(padded, **{name: value[:1] for name, value in vars(padded).items()})
+    torch.testing.assert_close(loss(PAIR, distiller._student, alone, 0, plan), of(one))
+    before = deepcopy(distiller._student.state_dict())
+    distiller.learn()
+    assert not torch.equal(before["fc.weight"], distiller._student.state_dict()["fc.weight"])
 
 
 def test_a_worse_copy_is_thrown_away() -> None:
@@ -155,8 +261,7 @@ def test_it_rests_so_long_that_its_share_of_the_time_is_kept(monkeypatch: pytest
     monkeypatch.setattr(online.time, "monotonic", lambda: next(seconds))
     monkeypatch.setattr(online.time, "sleep", rests.append)
     monkeypatch.setattr(distiller, "_wait", lambda: next(due))
-    monkeypatch.setattr(distiller, "learn", lambda: None)
-    monkeypatch.setattr(distiller, "compare", lambda: None)
+    monkeypatch.setattr(distiller, "_go_on", lambda: None)
     distiller._work()
     assert rests == [3.0, 3.0]
 
