@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evspec_ros.engines.plans import Entry, PlanCache
+from evspec_ros.engines.plans import CachedPlan, PlanCache
 from evspec_ros.engines.tensorrt_library import RTX, find_library, obstacle
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.checkpoints import (
@@ -34,6 +34,7 @@ from evspec_ros.networks.memory import (
 )
 from evspec_ros.networks.tokenizer import compatibility, load_tokenizer
 from evspec_ros.networks.weights import free_bytes
+from evspec_ros.ros import shared_memory
 from evspec_ros.ros.requirements import CLIENT_LIBRARY
 
 THIS = "this"
@@ -128,6 +129,7 @@ def software() -> tuple[Found, ...]:
         Found("python", platform.python_version(), sys.executable),
         _ros(),
         _dds(),
+        _shared_memory(),
         _torch(),
         _tensorrt(),
         _found(
@@ -186,13 +188,13 @@ def pair_report(target: Path | None, event_model: Path | None) -> str | None:
     return compatibility(load_tokenizer(target), load_tokenizer(event_model)).report
 
 
-def cached_plans() -> list[Entry]:
+def cached_plans() -> list[CachedPlan]:
     """What is in the engine cache."""
     return PlanCache().entries()
 
 
 def print_report(
-    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[Entry] = ()
+    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[CachedPlan] = ()
 ) -> None:
     """Tables of the software, of the memory that was asked for, of what is recommended where and of compiled
     plans; what was found out about a pair.
@@ -208,7 +210,7 @@ def print_report(
 
 
 def report_as_dict(
-    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[Entry] = ()
+    found: Sequence[Found], verdicts: Sequence[Fit], pair: str | None, plans: Sequence[CachedPlan] = ()
 ) -> dict[str, Any]:
     """The same, ready for JSON; memory in bytes."""
     return {
@@ -259,7 +261,7 @@ def _machine_table(verdicts: Sequence[Fit]) -> Table:
     return table
 
 
-def _plan_table(plans: Sequence[Entry]) -> Table:
+def _plan_table(plans: Sequence[CachedPlan]) -> Table:
     table = Table(title=f"compiled plans in {plans[0].path.parent}", title_justify="left")
     for column in ("network", "precision", "by", "for", "MiB", "here"):
         table.add_column(column, justify="right" if column == "MiB" else "left")
@@ -299,6 +301,12 @@ def _dds() -> Found:
     if chosen and chosen not in there:
         return Found("DDS", chosen, detail, f"unset RMW_IMPLEMENTATION or install {chosen}")
     return Found("DDS", chosen or there[0], detail)
+
+
+def _shared_memory() -> Found:
+    """What Fast DDS left behind in it."""
+    segments = shared_memory.stale_segments()
+    return Found("shared memory", f"{len(segments)} stale", advice=shared_memory.report(segments))
 
 
 def _torch() -> Found:

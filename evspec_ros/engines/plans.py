@@ -22,18 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evspec_ros.engines.export import EXPORT_DTYPES, export
-from evspec_ros.engines.networks import Network
+from evspec_ros.engines.networks import EXPORT_DTYPES, Network
 from evspec_ros.engines.tensorrt_library import (
     RTX,
     Capability,
     find_library,
     gpu,
-    obstacle,
-    require_library,
+    require_running,
     shown,
 )
-from evspec_ros.errors import EngineError
 
 if TYPE_CHECKING:
     from evspec_ros.engines.tensorrt import Plan, Recipe, TensorRtEngine
@@ -72,7 +69,7 @@ class Delivered:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedPlan:
     """One plan of the cache; library: which compiled it; gpu: the only one it is for, empty for all of its
     capabilities; digest: of graph and weights; whole: whether it is as long as it was written.
     """
@@ -117,7 +114,7 @@ class PlanCache:
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory or plan_directory()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CachedPlan]:
         """Every plan that a page tells of."""
         found = []
         for page in sorted(self.directory.glob("*.json")) if self.directory.is_dir() else ():
@@ -126,7 +123,9 @@ class PlanCache:
                 names = ("network", "precision", "library", "gpu", "refittable", "size", "digest")
                 known = {name: about[name] for name in names}
                 whole = plan.stat().st_size == about["size"]
-                found.append(Entry(plan, capabilities=tuple(about["capabilities"]), whole=whole, **known))
+                found.append(
+                    CachedPlan(plan, capabilities=tuple(about["capabilities"]), whole=whole, **known)
+                )
         return found
 
     def get(self, order: Order, report: Callable[[float], None] = lambda _: None) -> Delivered:
@@ -208,11 +207,9 @@ def tensorrt_engine(
 
     Raises EngineError where TensorRT is missing or cannot run it here.
     """
-    require_library()
+    require_running(network.name)
     from evspec_ros.engines.tensorrt import TensorRtEngine
 
-    if (problem := obstacle()) is not None:
-        raise EngineError(f"TensorRT cannot run {network.name} here: {problem}; set another backend.")
     dtype = next(network.module.parameters()).dtype
     precision = next(name for name, known in EXPORT_DTYPES.items() if known == dtype)
     found = (cache or PlanCache()).get(Order(network, precision), report)
@@ -257,6 +254,7 @@ def _compiled(
     order: Order, recipe: Recipe, directory: Path | None, report: Callable[[float], None]
 ) -> Delivered:
     """The graph is written below the directory, which has room for large ones, and removed again."""
+    from evspec_ros.engines.export import export  # which imports onnx
     from evspec_ros.engines.tensorrt import build
 
     with TemporaryDirectory(dir=directory, prefix=".graph") as folder:

@@ -21,7 +21,7 @@ from torch import Tensor
 from evspec_ros.engines.cuda_graphs import captured
 from evspec_ros.engines.networks import Profile, Shape
 from evspec_ros.engines.protocol import Binding, require_bindings
-from evspec_ros.engines.tensorrt_library import RTX, Capability, gpu, obstacle, require_library, shown
+from evspec_ros.engines.tensorrt_library import RTX, Capability, gpu, require_library, require_running, shown
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.memory import GIB
 from evspec_ros.networks.weights import free_bytes
@@ -283,8 +283,7 @@ class TensorRtEngine:
 
     def __init__(self, plan: Plan, name: str) -> None:
         """Raises EngineError where TensorRT does not run here, and for a plan of another GPU or version."""
-        if (problem := obstacle()) is not None:
-            raise EngineError(f"TensorRT cannot run {name} here: {problem}; set another backend.")
+        require_running(name)
         self._name = name
         self._device = torch.device("cuda", torch.cuda.current_device())
         self._runtime = trt.Runtime(_log)

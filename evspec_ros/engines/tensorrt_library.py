@@ -85,3 +85,9 @@ def obstacle() -> str | None:
             f"{shown(at_hand)}), only on {shown(*RTX_CAPABILITIES)}"
         )
     return None
+
+
+def require_running(network: str) -> None:
+    """Raise EngineError where TensorRT cannot run a network on this machine."""
+    if (problem := obstacle()) is not None:
+        raise EngineError(f"TensorRT cannot run {network} here: {problem}; set another backend.")

@@ -16,7 +16,7 @@ from rich.table import Table
 from evspec_ros.engines.networks import Network
 from evspec_ros.engines.plans import PlanCache, tensorrt_engine
 from evspec_ros.engines.protocol import Engine
-from evspec_ros.engines.tensorrt_library import gpu, require_library, shown
+from evspec_ros.engines.tensorrt_library import gpu, require_library, require_running, shown
 
 _WARM_UPS, _RUNS = 3, 20
 
@@ -43,6 +43,7 @@ def check_plans(networks: Iterable[Network], cache: PlanCache) -> list[CheckRow]
     """Run every network's plan on the first GPU; raises EngineError where TensorRT does not run here."""
     rows = []
     for network in networks:
+        require_running(network.name)
         inputs = {name: tensor.cuda() for name, tensor in network.inputs.items()}
         on_gpu = replace(network, module=network.module.cuda(), inputs=inputs)
         rows.append(compare(on_gpu, tensorrt_engine(on_gpu, cache)))
@@ -53,7 +54,10 @@ def check_plans(networks: Iterable[Network], cache: PlanCache) -> list[CheckRow]
 def compare(network: Network, engine: Engine) -> CheckRow:
     """Run both on the network's example inputs."""
     expected = network.run(network.inputs)
-    found = {name: torch.empty_like(tensor) for name, tensor in expected.items()}
+    found = {
+        name: torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for name, tensor in expected.items()
+    }
     bound = engine.bind(network.inputs, found)
     ms, torch_ms = _median_ms(bound.run), _median_ms(lambda: network.run(network.inputs))
     difference = max(

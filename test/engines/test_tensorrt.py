@@ -274,7 +274,7 @@ def test_a_plan_that_does_not_load_is_refused(
 ) -> None:
     """As on a machine with a GPU: truncated, shifted, empty. Here even a whole one does not load."""
     plan = cache.get(order()).plan
-    monkeypatch.setattr(tensorrt, "obstacle", lambda: None)
+    monkeypatch.setattr(tensorrt, "require_running", lambda _: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(EngineError, match=r"does not load on this GPU: .*; build it again"):
         TensorRtEngine(plan[broken], "double")
