@@ -39,7 +39,7 @@ lint: $(VENV)/.ready-dev ## run ruff and mypy
 
 train: $(VENV)/.ready ## train the tiny checkpoints in models/ (hours on two cores)
 	@$(VENV)/bin/evspec train tiny
-	@$(VENV)/bin/evspec train block --vocabulary 96 --target models/tiny_video_llava \
+	@$(VENV)/bin/evspec train block --vocabulary 96 --block 32 --target models/tiny_video_llava \
 	    --event-model models/tiny_eventgpt --draft-head models/tiny_block
 	@for kind in eagle eagle3 eventgpt_adapter feature; do \
 	    $(VENV)/bin/evspec train $$kind --target models/tiny_video_llava --event-model models/tiny_eventgpt \

@@ -29,6 +29,7 @@ LISTED = re.findall(r"^\| \[[\w.]+\]\(([\w.]+)\)", INDEX.read_text(encoding="utf
 PAGES = [README, INDEX, *(INDEX.with_name(name) for name in LISTED)]
 MARKS = ("minutes: ", "hours: ", "needs: ")
 KEPT_BACK = {
+    "evspec bench decode --device": "test/evaluation/test_decoding.py",
     "evspec bench builds": "test/engines/test_tensorrt.py",
     "evspec export --backend tensorrt --precision float16 --check": "test/engines/test_tensorrt.py",
     "evspec export --backend tensorrt --precision float16 --comp": "test/engines/test_tensorrt.py",
@@ -36,6 +37,7 @@ KEPT_BACK = {
     "evspec bench decoder --shape 7b": "test/evaluation/test_decoder_speed.py",
     "evspec bench decoder --threads 2": "test/evaluation/test_decoder_speed.py",
     "evspec bench ingest --json": "test/evaluation/test_ingest_speed.py",
+    "evspec bench learning --scenes 250": "test/evaluation/test_learning.py",
     "evspec bench lossless --scenes 500": "test/evaluation/test_lossless.py",
     "evspec bench results": "test/evaluation/test_study.py",
     "evspec bench scenes --recording": "test/evaluation/test_scene_statistics.py",
@@ -150,7 +152,7 @@ def test_the_commands_run_one_after_the_other(folder: Path) -> None:
     """In the pages' order: each succeeds, and --json prints one object."""
     if find_spec("rclpy") is None:
         pytest.skip("the demo needs rclpy, which is not installed")
-    assert len(RUN) == 13
+    assert len(RUN) == 14
     for command in RUN:
         _, *arguments = shlex.split(command)
         printed = _run([sys.executable, "-m", "evspec_ros", *arguments], folder)

@@ -1,4 +1,4 @@
-"""Which engine computes a decoder's steps and verifications, and which a draft head's passes."""
+"""Which engine computes a decoder's passes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import nn
 from evspec_ros.choices import BACKENDS
 from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.decoder import DecoderEngine, TorchDecoder
-from evspec_ros.engines.draft_head import HeadEngine, OnnxDraftHead, TorchDraftHead
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
+from evspec_ros.engines.onnx_runtime import runtime_obstacle
 from evspec_ros.errors import EngineError
-from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import LlamaDecoder
 
 _LARGEST_GRAPH = 2**31  # bytes; protobuf holds no more
@@ -56,18 +55,11 @@ def choose_engine(
     return ChosenEngine(TorchDecoder(decoder, lm_head), obstacle)
 
 
-def choose_head_engine(head: DraftHead, target: LlamaDecoder, lm_head: nn.Module, backend: str) -> HeadEngine:
-    """How a head drafts for a target whose steps run on `backend`: by ONNX Runtime where they do, else by the
-    modules.
-    """
-    if backend == OnnxDecoder.backend and isinstance(lm_head, nn.Linear):
-        return OnnxDraftHead(head, target, lm_head)
-    return TorchDraftHead(head, target, lm_head)
-
-
 def _onnx_obstacles(decoder: LlamaDecoder, lm_head: nn.Module, kv_dtype: torch.dtype | None) -> Iterator[str]:
     """Why ONNX Runtime is out of the question for a decoder."""
     weight = decoder.embed_tokens.weight
+    if obstacle := runtime_obstacle():
+        yield obstacle
     parameters = [*decoder.parameters(), *lm_head.parameters()]
     projections = [module for name, module in decoder.named_modules() if name.endswith("_proj")]
     if weight.device.type != "cpu":

@@ -102,9 +102,11 @@ def replay(
     plan: LearningPlan,
     report: Callable[[int], None] = lambda _: None,
     settings: OnlineSettings = EAGER,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> LearningReport:
     """Describe the plan's stream with a new head that is kept in a directory. Between two windows the head
-    has all the time that it wants, up to what the settings allow.
+    has all the time that it wants, up to what the settings allow. tell: is called with what drafts, and with
+    what cannot be used, at every start.
     """
     rows: list[LearningRow] = []
     per_start = -(-plan.scenes // plan.starts)
@@ -113,6 +115,7 @@ def replay(
         describer = load_describer(
             target, event_model, Path(NEW_HEAD), draft_head_dir=directory, learner=taught
         )
+        tell(" ".join((describer.chosen, describer.left_out)).strip())
         describer.warm_up()
         for scene in range(start * per_start, min((start + 1) * per_start, plan.scenes)):
             for number, (events, frames) in enumerate(stream_windows(scene, plan.windows)):
@@ -172,9 +175,11 @@ def replay_visibly(target: Path, event_model: Path, directory: Path, plan: Learn
     """`replay` with progress on stderr."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("windows", total=plan.scenes * plan.windows)
-        return replay(
-            target, event_model, directory, plan, lambda done: progress.update(task, completed=done)
-        )
+
+        def report(done: int) -> None:
+            progress.update(task, completed=done)
+
+        return replay(target, event_model, directory, plan, report, tell=progress.console.print)
 
 
 def print_learning(report: LearningReport) -> None:

@@ -195,12 +195,13 @@ class EvspecNode(LifecycleNode):
         describer = load_describer(
             target, event_model, draft_head,
             drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
-            kv_dtype=settings.kv_dtype, backend=settings.backend,
+            kv_dtype=settings.kv_dtype, backend=settings.backend, drafter_backend=settings.drafter_backend,
             overlap=settings.overlap, event_pooling=settings.event_pooling,
             draft_head_dir=Path(settings.draft_head_dir) if settings.draft_head_dir else None,
             learner=OnlineDistiller.between_windows if settings.learns else None,
         )  # fmt: skip
         self.get_logger().info(f"The target runs on {describer.execution}. {describer.chosen}")
+        self.get_logger().info(f"The drafter runs on {describer.drafting}.")
         if describer.left_out:
             self.get_logger().warning(describer.left_out)
         describer.require_room(settings.prompts, settings.limits)
@@ -421,6 +422,8 @@ class EvspecNode(LifecycleNode):
             "drafter": self._describer.drafter if self._describer else self._settings.current.drafter,
             "drafter_reason": self._describer.chosen if self._describer else "",
             "left_out": self._describer.left_out if self._describer else "",
+            "target_runs_on": self._describer.execution if self._describer else "",
+            "drafter_runs_on": self._describer.drafting if self._describer else "",
             "last_error": self._problem or self._counts.last_problem,
         }
         return Health("descriptions", *self._judge(), values)

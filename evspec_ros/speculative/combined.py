@@ -18,7 +18,7 @@ from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.suffix import SuffixDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
-TRUSTED = 0.8  # what past descriptions go on with at this probability needs no head
+TRUSTED = 3.0  # tokens that past descriptions are expected to give without asking a head
 
 
 class CombinedDrafter:
@@ -61,7 +61,7 @@ class CombinedDrafter:
             trees.append(self._event_writer.free_draft(limits))
         if self._suffix is not None:
             followed = self._suffix.propose(limits, sampling, generator)
-            trusted = len(followed) > 0 and bool(followed.probabilities[0] >= TRUSTED)
+            trusted = sum(followed.path_probabilities()) >= TRUSTED
             trees.append(followed)
         if self._head is not None and not trusted:
             trees.append(self._head.propose(limits, sampling, generator))

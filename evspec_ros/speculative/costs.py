@@ -30,7 +30,8 @@ def measure_costs(
     pass: what the many cost more than the one, they cost node by node. A drafter that has nothing to propose
     costs nothing. Events are read beforehand, as a draft's size changes nothing about them.
     """
-    events = None if prompt.events is None else prompt.events()
+    with torch.inference_mode():
+        events = None if prompt.events is None else prompt.events()
     prompt = replace(prompt, events=None if events is None else lambda: events)
 
     def written(nodes: int) -> DecodingStatistics:

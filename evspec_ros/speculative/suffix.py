@@ -1,5 +1,4 @@
-"""Drafts from the stream's past texts and from the text so far: a suffix tree, as in SuffixDecoding
-(arXiv 2411.04975).
+"""Drafts from the stream's past texts: a suffix tree of them, as in SuffixDecoding (arXiv 2411.04975).
 
 A scene that changes slowly is described alike, and one that comes back as it was before; texts about other
 scenes have their phrases in common.
@@ -14,10 +13,10 @@ from typing import NamedTuple
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.growth import grow_chain, grow_tree
 from evspec_ros.speculative.text_drafter import TextDrafter
-from evspec_ros.speculative.tree import DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
 DEPTH = 12  # tokens of the longest run that is counted
-REMEMBERED = 2048  # tokens of all texts
+REMEMBERED = 2048  # tokens of all texts but the last
 ALIGNED_BELOW = 3  # tokens of a run that is surer than the place in the text
 BRANCHES = 4  # tokens that are considered behind a run, the likeliest ones
 
@@ -39,43 +38,36 @@ class SuffixTree:
     """
 
     def __init__(self) -> None:
-        self.texts: deque[list[int]] = deque()  # the oldest first
+        self.texts: deque[tuple[tuple[int, ...], list[int]]] = deque()  # prompt and text, the oldest first
         self._root = Run()
-        self._ends = [self._root]  # the runs with which the last text ends, by their length
         self._tokens = 0
         self._number = 0  # of the last text
 
-    def begin(self) -> None:
-        """Let another text begin; the oldest ones are forgotten where there is no room."""
+    def add(self, prompt: tuple[int, ...], text: Sequence[int]) -> None:
+        """Remember a text and the prompt that it answers, and forget the oldest ones for it."""
         while self._tokens > REMEMBERED:
-            self._remove(self.texts.popleft())
+            _, oldest = self.texts.popleft()
+            self._forget(oldest)
         self._number += 1
-        self.texts.append([])
-        self._ends = [self._root]
+        self._tokens += len(text)
+        self.texts.append((prompt, list(text)))
+        ends = [self._root]  # the runs with which the text ends so far, by their length
+        for token in text:
+            longer = [run.followers.setdefault(token, Run()) for run in ends[:DEPTH]]
+            for run in longer:
+                run.count += 1
+                run.newest = self._number
+            ends = [self._root, *longer]
 
-    def append(self, token: int) -> None:
-        """The last text goes on."""
-        self.texts[-1].append(token)
-        self._tokens += 1
-        ends = [self._root]
-        for run in self._ends[:DEPTH]:
-            longer = run.followers.get(token)
-            if longer is None:
-                longer = run.followers[token] = Run()
-            longer.count += 1
-            longer.newest = self._number
-            ends.append(longer)
-        self._ends = ends
+    def last(self, prompt: tuple[int, ...]) -> tuple[list[int], bool]:
+        """The last text that answers this prompt, or another one where there is none; whether it does."""
+        for asked, text in reversed(self.texts):
+            if asked == prompt:
+                return text, True
+        return (self.texts[-1][1], False) if self.texts else ([], False)
 
-    def longest(self) -> tuple[Run, int]:
-        """The longest run with which the last text ends and behind which something followed; its length."""
-        for length in range(min(len(self._ends), DEPTH) - 1, 0, -1):
-            if self._ends[length].followers:
-                return self._ends[length], length
-        return self._root, 0
-
-    def longest_of(self, tokens: Sequence[int]) -> tuple[Run, int]:
-        """The same for other tokens than the last text's."""
+    def longest(self, tokens: Sequence[int]) -> tuple[Run, int]:
+        """The longest run with which these tokens end and behind which something followed; its length."""
         for first in range(max(0, len(tokens) - DEPTH + 1), len(tokens)):
             run: Run | None = self._root
             for token in tokens[first:]:
@@ -84,16 +76,18 @@ class SuffixTree:
                 return run, len(tokens) - first
         return self._root, 0
 
-    def _remove(self, text: list[int]) -> None:
+    def _forget(self, text: list[int]) -> None:
         self._tokens -= len(text)
         ends = [self._root]
         for token in text:
-            longer = [(run, run.followers[token]) for run in ends[:DEPTH] if token in run.followers]
-            for run, follower in longer:
+            longer = []
+            for run in ends[:DEPTH]:
+                follower = run.followers[token]
                 follower.count -= 1
                 if follower.count == 0:
                     del run.followers[token]
-            ends = [self._root, *(follower for _, follower in longer)]
+                longer.append(follower)
+            ends = [self._root, *longer]
 
 
 class Match(NamedTuple):
@@ -132,15 +126,15 @@ class SuffixDrafter(TextDrafter[Match]):
     def __init__(self) -> None:
         super().__init__()
         self._tree = SuffixTree()
-        self._last: list[int] = []  # the text that is followed, behind its prompt's mark
+        self._prompt: tuple[int, ...] = ()
+        self._last: list[int] = []  # the text that is followed
         self._text: list[int] = []  # the text so far
-        self._unread: list[int] = []  # of it, what the tree has not read yet
         self._same = True
 
     def finish(self, tokens: Sequence[int]) -> None:
         """Remember the text."""
         super().finish(tokens)
-        self._read()
+        self._tree.add(self._prompt, tokens)
 
     def forget(self) -> None:
         """Remember no text."""
@@ -154,25 +148,14 @@ class SuffixDrafter(TextDrafter[Match]):
         return 10.0 * (kind.quarters + 0.5) / 5 * (0.5 + kind.length / 2 / DEPTH), 10.0
 
     def _begin(self, prompt: Prompt) -> None:
-        mark = -1 - abs(hash(prompt.ids))  # a text's first token, which is no word
-        texts = self._tree.texts
-        same = next((text for text in reversed(texts) if text[0] == mark), None)
-        self._last = (same or texts[-1])[1:] if texts else []
-        self._same = same is not None
-        self._tree.begin()
-        self._tree.append(mark)
-        self._text, self._unread = [], []
+        self._prompt = prompt.ids
+        self._last, self._same = self._tree.last(prompt.ids)
+        self._text = []
 
     def _extend(self, tokens: Sequence[int]) -> None:
         first = len(self._text)
         self._text += tokens
-        self._unread += tokens
         self._same = self._same and self._last[first : len(self._text)] == list(tokens)
-
-    def _read(self) -> None:
-        for token in self._unread:
-            self._tree.append(token)
-        self._unread = []
 
     def _draft(self, limits: DraftLimits) -> tuple[DraftTree, list[Match]]:
         ahead = self._last[len(self._text) :]
@@ -181,16 +164,16 @@ class SuffixDrafter(TextDrafter[Match]):
             longest = min(len(ahead), limits.n_max, limits.tree_size)
             chain = grow_chain(limits, longest, lambda drafted: (ahead[len(drafted)], rate))
             return chain, [SAME] * len(chain)
-        self._read()
-        run, length = self._tree.longest()
-        tree, places = grow_tree(limits, _Place(run, length), self._options)
+        if not self._tree.texts:
+            return NO_DRAFT, []
+        tree, places = grow_tree(limits, _Place(*self._tree.longest(self._text[-DEPTH:])), self._options)
         return tree, [place.match for place in places]
 
     def _options(self, place: _Place) -> Iterable[tuple[int, float, _Place]]:
         """What may follow there: token, probability, and where it leads."""
         run, length, drafted, _ = place
         if drafted and (length == DEPTH or not run.followers):
-            run, length = self._tree.longest_of([*self._text[-DEPTH:], *drafted][-DEPTH:])
+            run, length = self._tree.longest([*self._text[-DEPTH:], *drafted][-DEPTH:])
         if len(run.followers) == 1 and length >= ALIGNED_BELOW:  # most places, and soon told
             ((token, longer),) = run.followers.items()
             match = Match("run", _ROUNDED[length], 4, newest=True)

@@ -1,4 +1,4 @@
-"""Drafts from the stream's past texts and from the text so far."""
+"""Drafts from the stream's past texts."""
 
 from __future__ import annotations
 
@@ -86,11 +86,6 @@ def test_what_followed_more_often_is_likelier() -> None:
     chances = dict(zip(tree.paths(), tree.path_probabilities(), strict=True))
     assert chances[6,] > chances[8,] > 0
     assert {(6, 2), (8, 2)} <= set(chances)
-
-
-def test_a_text_repeats_itself() -> None:
-    """What followed in this text counts, with no other one remembered."""
-    assert _likeliest(_after(SuffixDrafter(), [3, 4, 5, 6, 3, 4])) == [5, 6, 3, 4, 5, 6, 3, 4] * 4
 
 
 def test_a_scene_that_comes_back_is_known_again() -> None:
@@ -208,17 +203,15 @@ TEXTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=30), min_size=
 @settings(deadline=None, max_examples=60)
 @given(TEXTS, st.integers(0, 60))
 def test_the_tree_counts_every_run_of_what_it_remembers(texts: list[list[int]], remembered: int) -> None:
-    """As if all runs of up to DEPTH tokens of the newest texts were listed; of the last one, too, whose
-    longest end with a follower is found.
+    """As if all runs of up to DEPTH tokens of the newest texts were listed; of any tokens the longest end
+    with a follower is found.
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "REMEMBERED", remembered)
         tree = SuffixTree()
         for text in texts:
-            tree.begin()
-            for token in text:
-                tree.append(token)
-    kept = list(tree.texts)
+            tree.add((), text)
+    kept = [text for _, text in tree.texts]
     assert kept == texts[len(texts) - len(kept) :]
     assert sum(map(len, kept[:-1])) <= remembered
     expected = Counter(
@@ -228,10 +221,9 @@ def test_the_tree_counts_every_run_of_what_it_remembers(texts: list[list[int]], 
         for end in range(first + 1, min(len(text), first + DEPTH) + 1)
     )
     assert _runs(tree._root) == expected
-    ends = [size for size in range(1, min(len(kept[-1]), DEPTH - 1) + 1) if _followed(kept, kept[-1][-size:])]
-    run, length = tree.longest()
-    assert length == max(ends, default=0)
-    assert tree.longest_of(kept[-1]) == (run, length)
+    for tokens in texts:
+        ends = [size for size in range(1, min(len(tokens), DEPTH - 1) + 1) if _followed(kept, tokens[-size:])]
+        assert tree.longest(tokens)[1] == max(ends, default=0)
 
 
 def _followed(texts: list[list[int]], run: list[int]) -> bool:
