@@ -7,6 +7,7 @@ there by ONNX Runtime's own operators (`decoder_graph`), elsewhere by the standa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from threading import Lock
 
@@ -33,6 +34,9 @@ from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import LlamaDecoder
 
+logger = logging.getLogger(__name__)
+
+_ASKED = "asked for"
 _LARGEST_GRAPH = 2_000_000_000  # bytes of a graph in memory
 
 
@@ -106,13 +110,19 @@ class DrafterEngines:
         return choose_block_engine(head, target, GraphedDecoder.backend if on_gpu else self.backend)
 
     def _engine(self, network: Network) -> Engine:
-        if self.backend == "tensorrt":
-            return tensorrt_engine(network)
         if self.backend == "onnxruntime":
             from evspec_ros.engines.export import graph  # which imports onnx
 
             return OnnxEngine(graph(network), torch.get_num_threads())
-        return TorchEngine(network)
+        if self.backend != "tensorrt":
+            return TorchEngine(network)
+        try:
+            return tensorrt_engine(network)
+        except EngineError as error:
+            if self.reason == _ASKED:
+                raise
+            logger.warning("torch runs %s instead: %s", network.name, error)
+            return TorchEngine(network)
 
 
 def drafter_engines(backend: str, networks: Iterable[nn.Module | None]) -> DrafterEngines:
@@ -127,14 +137,14 @@ def drafter_engines(backend: str, networks: Iterable[nn.Module | None]) -> Draft
         )
     weights = [weight for network in networks if network is not None for weight in network.parameters()]
     if backend == "torch" or not weights:
-        return DrafterEngines("torch", "asked for" if weights else "nothing has to be run")
+        return DrafterEngines("torch", _ASKED if weights else "nothing has to be run")
     obstacles = {"tensorrt": _tensorrt_obstacle(weights), "onnxruntime": _onnx_obstacle(weights)}
     if backend != "auto":
         if obstacle := obstacles[backend]:
             raise EngineError(
                 f"drafter_backend {backend} cannot run here: {obstacle}; set it to auto or torch."
             )
-        return DrafterEngines(backend, "asked for")
+        return DrafterEngines(backend, _ASKED)
     if obstacles["tensorrt"] is None:
         return DrafterEngines("tensorrt", "the fastest on this GPU")
     if weights[0].is_cuda:

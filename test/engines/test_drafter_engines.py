@@ -256,6 +256,22 @@ def test_the_choice_is_made_and_said(model: EventGpt, monkeypatch: pytest.Monkey
     assert "holds at most 2 GB" in drafter_engines("auto", (model,)).reason
 
 
+def test_what_tensorrt_does_not_compile_runs_in_torch(
+    model: EventGpt, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a sentence that says why, unless TensorRT was asked for by name. Here it cannot run anything."""
+    if torch.cuda.is_available():
+        pytest.skip("TensorRT may run here, and this test is about where it does not")
+    images = encode_events(model).inputs["images"]
+    chosen = drafter_module.DrafterEngines("tensorrt", "the fastest on this GPU")
+    tokens = chosen.encoder(model).encode(images)
+    torch.testing.assert_close(tokens, model.encode_events(images), rtol=0, atol=TOLERANCE)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("torch runs encode_events instead: TensorRT cannot run")
+    with pytest.raises(EngineError, match="TensorRT cannot run encode_events here"):
+        drafter_module.DrafterEngines("tensorrt", "asked for").encoder(model)
+
+
 def test_without_onnx_runtime_torch_does_all(model: EventGpt, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` says why; asked for by name, or for a graph, one sentence says what to install."""
     monkeypatch.setattr(onnx_runtime, "onnxruntime", None)
