@@ -37,11 +37,12 @@ class SceneDescriber:
         learner: Learner,
         *,
         execution: str = "",
+        drafting: str = "",
     ) -> None:
         """learner: improves the head that drafts, between windows; execution: what computes the target's
-        passes, and why.
+        passes, and why; drafting: what computes the drafter's networks, and why.
         """
-        self.execution = execution
+        self.execution, self.drafting = execution, drafting
         self._reader = reader
         self._target = target
         self._drafters = drafters

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evspec_ros.choices import AUTO_DRAFTER
 from evspec_ros.describer import SceneDescriber
+from evspec_ros.engines.drafter import DrafterEngines, drafter_engines
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.frames.clip import ClipPreprocessor
@@ -50,6 +51,7 @@ def load_describer(
     dtype: str = "float32",
     kv_dtype: str = "auto",
     backend: str = "auto",
+    drafter_backend: str = "auto",
     overlap: str = "auto",
     event_pooling: int = 1,
     draft_head_dir: Path | None = None,
@@ -60,14 +62,14 @@ def load_describer(
     draft_head: its directory, or NEW_HEAD for one that begins from nothing, or from what an earlier start
     left in draft_head_dir (None: the user's own folder for these models). drafter: one of DRAFTERS, or
     AUTO_DRAFTER, which goes without a head that is missing or cannot be used, and says so. dtype: one of
-    `choices.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache; backend: one of BACKENDS;
-    overlap: one of OVERLAPS; event_pooling: as `EventSide`; learner: makes what improves the head while it
-    drafts.
+    `choices.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache; backend: one of BACKENDS,
+    for the target; drafter_backend: one of DRAFTER_BACKENDS; overlap: one of OVERLAPS; event_pooling: as
+    `EventSide`; learner: makes what improves the head while it drafts.
 
     Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, for an unknown
     precision and, before weights are read, where the memory does not suffice; GenerationError for an unknown
     drafter, one whose head is missing and one that has no head to improve; EngineError for a backend that
-    cannot run the target.
+    cannot run the target or the drafter.
     """
     place = compute_device(device)
     number = compute_dtype(dtype, place)
@@ -91,11 +93,7 @@ def load_describer(
 
     model = load_in(dtype, load_video_llava, target, place)
     target_reader = TargetReader(model, load_target_tokenizer(target, model.config), _preprocessor(target))
-    event_reader = None
-    if event_model is not None:
-        events = load_in(dtype, load_eventgpt, event_model, place)
-        tokenizer = load_fitting_tokenizer(event_model, events.config.text.vocab_size)
-        event_reader = EventReader(events, tokenizer, _preprocessor(event_model))
+    events = None if event_model is None else load_in(dtype, load_eventgpt, event_model, place)
     beginner = None
     if plan.new and event_model is not None:
         pair = fingerprints(target, event_model, target_reader.tokenizer)
@@ -105,6 +103,11 @@ def load_describer(
         head, plan = load_head(plan, number, place)
         if isinstance(head, LEARNING_HEADS):
             beginner = Beginner(head, event_pooling)
+    engines = drafter_engines(drafter_backend, (events, head))
+    event_reader = None
+    if event_model is not None and events is not None:
+        tokenizer = load_fitting_tokenizer(event_model, events.config.text.vocab_size)
+        event_reader = EventReader(events, engines.encoder(events), tokenizer, _preprocessor(event_model))
 
     cache_dtype = dtype_of_cache(kv_dtype)
     chosen = choose_engine(model.decoder, model.lm_head, backend, cache_dtype)
@@ -112,10 +115,10 @@ def load_describer(
     decoder = DecoderTarget(model.decoder, model.lm_head, end_tokens, decode, cache_dtype, chosen.engine)
     taught, plan = _learner(learner, plan, model, event_reader, beginner)
     drafters = _drafters(
-        plan, decoder, target_reader, event_reader, head, taught, overlaps, event_pooling, asked
+        plan, decoder, target_reader, event_reader, head, engines, taught, overlaps, event_pooling, asked
     )
     reader = WindowReader(target_reader, event_reader)
-    return SceneDescriber(reader, decoder, drafters, taught, execution=str(chosen))
+    return SceneDescriber(reader, decoder, drafters, taught, execution=str(chosen), drafting=str(engines))
 
 
 def _reads_events(plan: DraftPlan, overlap: bool) -> bool:
@@ -135,6 +138,7 @@ def _drafters(
     target_reader: TargetReader,
     event_reader: EventReader | None,
     head: Head | None,
+    engines: DrafterEngines,
     learner: Learner,
     overlap: bool,
     pooling: int,
@@ -169,7 +173,7 @@ def _drafters(
     def make(side: EventSide) -> Drafter:
         drafting = head if learner.drafts else None
         writes = same_tokens and (event_text or drafting is None)
-        return make_drafter(plan.drafter, target, DraftModels(drafting, event_model, side, writes))
+        return make_drafter(plan.drafter, target, DraftModels(drafting, event_model, side, writes, engines))
 
     return Drafters(
         plan.drafter,

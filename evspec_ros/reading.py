@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evspec_ros.description import ENCODE_FRAMES, EVENT_FEATURES, EVENT_PREPROCESS, PREPROCESS, RENDER
+from evspec_ros.engines.drafter import EventEncoder
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
 from evspec_ros.frames.clip import ClipPreprocessor
@@ -65,9 +66,10 @@ class TargetReader:
 
 @dataclass(frozen=True, eq=False)
 class EventReader:
-    """The event model and what it reads with."""
+    """The event model and what it reads with; encoder: what runs its event encoder."""
 
     model: EventGpt
+    encoder: EventEncoder
     tokenizer: Tokenizer
     preprocessor: ClipPreprocessor
 
@@ -131,7 +133,7 @@ class WindowReader:
         stages.lap(RENDER)
         pixels = self._tensor(self.events.preprocessor(list(images)))
         stages.lap(EVENT_PREPROCESS)
-        tokens = self.events.model.encode_events(pixels)
+        tokens = self.events.encoder.encode(pixels)
         stages.lap(EVENT_FEATURES)
         return tokens
 

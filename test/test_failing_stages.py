@@ -73,7 +73,7 @@ STAGES = {
     "detokenise": Stage(lambda d: d._target, "detokenize", True),
     "render": Stage(lambda _: evspec_ros.reading, "render_event_images", False),
     "event preprocess": Stage(lambda d: d._reader.events.preprocessor, "run", False),
-    "encode events": Stage(lambda d: d._reader.events.model, "encode_events", False),
+    "encode events": Stage(lambda d: d._reader.events.encoder, "encode", False),
     "read the head's prompt": Stage(lambda d: _combined(d)._head._head, "fuse", False),
     "the head's engine": Stage(lambda d: _combined(d)._head._engine, "run", False),
     **{step: Stage(lambda d: d._drafters.get(1)[0], step, False) for step in ("prepare", "start", "propose")},

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evspec_ros.choices import CONDITIONS, MIXED
+from evspec_ros.choices import CONDITIONS, DRAFTER_BACKENDS, EXPORT_PRECISIONS, MIXED
+from evspec_ros.cli.export import add_networks, networks_of
 from evspec_ros.cli.options import (
+    DEVICE_HELP,
     HEADS,
     RUN_HELP,
     add_models,
@@ -53,6 +55,7 @@ def add_benches(verbs: Any) -> None:
     _add_decode_bench(benches)
     _add_lossless_bench(benches)
     _add_decoder_bench(benches)
+    _add_engine_bench(benches)
     _add_learning_bench(benches)
     _add_ingest_bench(benches)
     _add_scene_bench(benches)
@@ -78,6 +81,12 @@ def _add_decode_bench(benches: Any) -> None:
         "--p-min", type=probability, default=0.0, help="confidence to draft on; default: %(default)s"
     )
     add_placement(decode)
+    decode.add_argument(
+        "--drafter-backend",
+        choices=DRAFTER_BACKENDS,
+        default="auto",
+        help="of the drafters' networks; default: %(default)s",
+    )
 
 
 def _add_lossless_bench(benches: Any) -> None:
@@ -110,6 +119,19 @@ def _add_decoder_bench(benches: Any) -> None:
     add_placement(decoder)
     decoder.add_argument("--threads", type=count, help="of both decoders; default: torch's")
     decoder.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
+
+
+def _add_engine_bench(benches: Any) -> None:
+    engines = add_verb(
+        benches, "engines", _bench_engines, "compare engines of the drafter's networks with torch's modules"
+    )
+    add_networks(engines)
+    engines.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    engines.add_argument(
+        "--precision", choices=EXPORT_PRECISIONS, default="float32", help="default: %(default)s"
+    )
+    engines.add_argument("--threads", type=count, help="of all of them; default: torch's")
+    engines.add_argument("--repetitions", type=count, default=50, help="default: %(default)s")
 
 
 def _add_learning_bench(benches: Any) -> None:
@@ -222,7 +244,7 @@ def _bench_decode(options: argparse.Namespace) -> None:
         limits,
         options.drafter,
         options.streams,
-        Placement(*placement(options)),
+        Placement(*placement(options), options.drafter_backend),
     )
     if options.plot:
         plot_report(report, options.plot)
@@ -274,6 +296,21 @@ def _bench_decoder(options: argparse.Namespace) -> None:
         print_json(speed.as_dict())
     else:
         print_speed(speed)
+
+
+def _bench_engines(options: argparse.Namespace) -> None:
+    import torch
+
+    from evspec_ros.evaluation.engine_speed import bench_visibly, print_speeds
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    networks = networks_of(options, options.precision, options.device)
+    rows = bench_visibly(networks, options.repetitions)
+    if options.json:
+        print_json({"rows": [row.as_dict() for row in rows]})
+    else:
+        print_speeds(rows)
 
 
 def _bench_learning(options: argparse.Namespace) -> None:

@@ -68,8 +68,13 @@ def add_export(verbs: Any) -> None:
         metavar="GIB",
         help="of the GPU, that a layer may take while it runs; default: 1",
     )
-    add_pair(export)
-    export.add_argument(
+    add_networks(export)
+
+
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    """Options that name the checkpoints of a drafter; of heads several."""
+    add_pair(parser)
+    parser.add_argument(
         "--draft-head",
         type=Path,
         action="append",
@@ -79,19 +84,20 @@ def add_export(verbs: Any) -> None:
     )
 
 
-def networks_of(options: argparse.Namespace) -> list[Network]:
-    """The networks of the checkpoints that the options name, in the precision that they name."""
+def networks_of(options: argparse.Namespace, precision: str, device: str = "cpu") -> list[Network]:
+    """The networks of the checkpoints that `add_networks` names."""
     from evspec_ros.engines.networks import EXPORT_DTYPES, drafter_networks
     from evspec_ros.networks.checkpoints import load_draft_head, load_eventgpt, load_video_llava
+    from evspec_ros.networks.devices import compute_device
 
-    dtype = EXPORT_DTYPES[options.precision]
+    dtype, place = EXPORT_DTYPES[precision], compute_device(device)
     target, event_model, _ = models(options)
     heads = options.heads or [own_checkpoint(name) for name in _OWN_HEADS]
     with messages.status("Loading the checkpoints ..."):
         return drafter_networks(
-            load_eventgpt(event_model, dtype),
-            [load_draft_head(head, dtype) for head in heads],
-            load_video_llava(target, dtype),
+            load_eventgpt(event_model, dtype, place),
+            [load_draft_head(head, dtype, place) for head in heads],
+            load_video_llava(target, dtype, place),
         )
 
 
@@ -108,7 +114,7 @@ def _write(options: argparse.Namespace) -> None:
     from evspec_ros.engines.export import check, export, print_exported
 
     rows = []
-    for network in networks_of(options):
+    for network in networks_of(options, options.precision):
         path = options.out / f"{network.name}.onnx"
         if not options.check:
             with messages.status(f"Exporting {network.name} ..."):
@@ -132,7 +138,7 @@ def _build(options: argparse.Namespace) -> None:
     limit = None if options.memory_limit is None else int(options.memory_limit * GIB)
     orders = [
         Order(network, options.precision, tuple(options.capabilities), workspace=limit)
-        for network in networks_of(options)
+        for network in networks_of(options, options.precision)
     ]
     cache = PlanCache(options.out)
     rows = build_visibly(orders, cache)

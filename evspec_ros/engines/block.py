@@ -8,6 +8,7 @@ length; those of the padding are overwritten by the next turn and never seen.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch import Tensor
 from evspec_ros.engines.cuda_graphs import GraphedDecoder, captured
 from evspec_ros.engines.networks import block, memory_names
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
-from evspec_ros.engines.onnx_runtime import BoundTensors, OnnxEngine
+from evspec_ros.engines.onnx_runtime import OnnxEngine
+from evspec_ros.engines.protocol import Bound, Engine
 from evspec_ros.networks.block_head import BlockHead, BlockPass
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
@@ -104,46 +106,51 @@ class GraphedBlock(TorchBlock):
         return self._output
 
 
-class OnnxBlock(BlockEngine):
-    """ONNX Runtime on the CPU, on one thread: the products of one block are too small to share."""
+class EngineBlock(BlockEngine):
+    """A network's turns on an engine; make: the engine for a cache of so many rows."""
 
-    def __init__(self, head: BlockHead, target: LlamaDecoder) -> None:
-        from evspec_ros.engines.export import graph  # which imports onnx
-
+    def __init__(self, head: BlockHead, target: LlamaDecoder, make: Callable[[int], Engine]) -> None:
         super().__init__(head)
-        config = head.config
         self._embedding = target.embed_tokens.weight.detach()
-        self._graph = graph(block(head))
-        self._token = torch.zeros(1, dtype=torch.int64)
-        self._inputs = {
-            "features": torch.zeros(config.read_rows, len(config.layers) * config.target_size),
-            "count": torch.zeros(1, dtype=torch.int64),
-            "last": torch.zeros(1, config.target_size),
-            "length": torch.zeros(1, dtype=torch.int64),
-        }
-        rows = torch.empty(config.num_layers, 1, config.num_heads, config.read_rows, config.head_dim)
-        features, count, last, length = self._inputs.values()
-        output = head.draft(features, count, last, length, rows, rows)
-        self._output = BlockPass(*(torch.empty(part.shape, dtype=part.dtype) for part in output))
+        self._make = make
+        network = block(head)
+        memory = memory_names(len(head.layers))
+        given = {name: torch.zeros_like(one) for name, one in network.inputs.items()}
+        output = network.run(given)
+        self._inputs = {name: one for name, one in given.items() if name not in memory}
+        self._token = torch.zeros_like(given["count"])
+        self._output = BlockPass(**{name: torch.zeros_like(one).contiguous() for name, one in output.items()})
+        make(given[memory[0]].shape[2]).bind(given, self._output._asdict())  # whether it is of this head
         self._cache: KVCache | None = None
-        self._bound: BoundTensors | None = None
+        self._bound: Bound | None = None
 
     def run(self, features: Tensor, token: int, cache: KVCache) -> BlockOutput:
         """See BlockEngine."""
         count, length, output = len(features), cache.length, self._output
         if cache is not self._cache or self._bound is None:
             memory = dict(zip(memory_names(len(self._head.layers)), (*cache.k, *cache.v), strict=True))
-            engine = OnnxEngine(self._graph, 1, {"C": cache.capacity})
-            self._bound = engine.bind({**self._inputs, **memory}, output._asdict())
+            self._bound = self._make(cache.capacity).bind({**self._inputs, **memory}, output._asdict())
             self._cache = cache
         self._inputs["features"][:count] = features
-        self._inputs["count"][0], self._inputs["length"][0], self._token[0] = count, length, token
+        self._inputs["count"].fill_(count)
+        self._inputs["length"].fill_(length)
+        self._token.fill_(token)
         torch.index_select(self._embedding, 0, self._token, out=self._inputs["last"])
         self._bound.run()
         cache.begin(count)
         cache.k[:, :, :, length : length + output.k.shape[3]] = output.k
         cache.v[:, :, :, length : length + output.v.shape[3]] = output.v
-        return BlockOutput(output.tokens.numpy(), output.probabilities.numpy(), output.logits)
+        return BlockOutput(output.tokens.cpu().numpy(), output.probabilities.cpu().numpy(), output.logits)
+
+
+class OnnxBlock(EngineBlock):
+    """ONNX Runtime on the CPU, on one thread: the products of one block are too small to share."""
+
+    def __init__(self, head: BlockHead, target: LlamaDecoder) -> None:
+        from evspec_ros.engines.export import graph  # which imports onnx
+
+        model = graph(block(head))
+        super().__init__(head, target, lambda rows: OnnxEngine(model, 1, {"C": rows}))
 
 
 def choose_block_engine(head: BlockHead, target: LlamaDecoder, backend: str) -> BlockEngine:

@@ -94,7 +94,7 @@ def block(head: BlockHead) -> Network:
         "features": _random(weight, config.read_rows, len(config.layers) * config.target_size),
         "count": torch.full((1,), 2, device=weight.device),
         "last": _random(weight, 1, config.target_size),
-        "length": torch.full((1,), 5, device=weight.device),
+        "length": torch.full((1,), config.read_rows - 1, device=weight.device),
         **memory,
     }
     dynamic = {name: {2: "C"} for name in memory}

@@ -1,4 +1,4 @@
-"""Which engine computes a decoder's steps and verifications, and which a draft head's passes."""
+"""Which engine computes a decoder's passes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from torch import nn
 from evspec_ros.choices import BACKENDS
 from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.decoder import DecoderEngine, TorchDecoder
-from evspec_ros.engines.draft_head import HeadEngine, OnnxDraftHead, TorchDraftHead
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import missing_packages
 from evspec_ros.errors import EngineError
-from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import LlamaDecoder
 
+HEAD_STEP = 16  # values; ONNX Runtime's own attention takes heads of a multiple of so many
 _LARGEST_GRAPH = 2**31  # bytes; protobuf holds no more
 
 
@@ -57,15 +56,6 @@ def choose_engine(
     return ChosenEngine(TorchDecoder(decoder, lm_head), obstacle)
 
 
-def choose_head_engine(head: DraftHead, target: LlamaDecoder, lm_head: nn.Module, backend: str) -> HeadEngine:
-    """How a head drafts for a target whose steps run on `backend`: by ONNX Runtime where they do, else by the
-    modules.
-    """
-    if backend == OnnxDecoder.backend and isinstance(lm_head, nn.Linear):
-        return OnnxDraftHead(head, target, lm_head)
-    return TorchDraftHead(head, target, lm_head)
-
-
 def _onnx_obstacles(decoder: LlamaDecoder, lm_head: nn.Module, kv_dtype: torch.dtype | None) -> Iterator[str]:
     """Why ONNX Runtime is out of the question for a decoder."""
     weight = decoder.embed_tokens.weight
@@ -81,7 +71,7 @@ def _onnx_obstacles(decoder: LlamaDecoder, lm_head: nn.Module, kv_dtype: torch.d
         yield f"its precision is {str(weight.dtype).removeprefix('torch.')}, not float32"
     if kv_dtype not in (None, torch.float32):
         yield f"its key/value cache is kept in {str(kv_dtype).removeprefix('torch.')}"
-    if decoder.config.head_dim % 16:
+    if decoder.config.head_dim % HEAD_STEP:
         yield "its attention takes heads of 16, 32, ... values alone"
     if sum(parameter.nbytes for parameter in parameters) >= _LARGEST_GRAPH:
         yield "an ONNX graph holds at most 2 GiB of weights"

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from evspec_ros.choices import AUTO_DRAFTER, PLAIN
+from evspec_ros.engines.drafter import drafter_engines
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.checkpoints import Head, load_draft_head
@@ -54,11 +55,12 @@ STREAM_WINDOWS = 12
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the networks compute, in which of their precisions, and what runs the target's passes."""
+    """Where the networks compute, in which precision, and what runs the target and what drafts."""
 
     device: str = "cpu"
     dtype: str = "float32"
     backend: str = "auto"
+    drafter_backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -221,17 +223,18 @@ class Bench:
         limits: DraftLimits = DEFAULT_LIMITS,
         max_new_tokens: int = MAX_NEW_TOKENS,
         backend: str = "auto",
+        drafter_backend: str = "auto",
     ) -> None:
-        """heads: by their kind; backend: of the target's passes. Raises EngineError for one that cannot run
-        this target.
-        """
+        """heads: by their kind; backend: of the target's passes. Raises EngineError where one cannot run."""
         self._pair = pair
         self._heads = heads
         self._limits = limits
         self._max_new_tokens = max_new_tokens
         target = pair.target
         chosen = choose_engine(target.decoder, target.lm_head, backend)
-        self.engine = str(chosen)
+        self._engines = drafter_engines(drafter_backend, (pair.event_model, *heads.values()))
+        self._encoder = self._engines.encoder(pair.event_model)
+        self.engine = f"{chosen}; drafters on {self._engines}"
         self.decoder = DecoderTarget(
             target.decoder,
             target.lm_head,
@@ -255,7 +258,7 @@ class Bench:
         events = EventSide(overlap=contestant.overlap, pooling=pooling)
         kinds = drafter_kind(contestant.drafter).head_kinds
         head = next((self._heads[kind] for kind in kinds if kind in self._heads), None)
-        models = DraftModels(head, self._pair.event_model, events)
+        models = DraftModels(head, self._pair.event_model, events, engines=self._engines)
         if contestant.without:
             return Entry(contestant, make_combined(self.decoder, models, contestant.without), events)
         return Entry(contestant, make_drafter(contestant.drafter, self.decoder, models), events)
@@ -323,7 +326,7 @@ class Bench:
         return Prompt(
             embeddings,
             tuple(ids.tolist()),
-            lambda: self._pair.event_model.encode_events(events),
+            lambda: self._encoder.encode(events),
             (tuple(before.tolist()), tuple(after.tolist())),
         )
 
@@ -393,7 +396,7 @@ def bench_visibly(
     pair = load_pair(target, event_model, str(device), dtype)
     loaded = [load_draft_head(path, dtype, device) for path in draft_heads]
     heads = {head.config.kind: head for head in loaded}
-    bench = Bench(pair, heads, limits, backend=placement.backend)
+    bench = Bench(pair, heads, limits, backend=placement.backend, drafter_backend=placement.drafter_backend)
     kinds = drafters_of_heads(AUTO_DRAFTER, event_model=True)
     auto = next((kinds[kind] for kind in heads), DEFAULT)
     chosen = [auto if name == AUTO_DRAFTER else name for name in drafters] or bench.able()

@@ -408,6 +408,7 @@ class EvspecNode(LifecycleNode):
             "drafter": self._describer.drafter if self._describer else self._settings.current.drafter,
             "drafter_reason": self._describer.chosen if self._describer else "",
             "left_out": self._describer.left_out if self._describer else "",
+            "drafter_runs_on": self._describer.drafting if self._describer else "",
             "last_error": self._problem or self._counts.last_problem,
         }  # fmt: skip
         return Health("descriptions", *self._judge(state), values)

@@ -16,6 +16,7 @@ from evspec_ros.choices import (
     ACCEPTANCES,
     AUTO_DRAFTER,
     BACKENDS,
+    DRAFTER_BACKENDS,
     KV_PRECISIONS,
     NEW_HEAD,
     OVERLAPS,
@@ -95,6 +96,11 @@ class Settings:
     )
     backend: str = _row(
         "auto", "what computes the target's passes; auto picks what suits the device", choices=BACKENDS
+    )
+    drafter_backend: str = _row(
+        "auto",
+        "what computes the drafter's networks; auto picks what suits the device",
+        choices=DRAFTER_BACKENDS,
     )
     threads: int = _row(
         0, "threads of the networks on the CPU, 0 for one per core; leave cores to the rest", low=0, high=256

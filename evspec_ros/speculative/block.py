@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evspec_ros.engines.block import BlockOutput, choose_block_engine
+from evspec_ros.engines.block import BlockOutput
+from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.networks.block_head import BlockHead
 from evspec_ros.networks.draft_head import ReducedHead
 from evspec_ros.networks.llama import KVCache
@@ -35,13 +36,20 @@ class BlockDrafter:
     name = "block"
 
     def __init__(
-        self, target: DecoderTarget, head: BlockHead, events: EventSide, *, draws: bool = True
+        self,
+        target: DecoderTarget,
+        head: BlockHead,
+        events: EventSide,
+        *,
+        draws: bool = True,
+        engines: DrafterEngines | None = None,
     ) -> None:
+        """engines: of the head, by default those that run the target."""
         self.layers = head.feature_layers(target.decoder.config.num_layers)
         self._head = head
         self._events = events
         self._draws = draws
-        self._engine = choose_block_engine(head, target.decoder, target.engine.backend)
+        self._engine = (engines or DrafterEngines.like(target.engine)).block(head, target.decoder)
         self._cache: KVCache | None = None
         self._token = 0  # the last one emitted
         self._features: list[Tensor] = []  # [n, layers * D] each, of rows not yet in the cache

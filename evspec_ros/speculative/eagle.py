@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from evspec_ros.engines.draft_head import HeadPass
+from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.engines.networks import CANDIDATES
-from evspec_ros.engines.selection import choose_head_engine
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.speculative.drafter import DraftLimits, Prompt, joined
@@ -54,7 +54,9 @@ class EagleDrafter:
         events: EventSide,
         name: str = "eagle",
         branches: int = 1,
+        engines: DrafterEngines | None = None,
     ) -> None:
+        """engines: of the head, by default those that run the target."""
         self.name = name
         self.layers = head.feature_layers(target.decoder.config.num_layers)
         self._head = head
@@ -63,7 +65,8 @@ class EagleDrafter:
         # Where rows cost what they compute, as on a CPU, each node is expanded when its turn comes; a GPU
         # expands a few of them as fast as one.
         self._width = 1 if target.device.type == "cpu" else branches
-        self._engine = choose_head_engine(head, target.decoder, target.lm_head, target.engine.backend)
+        engines = engines or DrafterEngines.like(target.engine)
+        self._engine = engines.head(head, target.decoder, target.lm_head)
         self._cache: KVCache | None = None
         self._prompt: _PromptRows | None = None
         self._positions = head.config.max_positions

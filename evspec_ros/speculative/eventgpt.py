@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evspec_ros.engines.decoder import DecoderEngine, Rows
-from evspec_ros.engines.selection import choose_engine
+from evspec_ros.engines.drafter import DrafterEngines, drafter_engines
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.sizes import EVENT_AHEAD, cache_rows
@@ -30,9 +30,14 @@ Readout = Callable[[Tensor], Tensor]  # features [D_event] before the final norm
 class EventWriter:
     """One text of the event model's: the tokens behind its prompt, and the likeliest one after each."""
 
-    def __init__(self, model: EventGpt, readout: Readout | None = None) -> None:
-        """readout: in the place of its own head; reads the features [n, D_event] after the final norm."""
+    def __init__(
+        self, model: EventGpt, readout: Readout | None = None, engines: DrafterEngines | None = None
+    ) -> None:
+        """readout: in the place of its own head; reads the features [n, D_event] after the final norm;
+        engines: what computes its rows, by default the best ones.
+        """
         self._model = model
+        self._engines = engines or drafter_engines("auto", (model,))
         self._readout = readout
         self._layers = () if readout is None else (model.config.text.num_layers,)
         self._cache: KVCache | None = None
@@ -48,12 +53,14 @@ class EventWriter:
         the features of the last row [D_event].
         """
         before, after = (torch.tensor(part, device=events.device) for part in ids)
-        embeddings = self._model.embed_prompt(before, events, after)[None]
-        rows = embeddings.shape[1]
+        embeddings = self._model.embed_prompt(before, events, after)
+        rows, last = len(embeddings), self._model.config.text.num_layers
         cache = self._empty_cache(rows + EVENT_AHEAD)
-        hidden: Tensor = self._model.decoder(embeddings, cache).hidden[0, -1]
+        output = self._engine.read(embeddings, cache, (last,))
+        hidden: Tensor = self._model.decoder.norm(output.features[0][-1])
         self._prompt_rows, self.tokens = rows, []
-        self.next_tokens = [self._likeliest(self._logits(hidden))]
+        logits = output.logits[0] if self._readout is None else self._readout(hidden)
+        self.next_tokens = [self._likeliest(logits)]
         return hidden
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -65,15 +72,15 @@ class EventWriter:
             logits = (
                 output.logits[row]
                 if self._readout is None
-                else self._logits(self._model.decoder.norm(output.features[0][row]))
+                else self._readout(self._model.decoder.norm(output.features[0][row]))
             )
             self.next_tokens.append(self._likeliest(logits))
         self.tokens += tokens
 
     @cached_property
     def _engine(self) -> DecoderEngine:
-        """Made when it is first needed: a prompt alone is read by the modules."""
-        return choose_engine(self._model.decoder, self._model.lm_head).engine
+        """Made when it is first needed."""
+        return self._engines.rows(self._model.decoder, self._model.lm_head)
 
     def make_room(self, count: int) -> None:
         """Let as many tokens follow the prompt as the model has positions for, at most `count`."""
@@ -97,10 +104,6 @@ class EventWriter:
         assert self._cache is not None, "Cannot truncate before a prompt"
         self._cache.truncate(self._prompt_rows + count)
         del self.tokens[count:], self.next_tokens[count + 1 :]
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = (self._readout or self._model.lm_head)(hidden)
-        return logits
 
     @staticmethod
     def _likeliest(logits: Tensor) -> tuple[int, float]:
@@ -131,10 +134,11 @@ class EventGptDrafter:
         vocabulary: int,
         name: str = "eventgpt",
         readout: Readout | None = None,
+        engines: DrafterEngines | None = None,
     ) -> None:
         """vocabulary: the target's; a token beyond it, such as those around events, ends a draft."""
         self.name = name
-        self._writer = EventWriter(model, readout)
+        self._writer = EventWriter(model, readout, engines)
         self._events = events
         self._vocabulary = vocabulary
         self._text: list[int] = []

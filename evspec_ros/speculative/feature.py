@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.networks.adapters import FeatureHead
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
@@ -25,12 +26,20 @@ class FeatureDrafter:
 
     name = "feature"
 
-    def __init__(self, target: DecoderTarget, head: FeatureHead, model: EventGpt, events: EventSide) -> None:
+    def __init__(
+        self,
+        target: DecoderTarget,
+        head: FeatureHead,
+        model: EventGpt,
+        events: EventSide,
+        engines: DrafterEngines | None = None,
+    ) -> None:
+        """engines: what computes the event model's rows, by default the best ones."""
         self.layers = (target.decoder.config.num_layers,)
         self._target = target
         self._head = head
         self._model = model
-        self._writer = EventWriter(model)
+        self._writer = EventWriter(model, engines=engines)
         self._events = events
         self._adapted: Tensor | None = None  # [1, D], what the adapter made of the events; None without any
         self._last: Tensor | None = None  # [1, D], the feature before the next one

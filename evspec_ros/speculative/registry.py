@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from evspec_ros.choices import AUTO_DRAFTER
+from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.adapters import Adapter, FeatureHead
 from evspec_ros.networks.block_head import BlockHead
@@ -38,13 +39,15 @@ class DraftModels:
 
     head: a trained head of one of the drafter's `head_kinds`; event_model: EventGPT, for the drafters that
     have it write; events: the side on which events are read; event_text: `combined` may draft what
-    the event model writes, whose tokens mean to the target what they mean to it.
+    the event model writes, whose tokens mean to the target what they mean to it; engines: what runs all of
+    this, by default what suits each.
     """
 
     head: nn.Module | None = None
     event_model: EventGpt | None = None
     events: EventSide = field(default_factory=EventSide)
     event_text: bool = True
+    engines: DrafterEngines | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ def _eagle(
 ) -> Callable[[DecoderTarget, DraftModels], EagleDrafter]:
     def make(target: DecoderTarget, models: DraftModels) -> EagleDrafter:
         head = _head(models, name, kind, target)
-        return EagleDrafter(target, head, models.events, name, branches)
+        return EagleDrafter(target, head, models.events, name, branches, models.engines)
 
     return make
 
 
 def _eventgpt(target: DecoderTarget, models: DraftModels) -> EventGptDrafter:
-    return EventGptDrafter(_event_model(models, "eventgpt"), models.events, target.decoder.config.vocab_size)
+    model, vocabulary = _event_model(models, "eventgpt"), target.decoder.config.vocab_size
+    return EventGptDrafter(model, models.events, vocabulary, engines=models.engines)
 
 
 def _eventgpt_adapter(target: DecoderTarget, models: DraftModels) -> EventGptDrafter:
@@ -86,16 +90,18 @@ def _eventgpt_adapter(target: DecoderTarget, models: DraftModels) -> EventGptDra
         target.decoder.config.vocab_size,
         name,
         lambda features: target.head(adapter(features)),
+        models.engines,
     )
 
 
 def _block(target: DecoderTarget, models: DraftModels, *, draws: bool = True) -> BlockDrafter:
-    return BlockDrafter(target, _head(models, "block", BlockHead, target), models.events, draws=draws)
+    head = _head(models, "block", BlockHead, target)
+    return BlockDrafter(target, head, models.events, draws=draws, engines=models.engines)
 
 
 def _feature(target: DecoderTarget, models: DraftModels) -> FeatureDrafter:
     head = _head(models, "feature", FeatureHead, target)
-    return FeatureDrafter(target, head, _event_model(models, "feature"), models.events)
+    return FeatureDrafter(target, head, _event_model(models, "feature"), models.events, models.engines)
 
 
 def make_combined(

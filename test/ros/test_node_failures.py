@@ -165,7 +165,7 @@ def test_a_drafter_that_fails_is_left_out_of_one_window(
     describer = bench.node._describer
     describer.forget_stream()  # or the text is known, and two drafters are not asked
     owner, attribute = (
-        (describer._reader.events.model, "encode_events")
+        (describer._reader.events.encoder, "encode")
         if name == "events"
         else (describer._drafters.get(1)[0], name)
     )

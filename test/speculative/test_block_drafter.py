@@ -115,7 +115,7 @@ class FakeEngine:
 
 def _fake_drafter(monkeypatch: pytest.MonkeyPatch, vocabulary: int) -> tuple[BlockDrafter, FakeEngine]:
     engine = FakeEngine(vocabulary)
-    monkeypatch.setattr(block_module, "choose_block_engine", lambda *_: engine)
+    monkeypatch.setattr(block_module.DrafterEngines, "block", lambda *_: engine)
     sizes = SimpleNamespace(read_rows=BLOCK + 1, block=BLOCK, vocab_size=vocabulary, max_positions=4096)
     head = SimpleNamespace(
         config=sizes, lm_head=None, feature_layers=lambda _: (0,), context=lambda rows: min(rows, 5)

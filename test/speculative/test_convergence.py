@@ -119,7 +119,7 @@ def _blocks(q: Tensor, generator: torch.Generator) -> Iterator[DraftTree]:
         decoder=SimpleNamespace(config=config), engine=SimpleNamespace(backend="torch")
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(block, "choose_block_engine", lambda *_: _KnownBlocks(q[:2]))
+        patched.setattr(block.DrafterEngines, "block", lambda *_: _KnownBlocks(q[:2]))
         drafter = block.BlockDrafter(target, head, EventSide())
     prompt, features = fake_prompt([0]), (torch.zeros(1, 1),)
     while True:
