@@ -202,7 +202,10 @@ def plot_learning(report: LearningReport, path: Path) -> None:
     """The curve as a picture; EvspecError where it cannot be written."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    for fresh, label in ((False, "as described, all windows"), (True, "as described, new scenes")):
+    labels = {False: "as described, all windows"}
+    if not all(row.fresh for row in report.rows):
+        labels[True] = "as described, new scenes"
+    for fresh, label in labels.items():
         axes.plot(*zip(*report.curve(fresh=fresh), strict=True), marker=".", label=label)
     axes.plot(*zip(*report.head_curve(), strict=True), label="of the head alone, on the newest windows")
     for before, after in pairwise(report.rows):
