@@ -10,8 +10,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 RECORDING ?=
 
-# The first Python 3.10 to 3.12; where ROS is sourced, its own.
-SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+# The first Python 3.10 to 3.12, for which ROS comes as wheels; where ROS is sourced, its own, which is 3.14 in Lyrical.
+SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $(if $(ROS_DISTRO),14,12)))
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.10,\
     $(shell $(name) -c '$(SUITABLE)' >/dev/null 2>&1 && echo $(name))))
 

@@ -27,12 +27,12 @@ setup(
     version=MANIFEST.findtext("version"),
     description=" ".join(MANIFEST.findtext("description", "").split()),
     license=MANIFEST.findtext("license"),
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.15",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={
         NAME: ["py.typed"],
         f"{NAME}.evaluation": ["*.html", "*.jinja"],
-        f"{NAME}.interfaces": ["*/msg/*.msg"],
+        f"{NAME}.interfaces": ["*/msg/*.msg", "*/package.xml", "*/CMakeLists.txt"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
@@ -43,7 +43,7 @@ setup(
     install_requires=[
         "accelerate>=1.2",
         "apsw",
-        "backports.zstd",
+        "backports.zstd; python_version < '3.14'",
         "jinja2>=3",
         "lz4>=4",
         "matplotlib>=3.5",
@@ -68,6 +68,8 @@ setup(
         "dsec": ["h5py>=3", "hdf5plugin>=4"],
         # What `evspec bench ingest` compares with.
         "peer": ["evt3>=0.4; platform_machine == 'x86_64'"],
+        # What `colcon test` looks for before it runs pytest.
+        "test": ["hypothesis", "pytest"],
         # The precisions int8 and int4.
         "quantised": ["torchao>=0.17"],
         # ROS 2 Jazzy as wheels, for machines without a ROS installation; other platforms have none.

@@ -11,24 +11,26 @@ ARG CAPABILITIES="8.6 8.9"
 # ROS's archive keeps no old versions to pin.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends \
-      python3-matplotlib python3-numba python3-numpy python3-opencv python3-pip python3-rich \
+      python3-jinja2 python3-matplotlib python3-numba python3-numpy python3-opencv python3-rich python3-venv \
       ros-jazzy-event-camera-msgs ros-jazzy-launch-ros \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /workspace
+# What rosdep cannot install goes into a venv that sees apt's packages, as on a robot (README.md).
+COPY requirements-robot.txt .
+RUN python3 -m venv --system-site-packages venv && touch venv/COLCON_IGNORE \
+    && venv/bin/pip install --no-cache-dir -r requirements-robot.txt "tensorrt-rtx>=1.7"
 COPY . src/evspec_ros
-# pip resolves what the package needs beside apt's; the package itself is then installed by colcon alone.
-RUN pip install --no-cache-dir --break-system-packages -c src/evspec_ros/constraints-system-ros.txt "./src/evspec_ros[tensorrt]" \
-    && pip uninstall --yes --break-system-packages evspec_ros \
-    && . /opt/ros/jazzy/setup.sh && colcon build && rm -rf build log
+RUN . /opt/ros/jazzy/setup.sh && . venv/bin/activate && colcon build && rm -rf build log
 
 # Plans for the named GPUs, so that no start has to compile them. float32 is the node's default.
-RUN . install/setup.sh \
+RUN . venv/bin/activate && . install/setup.sh \
     && for capability in ${CAPABILITIES}; do set -- "$@" --compute-capability "${capability}"; done \
     && python3 -m evspec_ros export --backend tensorrt "$@"
 
-# ros_entrypoint.sh of the base image sources Jazzy; this workspace lies on top of it.
-RUN printf '#!/bin/bash\nset -e\nsource /workspace/install/setup.bash\nexec "$@"\n' > /entrypoint.sh \
+# ros_entrypoint.sh of the base image sources Jazzy; this workspace and its venv lie on top of it.
+RUN printf '#!/bin/bash\nset -e\nsource /workspace/venv/bin/activate\nsource /workspace/install/setup.bash\nexec "$@"\n' \
+      > /entrypoint.sh \
     && chmod +x /entrypoint.sh
 ENTRYPOINT ["/ros_entrypoint.sh", "/entrypoint.sh"]
 CMD ["ros2", "launch", "evspec_ros", "evspec.launch.py"]

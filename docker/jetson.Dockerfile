@@ -15,15 +15,14 @@ SHELL ["/bin/bash", "-c"]
 RUN /ros2_install.sh event_camera_msgs
 
 WORKDIR /workspace
+# A venv that sees the base's packages: its torch, numpy and OpenCV satisfy the ranges, so pip leaves them alone.
+COPY requirements-robot.txt .
+RUN python3 -m venv --system-site-packages venv && touch venv/COLCON_IGNORE \
+    && venv/bin/pip install --no-cache-dir -r requirements-robot.txt jinja2 matplotlib
 COPY . src/evspec_ros
-# The base's torch, numpy and OpenCV satisfy the package's ranges, and --no-deps keeps pip from replacing them.
-# hadolint ignore=DL3013
-RUN pip install --no-cache-dir --no-deps apsw backports.zstd lz4 rosbags ruamel.yaml rich markdown-it-py mdurl pygments \
-    && pip install --no-cache-dir -c src/evspec_ros/constraints-system-ros.txt \
-         matplotlib numba onnx safetensors tokenizers \
-    && source /opt/ros/humble/install/setup.bash && colcon build && rm -rf build log
+RUN source /opt/ros/humble/install/setup.bash && source venv/bin/activate && colcon build && rm -rf build log
 
-RUN printf '#!/bin/bash\nset -e\nsource /opt/ros/humble/install/setup.bash\nsource /workspace/install/setup.bash\nexec "$@"\n' \
-      > /entrypoint.sh && chmod +x /entrypoint.sh
+RUN printf '#!/bin/bash\nset -e\nsource /opt/ros/humble/install/setup.bash\nsource /workspace/venv/bin/activate\n\
+source /workspace/install/setup.bash\nexec "$@"\n' > /entrypoint.sh && chmod +x /entrypoint.sh
 ENTRYPOINT ["/entrypoint.sh"]
 CMD ["ros2", "launch", "evspec_ros", "evspec.launch.py"]

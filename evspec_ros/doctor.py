@@ -34,6 +34,7 @@ from evspec_ros.networks.memory import (
 )
 from evspec_ros.networks.tokenizer import compatibility, load_tokenizer
 from evspec_ros.networks.weights import free_bytes
+from evspec_ros.ros import shared_memory
 from evspec_ros.ros.requirements import CLIENT_LIBRARY
 
 THIS = "this"
@@ -128,6 +129,7 @@ def software() -> tuple[Found, ...]:
         Found("python", platform.python_version(), sys.executable),
         _ros(),
         _dds(),
+        _shared_memory(),
         _torch(),
         _tensorrt(),
         _found(
@@ -299,6 +301,12 @@ def _dds() -> Found:
     if chosen and chosen not in there:
         return Found("DDS", chosen, detail, f"unset RMW_IMPLEMENTATION or install {chosen}")
     return Found("DDS", chosen or there[0], detail)
+
+
+def _shared_memory() -> Found:
+    """What Fast DDS left behind in it."""
+    segments = shared_memory.stale_segments()
+    return Found("shared memory", f"{len(segments)} stale", advice=shared_memory.report(segments))
 
 
 def _torch() -> Found:

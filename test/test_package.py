@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ("launch", "config", "models")
 INSTALLED = ("evspec_ros", "resource", *SHARED, "package.xml", "setup.py", "setup.cfg", "pyproject.toml")
 EXECUTABLES = {"evspec", "evspec_node"}
+COLCON = ["colcon"] if find_spec("colcon_core") is None else [sys.executable, "-m", "colcon"]
 
 
 def files(folder: Path) -> set[str]:
@@ -68,10 +69,7 @@ def workspace(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workspace")
     (folder / "src").mkdir()
     (folder / "src" / "evspec_ros").symlink_to(source)
-    command = (
-        [shutil.which("colcon")] if find_spec("colcon_core") is None else [sys.executable, "-m", "colcon"]
-    )
-    run(*command, "build", "--base-paths", "src", cwd=folder)
+    run(*COLCON, "build", "--base-paths", "src", cwd=folder)
     return folder
 
 
@@ -127,13 +125,43 @@ def test_colcon_installs_every_file_of_the_package(source: Path, workspace: Path
     assert files(installed) == files(source / "evspec_ros")
 
 
+def test_colcon_test_runs_the_tests_and_fails_where_one_does(source: Path, workspace: Path) -> None:
+    """Of a package whose tests are two in the place of its own."""
+    (source / "test").mkdir()
+    passing = source / "test" / "test_scratch.py"
+    passing.write_text(
+        "def test_sum():\n    assert 1 + 1 == 2\n\n\ndef test_product():\n    assert 2 * 2 == 4\n"
+    )
+    command = (*COLCON, "test", "--base-paths", "src", "--return-code-on-test-failure")
+    run(*command, cwd=workspace)
+    report = workspace / "build" / "evspec_ros" / "pytest.xml"
+    (suite,) = ElementTree.parse(report).iter("testsuite")  # noqa: S314 (pytest's own file)
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "0", "0")
+    passing.write_text("def test_sum():\n    assert 1 + 1 == 3\n")
+    failed = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    (suite,) = ElementTree.parse(report).iter("testsuite")  # noqa: S314 (pytest's own file)
+    assert suite.get("failures") == "1"
+
+
+def test_executables_run_on_the_python_that_is_first_on_the_path(workspace: Path) -> None:
+    """A venv's that is active, though colcon may run on the system's."""
+    for name in EXECUTABLES:
+        file = workspace / "install" / "evspec_ros" / "lib" / "evspec_ros" / name
+        assert file.read_text().startswith("#!/usr/bin/env python3\n")
+
+
 def test_the_installed_command_runs(workspace: Path) -> None:
     """`evspec --version`, started as `ros2 run` starts it, prints the manifest's version."""
     install = workspace / "install" / "evspec_ros"
     site = next((install / "lib").glob("python*/site-packages"))
     result = subprocess.run(
         [install / "lib" / "evspec_ros" / "evspec", "--version"],
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(site),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
         capture_output=True,
         text=True,
         check=True,
@@ -163,13 +191,15 @@ def test_pins_lie_within_the_ranges_that_the_package_accepts() -> None:
 
 
 def test_every_package_that_the_code_imports_is_required() -> None:
-    """What evspec_ros imports is in setup.py's install_requires or extras, or comes with Python or ROS."""
+    """What evspec_ros imports is in setup.py's install_requires or extras, or comes with Python (compression
+    with 3.14) or ROS.
+    """
     distributions = {"backports": "backports.zstd", "cv2": "opencv-python-headless", "llvmlite": "numba"}
     distributions |= {"google": "protobuf", "ruamel": "ruamel.yaml", "tensorrt": "tensorrt-rtx"}
     names = {requirement.name for requirement in required()}
     for path in (ROOT / "evspec_ros").rglob("*.py"):
         for module in imported_modules(path) - {*sys.stdlib_module_names, "evspec_ros"}:
-            if not re.search(r"^ament_|^rosidl_|^rclpy$|_msgs$|_srvs$|_interfaces$", module):
+            if not re.search(r"^ament_|^rosidl_|^rclpy$|_msgs$|_srvs$|_interfaces$|^compression$", module):
                 assert distributions.get(module, module) in names, f"{path.name} imports {module}"
 
 

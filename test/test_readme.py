@@ -49,7 +49,8 @@ KEPT_BACK = {
     "EVSPEC_DAMAGED_PACKETS": "test/events/test_damaged_packets.py",
 }
 SETTING_UP = {
-    "pip install": "needs the network",
+    "python3 -m venv": "test/ros/test_robot.py",
+    "pip install": "test/ros/test_robot.py",
     "rosdep install": "needs ROS",
     "colcon build": "test/test_package.py",
     "source install/setup.bash": "test/test_package.py",

@@ -86,8 +86,7 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
 
 def networks_of(options: argparse.Namespace, precision: str, device: str = "cpu") -> list[Network]:
     """The networks of the checkpoints that `add_networks` names."""
-    from evspec_ros.engines.export import EXPORT_DTYPES
-    from evspec_ros.engines.networks import drafter_networks
+    from evspec_ros.engines.networks import EXPORT_DTYPES, drafter_networks
     from evspec_ros.networks.checkpoints import load_draft_head, load_eventgpt, load_video_llava
     from evspec_ros.networks.devices import compute_device
 

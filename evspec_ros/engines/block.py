@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evspec_ros.engines.cuda_graphs import GraphedDecoder, captured
-from evspec_ros.engines.export import graph
 from evspec_ros.engines.networks import block, memory_names
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import OnnxEngine
@@ -148,6 +147,8 @@ class OnnxBlock(EngineBlock):
     """ONNX Runtime on the CPU, on one thread: the products of one block are too small to share."""
 
     def __init__(self, head: BlockHead, target: LlamaDecoder) -> None:
+        from evspec_ros.engines.export import graph  # which imports onnx
+
         model = graph(block(head))
         super().__init__(head, target, lambda rows: OnnxEngine(model, 1, {"C": rows}))
 

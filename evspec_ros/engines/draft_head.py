@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evspec_ros.engines.decoder_graph import draft_graph
 from evspec_ros.engines.networks import CANDIDATES
 from evspec_ros.engines.onnx_runtime import BoundPasses, CachePass, OnnxEngine, step_suffixes
 from evspec_ros.networks.draft_head import DraftHead
@@ -171,6 +170,8 @@ class OnnxDraftHead(HeadEngine):
         return passes.outputs
 
     def _bind(self, shape: _Shape, cache: KVCache) -> _HeadPasses:
+        from evspec_ros.engines.decoder_graph import draft_graph  # which imports onnx
+
         size, best = self._head.config.hidden_size, min(CANDIDATES, self._vocabulary)
         if (shape.masked, shape.steps) not in self._engines:
             graph = draft_graph(*self._parts, best, masked=shape.masked, steps=shape.steps)

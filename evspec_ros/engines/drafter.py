@@ -15,18 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from evspec_ros.choices import DRAFTER_BACKENDS
-from evspec_ros.engines.block import BlockEngine, EngineBlock, choose_block_engine
+from evspec_ros.engines.block import BlockEngine, EngineBlock, TorchBlock, choose_block_engine
 from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.decoder import DecoderEngine, TorchDecoder
 from evspec_ros.engines.draft_head import HeadEngine, OnnxDraftHead, TorchDraftHead
-from evspec_ros.engines.export import graph
 from evspec_ros.engines.networks import Network, block, encode_events
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
-from evspec_ros.engines.onnx_runtime import OnnxEngine, runtime_obstacle
+from evspec_ros.engines.onnx_runtime import OnnxEngine, missing_packages
 from evspec_ros.engines.plans import tensorrt_engine
 from evspec_ros.engines.protocol import Engine
 from evspec_ros.engines.rows import LevelHead, RowsDecoder
-from evspec_ros.engines.selection import choose_engine
+from evspec_ros.engines.selection import HEAD_STEP, choose_engine
 from evspec_ros.engines.tensorrt_library import obstacle as tensorrt_obstacle
 from evspec_ros.engines.torch_engine import TorchEngine
 from evspec_ros.errors import EngineError
@@ -80,8 +79,6 @@ class DrafterEngines:
     def encoder(self, model: EventGpt) -> EventEncoder:
         """Of events."""
         network = encode_events(model)
-        if self.backend == "onnxruntime":
-            return EventEncoder(network, OnnxEngine(graph(network), torch.get_num_threads()))
         return EventEncoder(network, self._engine(network))
 
     def rows(self, decoder: LlamaDecoder, lm_head: nn.Module) -> DecoderEngine:
@@ -95,14 +92,17 @@ class DrafterEngines:
 
     def head(self, head: DraftHead, target: LlamaDecoder, lm_head: nn.Module) -> HeadEngine:
         """Of a draft head of EAGLE's kind."""
-        if self.backend == "onnxruntime" and isinstance(lm_head, nn.Linear):
+        whole = head.config.head_dim % HEAD_STEP == 0
+        if self.backend == "onnxruntime" and isinstance(lm_head, nn.Linear) and whole:
             return OnnxDraftHead(head, target, lm_head)
-        if self.backend == "tensorrt" or target.embed_tokens.weight.is_cuda:
+        if self.backend != "torch" or target.embed_tokens.weight.is_cuda:
             return LevelHead(head, target, lm_head, self._engine)
         return TorchDraftHead(head, target, lm_head)
 
     def block(self, head: BlockHead, target: LlamaDecoder) -> BlockEngine:
-        """Of a block head."""
+        """Of a block head; of one with too few positions for two turns no graph can be made."""
+        if head.config.max_positions < 2 * head.config.read_rows:
+            return TorchBlock(head, target)
         if self.backend == "tensorrt":
             engine = self._engine(block(head))
             return EngineBlock(head, target, lambda _: engine)
@@ -110,7 +110,11 @@ class DrafterEngines:
         return choose_block_engine(head, target, GraphedDecoder.backend if on_gpu else self.backend)
 
     def _engine(self, network: Network) -> Engine:
-        if self.backend != "tensorrt":
+        if self.backend == "onnxruntime":
+            from evspec_ros.engines.export import graph  # which imports onnx
+
+            return OnnxEngine(graph(network), torch.get_num_threads())
+        if self.backend == "torch":
             return TorchEngine(network)
         try:
             return tensorrt_engine(network)
@@ -160,7 +164,7 @@ def _onnx_obstacle(weights: list[nn.Parameter]) -> str | None:
         return f"the precision is {str(weights[0].dtype).removeprefix('torch.')}, not float32"
     if sum(weight.nbytes for weight in weights) >= _LARGEST_GRAPH:
         return "an ONNX graph in memory holds at most 2 GB of weights"
-    return runtime_obstacle()
+    return missing_packages() or None
 
 
 def _tensorrt_obstacle(weights: list[nn.Parameter]) -> str | None:

@@ -21,13 +21,11 @@ from onnx import TensorProto, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from evspec_ros.choices import EXPORT_PRECISIONS
-from evspec_ros.engines.networks import Network
+from evspec_ros.engines.networks import EXPORT_DTYPES, Network
 from evspec_ros.engines.onnx_runtime import OnnxEngine
 from evspec_ros.errors import EngineError
 
 OPSET = 20  # TensorRT 10.3's parser and ONNX Runtime 1.22 know it
-EXPORT_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in EXPORT_PRECISIONS}
 _LARGEST_FILE = 2_000_000_000  # bytes; protobuf holds 2 GiB, more goes into a file beside
 _TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest magnitude of an output
 _TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from evspec_ros.choices import EXPORT_PRECISIONS
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.block_head import BlockHead, BlockPass
 from evspec_ros.networks.draft_head import DraftHead
@@ -24,6 +25,7 @@ from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.sizes import CACHE_STEP, EVENT_IMAGES, LARGEST_TREE, cache_rows
 
 _USUAL = 5 * CACHE_STEP  # rows that a memory usually has: the event tokens, a question and an answer
+EXPORT_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in EXPORT_PRECISIONS}
 CANDIDATES = 4  # tokens that a head's level gives of each row
 
 Shape = tuple[int, ...]
@@ -92,7 +94,7 @@ def block(head: BlockHead) -> Network:
         "features": _random(weight, config.read_rows, len(config.layers) * config.target_size),
         "count": torch.full((1,), 2, device=weight.device),
         "last": _random(weight, 1, config.target_size),
-        "length": torch.full((1,), 5, device=weight.device),
+        "length": torch.full((1,), config.read_rows - 1, device=weight.device),
         **memory,
     }
     dynamic = {name: {2: "C"} for name in memory}

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from evspec_ros.engines.decoder import DecoderPass, Rows, TorchDecoder
-from evspec_ros.engines.decoder_graph import decoder_graph
 from evspec_ros.engines.onnx_runtime import BoundPasses, CachePass, OnnxEngine
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
@@ -31,6 +30,8 @@ class OnnxDecoder:
     backend = "onnxruntime"
 
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Linear) -> None:
+        from evspec_ros.engines.decoder_graph import decoder_graph  # which imports onnx
+
         self._embedding = decoder.embed_tokens.weight.detach()
         self._modules = TorchDecoder(decoder, lm_head)
         self._config = decoder.config

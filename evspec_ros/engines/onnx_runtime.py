@@ -1,16 +1,20 @@
-"""ONNX Runtime: torch tensors as a graph's inputs and outputs, read and written where they lie."""
+"""ONNX Runtime: torch tensors as a graph's inputs and outputs, read and written where they lie.
+
+The package onnx is imported where a graph is made: without it, or without ONNX Runtime, the modules compute
+everything.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,6 +22,9 @@ from torch import Tensor
 from evspec_ros.engines.protocol import Binding, require_bindings
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.llama import KVCache
+
+if TYPE_CHECKING:
+    import onnx
 
 try:
     import onnxruntime
@@ -33,10 +40,11 @@ except ImportError:  # a robot may do without: everything runs on torch, too
 Shape = TypeVar("Shape", bound=Hashable)
 Pass = TypeVar("Pass")
 
+PACKAGES = ("onnx", "onnxruntime")
 _TYPES: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
     torch.float16: np.float16,
-    torch.bfloat16: onnx.TensorProto.BFLOAT16,  # numpy has none
+    torch.bfloat16: 16,  # onnx.TensorProto.BFLOAT16; numpy has none
     torch.int64: np.int64,
     torch.int32: np.int32,
     torch.bool: np.bool_,
@@ -64,6 +72,20 @@ def runtime_obstacle(provider: str = "cpu") -> str | None:
     if wanted not in onnxruntime.get_available_providers():
         return f"this ONNX Runtime has no {wanted} (pip install onnxruntime-gpu)"
     return None
+
+
+def missing_packages() -> str:
+    """Which of the packages cannot be imported and what to do, in a few words; "" where all can be."""
+    missing = [name for name in PACKAGES if not _can_import(name)]
+    return f"{' and '.join(missing)} cannot be imported: pip install {' '.join(missing)}" if missing else ""
+
+
+def _can_import(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 class OnnxEngine:

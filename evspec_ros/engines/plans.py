@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evspec_ros.engines.export import EXPORT_DTYPES, export
-from evspec_ros.engines.networks import Network
+from evspec_ros.engines.networks import EXPORT_DTYPES, Network
 from evspec_ros.engines.tensorrt_library import (
     RTX,
     Capability,
@@ -255,6 +254,7 @@ def _compiled(
     order: Order, recipe: Recipe, directory: Path | None, report: Callable[[float], None]
 ) -> Delivered:
     """The graph is written below the directory, which has room for large ones, and removed again."""
+    from evspec_ros.engines.export import export  # which imports onnx
     from evspec_ros.engines.tensorrt import build
 
     with TemporaryDirectory(dir=directory, prefix=".graph") as folder:

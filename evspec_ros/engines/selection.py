@@ -12,10 +12,11 @@ from evspec_ros.choices import BACKENDS
 from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.decoder import DecoderEngine, TorchDecoder
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
-from evspec_ros.engines.onnx_runtime import runtime_obstacle
+from evspec_ros.engines.onnx_runtime import missing_packages
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.llama import LlamaDecoder
 
+HEAD_STEP = 16  # values; ONNX Runtime's own attention takes heads of a multiple of so many
 _LARGEST_GRAPH = 2**31  # bytes; protobuf holds no more
 
 
@@ -58,8 +59,6 @@ def choose_engine(
 def _onnx_obstacles(decoder: LlamaDecoder, lm_head: nn.Module, kv_dtype: torch.dtype | None) -> Iterator[str]:
     """Why ONNX Runtime is out of the question for a decoder."""
     weight = decoder.embed_tokens.weight
-    if obstacle := runtime_obstacle():
-        yield obstacle
     parameters = [*decoder.parameters(), *lm_head.parameters()]
     projections = [module for name, module in decoder.named_modules() if name.endswith("_proj")]
     if weight.device.type != "cpu":
@@ -72,7 +71,9 @@ def _onnx_obstacles(decoder: LlamaDecoder, lm_head: nn.Module, kv_dtype: torch.d
         yield f"its precision is {str(weight.dtype).removeprefix('torch.')}, not float32"
     if kv_dtype not in (None, torch.float32):
         yield f"its key/value cache is kept in {str(kv_dtype).removeprefix('torch.')}"
-    if decoder.config.head_dim % 16:
+    if decoder.config.head_dim % HEAD_STEP:
         yield "its attention takes heads of 16, 32, ... values alone"
     if sum(parameter.nbytes for parameter in parameters) >= _LARGEST_GRAPH:
         yield "an ONNX graph holds at most 2 GiB of weights"
+    if missing := missing_packages():
+        yield missing

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import apsw
-from backports import zstd
 from rosbags.interfaces import Connection
 from rosbags.rosbag1 import ReaderError as Rosbag1Error
 from rosbags.rosbag2 import ReaderError as Rosbag2Error
@@ -28,6 +27,7 @@ from evspec_ros.events.streams import ArrayFollower, EventFollower, PacketFollow
 from evspec_ros.frames.encodings import Look, look_of, message_to_rgb
 from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
+from evspec_ros.recordings.compression import zstd
 from evspec_ros.recordings.recording import DAMAGE, WHATEVER, Piece, Recording, Topic, Wanted
 from evspec_ros.recordings.rosbag2_types import (
     ARRAY_TYPES,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from backports import zstd
 from rosbags.interfaces import Connection
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -20,6 +19,7 @@ from evspec_ros.events import event_arrays, event_packets
 from evspec_ros.events.decoders import PacketData
 from evspec_ros.events.event_packets import EventPacket
 from evspec_ros.recordings.bags import BagRecording, Reader, Wire, damage_told
+from evspec_ros.recordings.compression import zstd
 from evspec_ros.recordings.rosbag2_storage import ZSTD, Storage, storage_of
 from evspec_ros.recordings.rosbag2_types import typestore
 

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import apsw
 import lz4.frame
-from backports import zstd
 from rosbags.interfaces import (
     Connection,
     ConnectionExtRosbag2,
@@ -25,6 +24,7 @@ from rosbags.rosbag2.metadata import ReaderMetadata
 from rosbags.rosbag2.storage_mcap import McapReader
 
 from evspec_ros.errors import RecordingError
+from evspec_ros.recordings.compression import zstd
 
 MCAP = b"\x89MCAP0\r\n"
 SQLITE = b"SQLite format 3\x00"

@@ -33,6 +33,7 @@ from evspec_ros.frames.types import Frame
 from evspec_ros.loading import load_describer
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted, clipped
+from evspec_ros.ros.diagnostics import ACTIVE
 from evspec_ros.ros.overlay import draw_overlay, write_overlay
 from evspec_ros.ros.parameters import Settings, changed
 from evspec_ros.ros.player import Playback, Played
@@ -190,6 +191,10 @@ def _run(
         rclpy.shutdown()
 
 
+def _active(status: DiagnosticStatus) -> bool:
+    return ("state", ACTIVE) in ((pair.key, pair.value) for pair in status.values)
+
+
 class Listener:
     """Collects what the node publishes."""
 
@@ -216,7 +221,7 @@ class Listener:
     def spin_until_describing(self, node: Child) -> None:
         """Return when the node is active; RosError with its own words where that fails."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while (status := self.health.get("descriptions")) is None or status.message != "describing":
+        while (status := self.health.get("descriptions")) is None or not _active(status):
             node.finished()
             if status is not None and status.level == DiagnosticStatus.ERROR:
                 raise RosError(f"The node could not be configured: {status.message}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from evspec_ros.description import Description
 from evspec_ros.events.streams import StreamCounts
 
+UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"  # the value `state` of descriptions
 SILENT_AFTER_S = 2.0  # a camera that sends nothing for this long is reported
 DELAY_S = 3600.0  # no message is under way for so long: its stamp, or the clock, is wrong
 
@@ -53,6 +54,38 @@ class Age:
         return "unknown" if self.ms is None else str(round(self.ms, 1))
 
 
+def window_age_s(stamp_ns: int, now_ns: int, silent_s: float) -> float:
+    """How long ago a window ended: by its stamp where that can be, else since the last message."""
+    age = Age.between(stamp_ns, now_ns, now_ns, silent_s)
+    return silent_s if age.ms is None else max(silent_s, age.ms / 1000)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What is told as a warning and what as an error: seconds without a new description beyond the pause
+    that was asked for, and the age of a window when its text is published.
+    """
+
+    warn_after_s: float = 5.0
+    error_after_s: float = 30.0
+    warn_age_s: float = 5.0
+    error_age_s: float = 30.0
+
+    def judge_pause(self, pause_s: float) -> bytes:
+        """The level of seconds without a new description."""
+        return _level(pause_s, self.warn_after_s, self.error_after_s)
+
+    def judge_age(self, age_s: float) -> bytes:
+        """The level of a window's age."""
+        return _level(age_s, self.warn_age_s, self.error_age_s)
+
+
+def _level(value: float, warning: float, error: float) -> bytes:
+    if value >= error:
+        return DiagnosticStatus.ERROR
+    return DiagnosticStatus.WARN if value >= warning else DiagnosticStatus.OK
+
+
 class DescriptionCounts:
     """Counts the node's descriptions and what went wrong; safe between threads.
 
@@ -63,22 +96,59 @@ class DescriptionCounts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.reset()
+        self.begin()
 
     def reset(self) -> None:
         """Count from zero."""
         with self._lock:
             self.described = self.failed = self.errors = self.draft_failures = self.learning_failures = 0
-            self.tokens = 0
+            self.tokens = self.stale = 0
             self.decode_ms = 0.0
             self.problem = self.last_problem = ""
             self._untold = self._untold_draft = ""  # what no report has told of yet
             self.last: Description | None = None
             self.last_age = Age(None)
 
-    def add(self, description: Description, age: Age) -> None:
-        """Count one description, which was so old when it was published."""
+    def begin(self) -> None:
+        """The node was activated: nothing was described since."""
+        with self._lock:
+            self.problem = ""
+            self._described = False
+            self._expected_at = time.monotonic()
+
+    def expect(self) -> None:
+        """From now on descriptions are waited for."""
+        with self._lock:
+            self._expected_at = time.monotonic()
+
+    def judge_pause(self, thresholds: Thresholds, asked_s: float | None) -> tuple[bytes, str]:
+        """Whether descriptions come, news among them; asked_s: the pause that was asked for, None where they
+        come when they come.
+        """
+        with self._lock:
+            pause_s = time.monotonic() - self._expected_at
+            level = DiagnosticStatus.OK if asked_s is None else thresholds.judge_pause(pause_s - asked_s)
+            if level != DiagnosticStatus.OK:
+                return level, f"Nothing new was described for {pause_s:.1f} s"
+            return level, "describing" if self._described else "waiting for the first window"
+
+    def judge_age(self, thresholds: Thresholds) -> tuple[bytes, str]:
+        """Whether the last window was described in time; by its stamp, where that can be."""
+        with self._lock:
+            age = self.last_age
+        if age.problem:
+            return DiagnosticStatus.WARN, age.problem
+        age_s = (age.ms or 0.0) / 1000
+        return thresholds.judge_age(age_s), f"The last window was {age_s:.1f} s old when it was described."
+
+    def add(self, description: Description, age: Age, *, stale: bool) -> None:
+        """Count one description, which was so old when it was published; stale: it was no news."""
         with self._lock:
             self.described += 1
+            self.stale += stale
+            if not stale:
+                self._described = True
+                self._expected_at = time.monotonic()
             self.tokens += len(description.tokens)
             self.decode_ms += description.latency_ms["decode"]
             self.last, self.last_age = description, age
@@ -122,6 +192,7 @@ class DescriptionCounts:
         with self._lock:
             values: dict[str, Any] = {
                 "descriptions": self.described,
+                "stale_descriptions": self.stale,
                 "failures": self.failed,
                 "errors": self.errors,
                 "draft_failures": self.draft_failures,
@@ -174,8 +245,18 @@ class StreamMonitor:
         self._before = StreamCounts()
         self._at = time.monotonic()
 
-    def report(self, counts: StreamCounts, received_at: float, more: Mapping[str, Any]) -> Health:
-        """Rates since the last report; refused messages are an error, losses and silence a warning."""
+    def report(
+        self,
+        counts: StreamCounts,
+        received_at: float,
+        more: Mapping[str, Any],
+        misfit: str = "",
+        publishers: Sequence[str] = (),
+    ) -> Health:
+        """Rates since the last report; refused messages are an error, losses and silence a warning.
+
+        misfit: what is wrong with the publishers; an error where nothing arrives, else a warning.
+        """
         now = time.monotonic()
         elapsed, before = now - self._at, self._before
         if counts.messages < before.messages:  # the counts were reset
@@ -195,18 +276,23 @@ class StreamMonitor:
             "restarts": counts.restarts,
             "last_restart": counts.restart,
             "last_problem": counts.problem,
+            "publishers": ", ".join(publishers),
             **more,
         }
-        level, message = self._judge(counts, before, age_s)
+        level, message = self._judge(counts, before, age_s, misfit)
         return Health(self._name, level, message, values)
 
-    def _judge(self, counts: StreamCounts, before: StreamCounts, age_s: float | None) -> tuple[bytes, str]:
+    def _judge(
+        self, counts: StreamCounts, before: StreamCounts, age_s: float | None, misfit: str
+    ) -> tuple[bytes, str]:
         if counts.refused > before.refused:
-            return DiagnosticStatus.ERROR, counts.problem
-        if age_s is None:
-            return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} yet."
-        if age_s > SILENT_AFTER_S:
-            return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} for {age_s:.1f} s."
+            return DiagnosticStatus.ERROR, f"{counts.problem} {misfit}".rstrip()
+        silent = age_s is None or age_s > SILENT_AFTER_S
+        if misfit:
+            return DiagnosticStatus.ERROR if silent else DiagnosticStatus.WARN, misfit
+        if silent:
+            since = "yet" if age_s is None else f"for {age_s:.1f} s"
+            return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} {since}."
         lost, corrupt = (counts.lost or 0) - (before.lost or 0), counts.corrupt - before.corrupt
         if lost or corrupt:
             return DiagnosticStatus.WARN, (

@@ -22,6 +22,7 @@ from evspec_ros.events.streams import (
     ArrayFollower,
     EventFollower,
     PacketFollower,
+    Source,
     StreamCounts,
 )
 from evspec_ros.events.types import Events
@@ -30,10 +31,10 @@ from evspec_ros.frames.buffer import FrameBuffer
 from evspec_ros.frames.encodings import message_to_rgb
 from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
+from evspec_ros.ros.frame_follower import FrameFollower
 
 STILL_NS = 500_000_000  # a scene without events for this long stands still
 LAST = 2**62  # nanoseconds; later than any stamp
-REORDERING_NS = 100_000_000  # images may overtake each other by this much; beyond, time jumped back
 _EMPTY_ARRAY = struct.pack("<4siII4xIII", b"\0\1\0\0", 0, 0, 1, 1, 1, 0)  # no name, 1 x 1 pixels, no events
 
 
@@ -132,11 +133,11 @@ class Newest:
 
 
 class ImageStream:
-    """Turns image messages into RGB frames in a bounded buffer."""
+    """Turns image messages into RGB frames in a bounded buffer. Which belong to it, says `FrameFollower`."""
 
     def __init__(self, seconds: float, max_frames: int) -> None:
         self.buffer = FrameBuffer(seconds, max_frames)
-        self._size: tuple[int, ...] | None = None
+        self._follower = FrameFollower()
         self._losses = FrameLosses()
         self.received_at = 0.0  # monotonic seconds of the last good image
         self.reset_counts()
@@ -146,37 +147,55 @@ class ImageStream:
         self._counts = NO_MESSAGES
 
     @property
+    def frame_id(self) -> str:
+        """The frame of the camera that is followed, "" before the first image."""
+        return self._follower.frame_id
+
+    @property
     def counts(self) -> StreamCounts:
         """What was received since the last reset of the counts; lost is None while the stream has no steady
         rate that would tell.
         """
         return self._counts if self._losses.known else replace(self._counts, lost=None)
 
-    def add(self, image: Any, stamp_ns: int) -> None:
-        """Keep one image, raw or compressed. Raises FrameError, after counting it, for an unusable one."""
+    def add(self, image: Any, stamp_ns: int, number: int | None = None, frame_id: str = "") -> None:
+        """Keep one image, raw or compressed. Raises FrameError, after counting it, for an unusable one and
+        one of another camera than the one that is followed.
+
+        number: its publisher's, None where the middleware does not count; frame_id: of its header.
+        """
+        now_s = time.monotonic()
         try:
             rgb = message_to_rgb(image)
         except FrameError as error:
             self._losses.refused()
-            self._count(StreamCounts(messages=1, refused=1, problem=str(error)))
+            self._refuse(error)
             raise
-        size = rgb.shape
-        newest = self.buffer.latest_ns
-        if (self._size is not None and size != self._size) or (
-            newest is not None and stamp_ns < newest - REORDERING_NS
-        ):
-            self.restart()
-        self._size = size
+        height, width, _ = rgb.shape
+        encoding = getattr(image, "encoding", "") or image.format
+        try:
+            anew = self._follower.take(Source(frame_id, encoding, width, height), stamp_ns, number, now_s)
+        except FrameError as error:
+            self._refuse(error)
+            raise
+        if anew:
+            self._begin(anew)
         self.buffer.append(Frame(stamp_ns, rgb))
         self._count(StreamCounts(messages=1, items=1, lost=self._losses.after(stamp_ns)))
-        self.received_at = time.monotonic()
+        self.received_at = now_s
 
-    def restart(self) -> None:
-        """Forget the frames: their size changed or time jumped back. The counts stay."""
-        if self._size is not None:
-            self.buffer.clear()
-            self._losses = FrameLosses()
-            self._count(StreamCounts(restarts=1))
+    def restart(self, reason: str) -> None:
+        """Forget the frames; the counts stay."""
+        if self._follower.restart():
+            self._begin(reason)
+
+    def _begin(self, reason: str) -> None:
+        self.buffer.clear()
+        self._losses = FrameLosses()
+        self._count(StreamCounts(restarts=1, restart=reason))
+
+    def _refuse(self, error: FrameError) -> None:
+        self._count(StreamCounts(messages=1, refused=1, problem=str(error)))
 
     def _count(self, more: StreamCounts) -> None:
         self._counts = self._counts.plus(more)
@@ -184,16 +203,23 @@ class ImageStream:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """What one description is made of: events and frames up to stamp_ns, ROS time."""
+    """What one description is made of: events and frames up to stamp_ns, ROS time.
+
+    degraded: which input was missing, "" where none was; frame_id: the RGB camera's.
+    """
 
     stamp_ns: int
     events: Events
     frames: tuple[Frame, ...]
+    degraded: str = ""
+    frame_id: str = ""
 
 
-def newest_end_ns(events: EventStream, images: ImageStream) -> int | None:
-    """Where the newest window ends, ROS time; None while there is no frame."""
-    return _end_ns(events.newest(), images.buffer.latest_ns)
+def newest_end_ns(events: EventStream, images: ImageStream, *, events_alone: bool = False) -> int | None:
+    """Where the newest window ends, ROS time; None while there is no frame, or nothing with events_alone."""
+    newest = events.newest()
+    end_ns = _end_ns(newest, images.buffer.latest_ns)
+    return newest.ros_ns if events_alone and end_ns is None and newest is not None else end_ns
 
 
 def _end_ns(newest: Newest | None, newest_frame_ns: int | None) -> int | None:

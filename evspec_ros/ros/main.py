@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 
-from evspec_ros.errors import EvspecError
+from evspec_ros.errors import EvspecError, RosError
+from evspec_ros.ros import shared_memory
 from evspec_ros.ros.memory import use_one_arena
 from evspec_ros.ros.requirements import require_ros
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE_S = 2.0  # signals that come once more within this time of the end are not heard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Spin the node until SIGINT or SIGTERM; 1 and one sentence on stderr if it cannot start."""
+    for number in SIGNALS:  # while modules are imported there is nothing to clean up
+        signal.signal(number, lambda *_: os._exit(0))
     use_one_arena()
     try:
         require_ros()
@@ -19,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EvspecError as error:
         print(f"evspec: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the node spins, or once more while it ends
+    except KeyboardInterrupt:  # before the node spins
         pass
     return 0
 
@@ -30,9 +39,16 @@ def _spin(arguments: Sequence[str] | None) -> None:
 
     from evspec_ros.ros.node import EvspecNode
 
-    rclpy.init(args=arguments)
-    node = EvspecNode()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # rclpy's handlers call those that are there
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
+        rclpy.init(args=arguments)
+    except RuntimeError as error:
+        raise RosError(f"ROS cannot be started with these arguments: {_first_line(error)}.") from error
+    tell_of_stale_memory()
+    node = None
+    try:
+        node = EvspecNode()
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
@@ -40,8 +56,36 @@ def _spin(arguments: Sequence[str] | None) -> None:
         if rclpy.ok():  # otherwise a signal came amid a transition, which then could not be published
             raise
     finally:
-        node.destroy_node()
+        _hear_no_signals()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
+        for number in SIGNALS:  # rclpy put the handlers back that were there, and Python would let them kill
+            signal.signal(number, signal.SIG_IGN)
+
+
+def tell_of_stale_memory() -> None:
+    """Log what killed processes left in shared memory, a node of this kind among them perhaps."""
+    from rclpy.logging import get_logger
+
+    if left := shared_memory.report(shared_memory.stale_segments()):
+        get_logger("evspec").warning(left)
+
+
+def _hear_no_signals() -> None:
+    """Let the node end in peace; a signal that comes when that takes too long ends it at once."""
+    begun = time.monotonic()
+
+    def leave(*_: object) -> None:
+        if time.monotonic() - begun > PATIENCE_S:
+            os._exit(1)
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(", at ")[0].rstrip(". ")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,15 @@ def nanoseconds(stamp: TimeMessage) -> int:
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
+def stamped_message(kind: type, description: Description, window: Window) -> Any:
+    """What ~/description/stamped says, of the class `requirements.stamped_type`."""
+    message = kind(prompt=description.prompt, text=description.text, lossless=description.lossless)
+    message.degraded = window.degraded
+    message.header.frame_id = window.frame_id
+    message.header.stamp = Time(nanoseconds=description.stamp_ns).to_msg()
+    return message
+
+
 def overlay_message(description: Description, window: Window) -> Image:
     """The picture of ~/overlay."""
     picture = draw_overlay(window.frames[-1].image, window.events, description.text)

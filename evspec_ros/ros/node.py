@@ -3,52 +3,53 @@
 from __future__ import annotations
 
 import gc
-import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import qos_profile_sensor_data
 from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Description
-from evspec_ros.errors import EvspecError, Failure, RosError
-from evspec_ros.loading import load_describer
-from evspec_ros.ros.diagnostics import Age, DescriptionCounts, Health, StreamMonitor
+from evspec_ros.errors import EvspecError, Failure
+from evspec_ros.ros.configuring import load
+from evspec_ros.ros.degrading import DESCRIBE, NothingToDescribeError, last_arrivals
+from evspec_ros.ros.diagnostics import (
+    ACTIVE,
+    INACTIVE,
+    UNCONFIGURED,
+    Age,
+    DescriptionCounts,
+    Health,
+    StreamMonitor,
+    window_age_s,
+)
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.ingest import (
     EVENT_STREAMS,
     ImageStream,
     Window,
     newest_end_ns,
-    newest_window,
-    warm_up,
 )
-from evspec_ros.ros.mailbox import Mailbox
+from evspec_ros.ros.mailbox import DeactivatedError, Mailbox
 from evspec_ros.ros.memory import COLLECTION_PERIOD_S, settle, unsettle
-from evspec_ros.ros.messages import latency_message, nanoseconds, overlay_message
+from evspec_ros.ros.messages import nanoseconds
+from evspec_ros.ros.outputs import Outputs
 from evspec_ros.ros.parameters import LiveSettings, Settings
+from evspec_ros.ros.publishers import PublisherWatch
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 from evspec_ros.ros.requirements import message_type
-from evspec_ros.training.online import OnlineDistiller
 
+LONG_S = 1.0  # a description that takes longer is told as the reason for a pause
 MOST_AT_ONCE = 100  # event packets between two looks at everything else
-
-
-class DeactivatedError(EvspecError):
-    """Stops a description that is being written when the node is deactivated."""
 
 
 class EvspecNode(LifecycleNode):
@@ -71,7 +72,7 @@ class EvspecNode(LifecycleNode):
         self._mailbox: Mailbox[Future] = Mailbox()
         self._period: Any = None
         self._inputs: list[Any] = []  # subscriptions
-        self._outputs: list[Any] = []  # publishers of descriptions and what goes with them
+        self._outputs = Outputs(self)
         self._problem = ""  # why the last transition failed
         self._new_streams()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -153,25 +154,19 @@ class EvspecNode(LifecycleNode):
         settings = self._settings.current
         started = time.monotonic()
         self._events_type = message_type(settings.events_type)
-        describer = self._load(settings)
-        self._description = self._output(String, "~/description", 10)
-        self._partial = self._output(String, "~/description/partial", 10)
-        self._result = self._output(String, "~/result", 10)
-        self._overlay = self._output(Image, "~/overlay", qos_profile_sensor_data)
-        self._latency = self._output(DiagnosticArray, "~/latency", 10)
+        describer = load(settings, self.get_logger())
+        self._outputs.open()
         self._describer = describer
         settle()
         took_s = time.monotonic() - started
         self.get_logger().info(f"Ready after {took_s:.1f} s with drafter {describer.drafter}.")
 
-    def _output(self, kind: type, topic: str, qos: Any) -> Any:
-        self._outputs.append(self.create_lifecycle_publisher(kind, topic, qos))
-        return self._outputs[-1]
-
     def _activate(self) -> None:
         self._mailbox = Mailbox()
         self._new_streams()
         self._offered_ns = 0
+        self._counts.begin()
+        self._begun_at: float | None = None  # monotonic seconds of the description that is being written
         self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name="describe")
         self._worker.start()
         events = self._guard("An event message could not be stored", self._on_events)
@@ -186,28 +181,8 @@ class EvspecNode(LifecycleNode):
                 CompressedImage if compressed else Image, self._image_topic(), image, IMAGE_QOS
             )
         )
+        self._watches = [PublisherWatch(self, subscription) for subscription in self._inputs]
         self._restart_period()
-
-    def _load(self, settings: Settings) -> SceneDescriber:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)  # the worker, a thread to come, takes it over
-        target, event_model, draft_head = settings.checkpoints
-        describer = load_describer(
-            target, event_model, draft_head,
-            drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
-            kv_dtype=settings.kv_dtype, backend=settings.backend, drafter_backend=settings.drafter_backend,
-            overlap=settings.overlap, event_pooling=settings.event_pooling,
-            draft_head_dir=Path(settings.draft_head_dir) if settings.draft_head_dir else None,
-            learner=OnlineDistiller.between_windows if settings.learns else None,
-        )  # fmt: skip
-        self.get_logger().info(f"The target runs on {describer.execution}. {describer.chosen}")
-        self.get_logger().info(f"The drafter runs on {describer.drafting}.")
-        if describer.left_out:
-            self.get_logger().warning(describer.left_out)
-        describer.require_room(settings.prompts, settings.limits)
-        describer.warm_up()
-        warm_up()
-        return describer
 
     def _new_streams(self) -> None:
         settings = self._settings.current
@@ -240,8 +215,7 @@ class EvspecNode(LifecycleNode):
             self._tell_of_learning(failure)
 
     def _release(self) -> None:
-        while self._outputs:
-            self.destroy_lifecycle_publisher(self._outputs.pop())
+        self._outputs.close()
         self._describer = None
         unsettle()
 
@@ -269,9 +243,10 @@ class EvspecNode(LifecycleNode):
         except EvspecError as error:
             self._warn(error)
 
-    def _on_image(self, image: Image | CompressedImage) -> None:
+    def _on_image(self, image: Image | CompressedImage, info: Mapping[str, Any]) -> None:
+        number = info.get("publication_sequence_number")  # Humble does not tell
         try:
-            self._images.add(image, nanoseconds(image.header.stamp))
+            self._images.add(image, nanoseconds(image.header.stamp), number, image.header.frame_id)
         except EvspecError as error:
             self._warn(error)
         self._offer()
@@ -282,7 +257,8 @@ class EvspecNode(LifecycleNode):
     def _offer(self) -> None:
         """Ask for a description where a window's worth of time has passed."""
         settings = self._settings.current
-        end_ns = newest_end_ns(self._events, self._images)
+        events_alone = settings.without_frames == DESCRIBE
+        end_ns = newest_end_ns(self._events, self._images, events_alone=events_alone)
         if settings.trigger != "continuous" or end_ns is None:
             return
         if abs(end_ns - self._offered_ns) >= settings.window_ms * 1e6:  # time may have jumped back
@@ -295,14 +271,15 @@ class EvspecNode(LifecycleNode):
             self.destroy_timer(self._period)
             self._period = None
         settings = self._settings.current
+        self._counts.expect()
         if self._worker is not None and settings.trigger == "period":
             offer = self._guard("A description could not be asked for", self._mailbox.offer)
             self._period = self.create_timer(settings.period_s, offer)
 
     def _forget_streams(self) -> None:
         """Time jumped: what is in the buffers belongs to another time."""
-        self._events.restart("Time was set: the stream began anew.")
-        self._images.restart()
+        for stream in (self._events, self._images):
+            stream.restart("Time was set: the stream began anew.")
         self._offered_ns = 0
         if self._describer is not None:
             self._describer.forget_stream()
@@ -316,21 +293,29 @@ class EvspecNode(LifecycleNode):
 
     def _try_to_describe(self, mailbox: Mailbox[Future]) -> tuple[str, bool]:
         """The text and True, or what went wrong."""
+        self._begun_at = time.monotonic()
         try:
             return self._describe_newest(mailbox), True
+        except NothingToDescribeError as error:
+            self._warn(error)
+            return str(error), False
         except Exception as error:  # noqa: BLE001 - it is logged and told, and the next window is described
             failure = Failure.of(error)
             if not isinstance(error, DeactivatedError) and self.context.ok():
                 self._counts.fail(failure.problem)
                 self._guard.log("A window could not be described", failure)
             return failure.problem, False
+        finally:
+            self._begun_at = None
 
     def _describe_newest(self, mailbox: Mailbox[Future]) -> str:
         settings = self._settings.current
         begun_ns = self.get_clock().now().nanoseconds
-        window = newest_window(self._events, self._images, settings.window, settings.frames_seconds)
-        if window is None:
-            raise RosError(f"No image has arrived on {self._image_topic()} yet, so nothing can be described.")
+        streams = self._events, self._images
+        topics = self.resolve_topic_name("events"), self._image_topic()
+        window = settings.degrading.window(*streams, topics, settings.window, settings.frames_seconds)
+        old_s = window_age_s(window.stamp_ns, begun_ns, self._silent_s())
+        stale = 0 < settings.stale_after_s < old_s
         assert self._describer is not None
         described = self._describer.describe_all(
             window.events,
@@ -339,7 +324,7 @@ class EvspecNode(LifecycleNode):
             stamp_ns=window.stamp_ns,
             window_ms=settings.window_ms,
             limits=settings.limits,
-            on_text=lambda number, text: self._on_text(number, text, mailbox),
+            on_text=lambda number, text: self._on_text(number, text, mailbox, stale),
         )
         for answer in described:
             if answer.draft_failure is not None:
@@ -347,38 +332,37 @@ class EvspecNode(LifecycleNode):
                 self._counts.fail_to_draft(self._guard.log(what, answer.draft_failure))
         if described[0].learning_failure is not None:
             self._tell_of_learning(described[0].learning_failure)
-        self._publish(described, window, begun_ns)
+        self._publish(described, window, begun_ns, stale)
         return described[0].text
 
-    def _on_text(self, number: int, text: str, mailbox: Mailbox[Future]) -> None:
+    def _on_text(self, number: int, text: str, mailbox: Mailbox[Future], stale: bool) -> None:
         if mailbox.closed:
             raise DeactivatedError("The node was deactivated.")
-        if number == 0 and self._partial.get_subscription_count():
-            self._partial.publish(String(data=text))
+        if number == 0 and not stale:
+            self._outputs.publish_partial(text)
 
     def _tell_of_learning(self, failure: Failure) -> None:
         self._counts.fail_to_learn(self._guard.log("The draft head could not learn or be saved", failure))
 
-    def _publish(self, described: tuple[Description, ...], window: Window, begun_ns: int) -> None:
-        """The answer to the prompt on every topic, those to further questions as results alone."""
-        description = described[0]
-        silent_s = time.monotonic() - max(self._events.received_at, self._images.received_at)
+    def _silent_s(self) -> float:
+        """Seconds since either camera sent anything good."""
+        return time.monotonic() - max(self._events.received_at, self._images.received_at)
+
+    def _publish(
+        self, described: tuple[Description, ...], window: Window, begun_ns: int, stale: bool
+    ) -> None:
         now_ns = self.get_clock().now().nanoseconds
-        age = Age.between(description.stamp_ns, begun_ns, now_ns, silent_s)
-        self._counts.add(description, age)
-        self._description.publish(String(data=description.text))
+        age = Age.between(window.stamp_ns, begun_ns, now_ns, self._silent_s())
+        self._counts.add(described[0], age, stale=stale)
         shared = {
             "age_ms": age.ms,
             "age_problem": age.problem,
             "replaced_windows": self._mailbox.replaced,
             "lost_messages": self._events.counts.lost,
             "dropped_events": self._events.dropped,
+            "degraded": window.degraded,
         }
-        for answer in described:
-            self._result.publish(String(data=json.dumps(answer.as_dict() | shared)))
-        self._latency.publish(latency_message(description, age, self.get_fully_qualified_name()))
-        if self._overlay.get_subscription_count():
-            self._overlay.publish(overlay_message(description, window))
+        self._outputs.publish(described, window, age, shared, stale=stale)
 
     # Services and diagnostics
 
@@ -406,10 +390,11 @@ class EvspecNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         healths = [self._own_health()]
         if self._worker is not None:
-            events, images = self._events, self._images
-            more = {"dropped_events": events.dropped}
-            healths.append(self._event_monitor.report(events.counts, events.received_at, more))
-            healths.append(self._image_monitor.report(images.counts, images.received_at, {}))
+            watched = zip((self._event_monitor, self._image_monitor), self._watches, strict=True)
+            for (monitor, watch), stream in zip(watched, (self._events, self._images), strict=True):
+                more = {"dropped_events": self._events.dropped} if stream is self._events else {}
+                misfit = watch.look()
+                healths.append(monitor.report(stream.counts, stream.received_at, more, misfit, watch.names))
         message = DiagnosticArray(
             status=[health.as_message(self.get_fully_qualified_name()) for health in healths]
         )
@@ -417,30 +402,42 @@ class EvspecNode(LifecycleNode):
         self._diagnostics.publish(message)
 
     def _own_health(self) -> Health:
-        values = self._counts.values() | {
+        state = ACTIVE if self._worker else INACTIVE if self._describer else UNCONFIGURED
+        values = {"state": state} | self._counts.values() | {
             "replaced_windows": self._mailbox.replaced,
             "drafter": self._describer.drafter if self._describer else self._settings.current.drafter,
             "drafter_reason": self._describer.chosen if self._describer else "",
             "left_out": self._describer.left_out if self._describer else "",
-            "target_runs_on": self._describer.execution if self._describer else "",
             "drafter_runs_on": self._describer.drafting if self._describer else "",
             "last_error": self._problem or self._counts.last_problem,
-        }
-        return Health("descriptions", *self._judge(), values)
+        }  # fmt: skip
+        return Health("descriptions", *self._judge(state), values)
 
-    def _judge(self) -> tuple[bytes, str]:
+    def _judge(self, state: str) -> tuple[bytes, str]:
         error, warning = self._counts.tell()
         if self._problem or error:
             return DiagnosticStatus.ERROR, self._problem or error
         if self._worker is None:
-            return DiagnosticStatus.OK, "inactive" if self._describer else "unconfigured"
+            return DiagnosticStatus.OK, state
         if not self._worker.is_alive():
             return DiagnosticStatus.ERROR, "The describing thread died, see the log; restart the node."
         if self._counts.problem:
             return DiagnosticStatus.ERROR, self._counts.problem
-        if warning or self._counts.last_age.problem:
-            return DiagnosticStatus.WARN, warning or self._counts.last_age.problem
-        return DiagnosticStatus.OK, "describing"
+        settings = self._settings.current
+        level, told = self._counts.judge_pause(settings.thresholds, settings.longest_pause_s)
+        if level != DiagnosticStatus.OK:
+            told = f"{told}: {self._why_idle()}."
+        if warning and level != DiagnosticStatus.ERROR:
+            return DiagnosticStatus.WARN, warning
+        older, old = self._counts.judge_age(settings.thresholds)
+        both = f"{told} {old}" if level != DiagnosticStatus.OK else old
+        return (level, told) if older == DiagnosticStatus.OK else (max(level, older), both)
+
+    def _why_idle(self) -> str:
+        """Why nothing new is described, as far as it is known."""
+        if self._begun_at is not None and time.monotonic() - self._begun_at > LONG_S:
+            return f"one description has been under way for {time.monotonic() - self._begun_at:.1f} s"
+        return last_arrivals(self._images, self._events)
 
 
 def _answer(waiting: list[Future], message: str, success: bool = False) -> None:

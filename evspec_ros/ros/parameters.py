@@ -27,6 +27,8 @@ from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT, require_text
+from evspec_ros.ros.degrading import DESCRIBE, WAIT, Degrading
+from evspec_ros.ros.diagnostics import Thresholds
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.sizes import FRAMES_SECONDS, LARGEST_TREE, WINDOW_MS
@@ -195,6 +197,62 @@ class Settings:
         choices=("sensor", "ros"),
     )
 
+    stale_after_s: float = _row(
+        5.0,
+        "a window that ended this long before its description begins is no news: its text is published on "
+        "~/result alone, marked stale; 0 for never",
+        low=0.0,
+        high=3600.0,
+        live=True,
+    )
+    without_events: str = _row(
+        DESCRIBE,
+        "while no events arrive: describe (frames alone; the result says `degraded`) or wait",
+        choices=(DESCRIBE, WAIT),
+        live=True,
+    )
+    without_frames: str = _row(
+        WAIT,
+        "while no images arrive: wait or describe (pictures of the events; the result says `degraded`)",
+        choices=(DESCRIBE, WAIT),
+        live=True,
+    )
+    warn_after_s: float = _row(
+        Thresholds.warn_after_s,
+        "seconds without a new description until /diagnostics warns; with trigger=period, beyond the period",
+        low=0.1,
+        high=86_400.0,
+        live=True,
+    )
+    error_after_s: float = _row(
+        Thresholds.error_after_s, "likewise, until it is an error", low=0.1, high=86_400.0, live=True
+    )
+    warn_age_s: float = _row(
+        Thresholds.warn_age_s,
+        "age of the window, when its text is published, from which /diagnostics warns",
+        low=0.1,
+        high=86_400.0,
+        live=True,
+    )
+    error_age_s: float = _row(
+        Thresholds.error_age_s, "likewise, from which it is an error", low=0.1, high=86_400.0, live=True
+    )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What /diagnostics calls late and old."""
+        return Thresholds(**{row.name: getattr(self, row.name) for row in fields(Thresholds)})
+
+    @property
+    def degrading(self) -> Degrading:
+        """What is described where a camera is missing."""
+        return Degrading(self.without_events, self.without_frames, self.stale_after_s)
+
+    @property
+    def longest_pause_s(self) -> float | None:
+        """How long nothing need be described though all is well; None where nobody can tell."""
+        return {"continuous": 0.0, "period": self.period_s}.get(self.trigger)
+
     @property
     def window(self) -> WindowSize:
         """How much one description looks at."""
@@ -249,7 +307,20 @@ def declare(node: Node) -> Settings:
             node.declare_parameter(name, getattr(defaults, name), _descriptor(name, defaults))
     except ParameterException as error:
         raise RosError(f"The node cannot start: {error}.") from error
-    return changed(defaults, {name: node.get_parameter(name).value for name in ROWS})
+    settings = changed(defaults, {name: node.get_parameter(name).value for name in ROWS})
+    node.set_parameters(_with_fractions(list(node.get_parameters(list(ROWS)))))
+    return settings
+
+
+def _with_fractions(parameters: list[Parameter]) -> list[Parameter]:
+    """The same, `1` being 1.0 where a fraction is meant, so that nobody reads an integer there."""
+    defaults = Settings()
+    return [
+        Parameter(one.name, value=float(one.value))
+        if type(one.value) is int and isinstance(getattr(defaults, one.name, None), float)
+        else one
+        for one in parameters
+    ]
 
 
 def _descriptor(name: str, defaults: Settings) -> ParameterDescriptor:
@@ -271,6 +342,10 @@ def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
     """Settings with other values, each checked against its row; RosError says which one is wrong and why."""
     checked = {name: _checked(name, value, getattr(settings, name)) for name, value in values.items()}
     settings = replace(settings, **checked)
+    if not settings.prompt.strip():
+        raise RosError(
+            "Parameter prompt is empty, so nothing would be asked; 'Describe the scene.' would do."
+        )
     if len(settings.prompts) > MOST_PROMPTS:
         raise RosError(
             f"Parameter questions holds {len(settings.prompts) - 1} questions, but has to hold at most "
@@ -317,13 +392,15 @@ class LiveSettings:
         self._check = check
         self._on_change = on_change
         node.add_on_set_parameters_callback(guard("A parameter could not be set", self._set, _refused))
+        if hasattr(node, "add_pre_set_parameters_callback"):  # since Iron; on Humble `1` stays an integer
+            node.add_pre_set_parameters_callback(_with_fractions)
 
     def _set(self, parameters: list[Parameter]) -> SetParametersResult:
         values = {parameter.name: parameter.value for parameter in parameters if parameter.name in ROWS}
         before = self.current
         try:
-            self._refuse_fixed(values)
             settings = changed(before, values)
+            self._refuse_fixed(before, settings)
             if self._configured():
                 self._check(settings)
         except EvspecError as error:
@@ -336,8 +413,13 @@ class LiveSettings:
             raise
         return SetParametersResult(successful=True)
 
-    def _refuse_fixed(self, values: Mapping[str, Any]) -> None:
-        fixed = [name for name in values if not ROWS[name].live]
+    def _refuse_fixed(self, before: Settings, after: Settings) -> None:
+        """Raise RosError for a change of what was read; the same value again is fine, as in a file."""
+        fixed = [
+            name
+            for name, row in ROWS.items()
+            if not row.live and getattr(before, name) != getattr(after, name)
+        ]
         if fixed and self._configured():
             raise RosError(
                 f"Parameter {fixed[0]} is read when the node is configured: deactivate and clean up the node "

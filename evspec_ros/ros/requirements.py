@@ -15,6 +15,12 @@ EVENT_MESSAGES = (
     "install it with `apt install ros-$ROS_DISTRO-{}`, or build it into this Python environment with "
     "`python -m evspec_ros.interfaces.build {}`"
 )
+STAMPED = "evspec_msgs/msg/Description"
+STAMPED_REMEDY = (
+    "~/description/stamped is not published, for evspec_msgs is not built: add "
+    "src/evspec_ros/evspec_ros/interfaces/evspec_msgs to colcon's --base-paths, or run "
+    "`python -m evspec_ros.interfaces.build evspec_msgs`."
+)
 PACKAGES = {
     "rclpy": CLIENT_LIBRARY,
     "std_msgs.msg": CLIENT_LIBRARY,
@@ -37,6 +43,14 @@ def message_type(name: str) -> type:
     remedy = EVENT_MESSAGES.format(package.replace("_", "-"), package)
     found: type = getattr(_require(f"{package}.msg", remedy), kind)
     return found
+
+
+def stamped_type() -> type | None:
+    """The class of the stamped description, of the package's own; None where it was not built."""
+    try:
+        return message_type(STAMPED)
+    except RosError:
+        return None
 
 
 def _require(module: str, remedy: str) -> ModuleType:

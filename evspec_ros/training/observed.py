@@ -1,6 +1,4 @@
-"""What is kept of a description to learn from: the target's own tokens and features, as decoding tells them
-to a drafter.
-"""
+"""What is kept of a description to learn from: the target's tokens and features, as drafters hear them."""
 
 from __future__ import annotations
 
@@ -85,9 +83,7 @@ class ObservedDrafter:
         self._drafter.accept(tokens, self._asked_for(features))
 
     def finish(self, tokens: Sequence[int]) -> None:
-        """See Drafter; of the last block's features nobody is told, so that its tokens but the first are left
-        out.
-        """
+        """See Drafter; nobody is told of the last block's features: its tokens but the first are left out."""
         self._drafter.finish(tokens)
         prompt = self._prompt
         if prompt is None or prompt.events is None:  # a text of one token, or no event model
@@ -135,9 +131,7 @@ def alike(one: Written, other: Written) -> bool:
 
 
 def together(windows: Sequence[Written], device: torch.device) -> Answers:
-    """Windows as one batch, as the losses read it; copies, as what inference has made cannot be
-    differentiated.
-    """
+    """Windows as the losses read them; copies, as what inference has made cannot be differentiated."""
     longest = max(window.tokens.shape[1] for window in windows)
 
     def batch(name: str) -> Tensor:

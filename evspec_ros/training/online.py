@@ -220,10 +220,7 @@ class OnlineDistiller:
             self._changed.notify_all()
 
     def _keep(self, made: Callable[[], Written]) -> None:
-        """Keep a window: at once where its events were read to draft, else when there is time for it."""
-        if self.drafts:
-            self.add(made())
-            return
+        """Keep a window when there is time to read its events, if nobody needed them to draft."""
         with self._changed:
             self._waiting.append(made)
             self._changed.notify_all()

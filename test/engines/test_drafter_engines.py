@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +30,14 @@ from evspec_ros.events.types import Events
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.frames.types import Frame
 from evspec_ros.loading import load_describer
-from evspec_ros.networks.block_head import BlockHead
+from evspec_ros.networks.block_head import BlockConfig, BlockHead
 from evspec_ros.networks.checkpoints import (
     load_draft_head,
     load_eventgpt,
     load_preprocessor_config,
     load_video_llava,
 )
-from evspec_ros.networks.draft_head import DraftHead
+from evspec_ros.networks.draft_head import DraftHead, Eagle3Config, Eagle3Head
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.networks.video_llava import VideoLlava
@@ -179,6 +181,15 @@ def test_an_engine_of_another_network_is_refused(model: EventGpt, target: VideoL
         EngineBlock(head, target.decoder, lambda _: _onnx(encode_events(model)))
 
 
+def test_heads_that_an_operator_does_not_take_run_all_the_same(target: VideoLlava) -> None:
+    """Eight values a head, by the standard graph; a block head of few positions, by torch."""
+    engines = drafter_engines("onnxruntime", (target.lm_head,))
+    narrow = Eagle3Config.for_target(replace(target.config.text, head_dim=8, num_heads=32), 192, 22)
+    assert isinstance(engines.head(Eagle3Head(narrow), target.decoder, target.lm_head), LevelHead)
+    short = replace(BlockConfig.for_target(target.config.text, 192, 22), max_positions=20)
+    assert type(engines.block(BlockHead(short), target.decoder)) is TorchBlock
+
+
 @torch.inference_mode()
 def test_the_event_model_writes_the_same_tokens(model: EventGpt) -> None:
     """On held-out scenes: encoder, prompt and steps by torch and by ONNX Runtime, token for token."""
@@ -264,14 +275,13 @@ def test_what_tensorrt_does_not_compile_runs_in_torch(
 def test_without_onnx_runtime_torch_does_all(model: EventGpt, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` says why; asked for by name, or for a graph, one sentence says what to install."""
     monkeypatch.setattr(onnx_runtime, "onnxruntime", None)
-    assert str(drafter_engines("auto", (model,))).startswith(
-        "torch (ONNX Runtime is not installed (pip install"
-    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert str(drafter_engines("auto", (model,))).startswith("torch (onnxruntime cannot be imported: pip")
     described = load_describer(TARGET, EVENT_MODEL, MODELS / "tiny_eagle3")
     assert described.execution.startswith("torch ")
     with pytest.raises(EngineError, match="ONNX Runtime is not installed"):
         _onnx(encode_events(model))
-    with pytest.raises(EngineError, match="drafter_backend onnxruntime cannot run here: ONNX Runtime is not"):
+    with pytest.raises(EngineError, match="drafter_backend onnxruntime cannot run here: onnxruntime cannot"):
         drafter_engines("onnxruntime", (model,))
 
 

@@ -362,9 +362,9 @@ def test_a_jump_back_in_time_forgets_what_came_before(events: EventStream, image
     """Header stamps that go back by seconds, the sequence running on, clear both buffers."""
     for seq in range(3):
         send(events, packet(seq, 10_000 * MS + seq * 10 * MS))
-        images.add(image(), SENSOR_ORIGIN + 10_000 * MS + seq * 10 * MS)
+        images.add(image(), SENSOR_ORIGIN + 10_000 * MS + seq * 10 * MS, seq)
     send(events, packet(3, 0))
-    images.add(image(), SENSOR_ORIGIN)
+    images.add(image(), SENSOR_ORIGIN, 3)
     assert (events.counts.restarts, images.counts.restarts) == (1, 1)
     assert newest_end_ns(events, images) == SENSOR_ORIGIN + 900_000
     assert len(newest(events).window(WindowSize(50 * MS))) == 10
@@ -383,10 +383,10 @@ def test_a_bad_image_is_refused_and_the_next_good_one_taken(images: ImageStream,
     assert images.buffer.latest_ns == 20 * MS
 
 
-def test_a_compressed_image_is_taken_as_it_is(images: ImageStream) -> None:
+def test_a_compressed_image_is_taken_as_it_is(images: ImageStream, monotonic: SimpleNamespace) -> None:
     """Its pixels and its size are those of the file in it, which may change the stream's size."""
-    images.add(image(), 0)
     for at_ns, height in ((10 * MS, 3), (20 * MS, 5)):
+        monotonic.now += 2.0
         file = cv2.imencode(".png", np.full((height, 4, 3), 128, np.uint8))[1]
         images.add(SimpleNamespace(format="bgr8; png compressed bgr8", data=file.tobytes()), at_ns)
     assert images.counts.restarts == 1
@@ -396,11 +396,13 @@ def test_a_compressed_image_is_taken_as_it_is(images: ImageStream) -> None:
     assert images.counts.refused == 1
 
 
-def test_images_of_another_size_begin_a_new_stream(images: ImageStream) -> None:
+def test_images_of_another_size_begin_a_new_stream(images: ImageStream, monotonic: SimpleNamespace) -> None:
     """Frames of two sizes are never mixed in one description."""
     images.add(image(), 0)
+    monotonic.now += 2.0
     images.add(image(width=2, step=6), 10 * MS)
     assert images.counts.restarts == 1
+    assert "2 x 3 pixels in encoding 'rgb8' follow those of 4 x 3 pixels" in images.counts.restart
     assert {frame.image.shape for frame in images.buffer.sample(10 * MS, 1.0)} == {(3, 2, 3)}
 
 

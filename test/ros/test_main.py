@@ -17,6 +17,8 @@ pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camer
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 
+from evspec_ros.ros import main
+
 
 @pytest.mark.parametrize(("told_by", "when"), [(signal.SIGTERM, "describing"), (signal.SIGINT, "starting")])
 def test_a_signal_ends_the_node_with_status_zero(
@@ -35,7 +37,10 @@ def test_a_signal_ends_the_node_with_status_zero(
         )  # fmt: skip
     try:
         if when == "describing":
-            spinner.until(lambda: heard and heard[-1].status[0].message == "describing", "an active node")
+            spinner.until(
+                lambda: heard and heard[-1].status[0].message == "waiting for the first window",
+                "an active node",
+            )
         else:
             spinner.until(lambda: listener.get_node_names().count("evspec"), "the node")
             time.sleep(0.2)  # somewhere amid its configuring
@@ -45,3 +50,60 @@ def test_a_signal_ends_the_node_with_status_zero(
         node.kill()
         node.wait()
     assert "Traceback" not in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("after_s", [0.3, 1.5, 3.0, 5.0])
+def test_ctrl_c_at_any_moment_and_twice_is_quiet(
+    ros: None, checkpoints: Path, tmp_path: Path, after_s: float
+) -> None:
+    """While modules are imported, networks loaded, the node spins: status zero and no traceback."""
+    log = tmp_path / "node.err"
+    with log.open("wb") as errors:
+        node = subprocess.Popen(
+            [sys.executable, "-m", "evspec_ros.ros.main"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=errors,
+        )  # fmt: skip
+    try:
+        time.sleep(after_s)
+        node.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        if node.poll() is None:
+            node.send_signal(signal.SIGINT)
+        assert node.wait(timeout=60) == 0
+    finally:
+        node.kill()
+        node.wait()
+    said = log.read_text(encoding="utf-8")
+    assert "Traceback" not in said
+    assert "KeyboardInterrupt" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--log-level", "loud"], "'--log-level loud'"),
+        (["-r", "broken"], "'-r broken'"),
+        (["-p", "window_ms:=1000"], "window_ms is 1000"),
+        (["-p", "temperature:=warm"], "temperature is 'warm'"),
+    ],
+)
+def test_arguments_that_cannot_be_are_one_sentence(ros: None, arguments: list[str], told: str) -> None:
+    """On stderr, with status 1."""
+    result = subprocess.run(
+        [sys.executable, "-m", "evspec_ros.ros.main", "--ros-args", *arguments],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("evspec: ")]
+    assert told in sentence
+    assert sentence.endswith(".")
+    assert "Traceback" not in result.stderr
+
+
+def test_shared_memory_that_a_killed_process_left_is_told(
+    ros: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """When the node starts, as a warning."""
+    monkeypatch.setattr(main.shared_memory, "stale_segments", lambda: [Path("/dev/shm/fastrtps_0")])  # noqa: S108
+    main.tell_of_stale_memory()
+    assert "fastrtps_0" in capfd.readouterr().err

@@ -24,9 +24,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
-import evspec_ros.ros.node
 from evspec_ros.describer import SceneDescriber
-from evspec_ros.ros import messages, node
+from evspec_ros.ros import configuring, degrading, messages, node
 
 ERRORS: list[Exception] = [
     KeyError("entering"),
@@ -51,7 +50,7 @@ class Log:
 def bench(ros: None, checkpoints: Path) -> Iterator[Bench]:
     """An active node that describes on request, with a listener on every topic and a frame to describe."""
     spinner = Spinner()
-    made = make_bench(spinner, autostart=False, max_new_tokens=16, trigger="on_request")
+    made = make_bench(spinner, autostart=False, max_new_tokens=16, trigger="on_request", stale_after_s=0.0)
     assert made.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     assert made.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     made.listen(String, "/evspec/description/partial")
@@ -115,17 +114,17 @@ def _told(bench: Bench, level: bytes, what: str) -> Any:
 
 
 STAGES: dict[str, tuple[Callable[[Bench], Any], str]] = {
-    "cut the window": (lambda _: node, "newest_window"),
+    "cut the window": (lambda _: degrading, "newest_window"),
     "encode frames": (lambda b: b.node._describer._reader.target.model, "encode_frames"),
     "tokenise": (lambda b: b.node._describer._reader.target.tokenizer, "encode_plain"),
     "prefill": (lambda b: b.node._describer._target, "prefill"),
     "verify": (lambda b: b.node._describer._target, "extend"),
     "detokenise": (lambda b: b.node._describer._target, "detokenize"),
-    "publish the partial text": (lambda b: b.node._partial, "publish"),
-    "publish the description": (lambda b: b.node._description, "publish"),
-    "publish the result": (lambda b: b.node._result, "publish"),
-    "publish the latencies": (lambda b: b.node._latency, "publish"),
-    "publish the overlay": (lambda b: b.node._overlay, "publish"),
+    "publish the partial text": (lambda b: b.node._outputs.partial, "publish"),
+    "publish the description": (lambda b: b.node._outputs.description, "publish"),
+    "publish the result": (lambda b: b.node._outputs.result, "publish"),
+    "publish the latencies": (lambda b: b.node._outputs.latency, "publish"),
+    "publish the overlay": (lambda b: b.node._outputs.overlay, "publish"),
     "draw the overlay": (lambda _: messages, "draw_overlay"),
 }
 
@@ -281,7 +280,7 @@ def test_configuring_that_fails_says_why_and_can_be_repeated(
     found = Log()
     monkeypatch.setattr(other.node._guard, "_logger", found)
     places = [
-        (evspec_ros.ros.node, "load_describer"),
+        (configuring, "load_describer"),
         (SceneDescriber, "warm_up"),
         (other.node, "create_lifecycle_publisher"),
     ]
@@ -293,7 +292,7 @@ def test_configuring_that_fails_says_why_and_can_be_repeated(
     assert found.errors[0].startswith("The node could not be configured: ")
     assert "Traceback" in found.errors[0]
     _told(other, DiagnosticStatus.ERROR, type(error).__name__)
-    assert not other.node._outputs
+    assert not other.node._outputs._open
     for transition in ("configure", "activate", "deactivate", "cleanup"):
         assert getattr(other.node, f"trigger_{transition}")() == TransitionCallbackReturn.SUCCESS
 

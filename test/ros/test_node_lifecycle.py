@@ -17,7 +17,7 @@ from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros import node
+from evspec_ros.ros import configuring
 from evspec_ros.ros.node import EvspecNode
 
 
@@ -43,7 +43,7 @@ def test_kernels_are_compiled_before_the_node_activates(
 ) -> None:
     """Configuring warms up what the first packets need."""
     warmed_up: list[str] = []
-    monkeypatch.setattr(node, "warm_up", lambda: warmed_up.append("once"))
+    monkeypatch.setattr(configuring, "warm_up", lambda: warmed_up.append("once"))
     assert inactive.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     assert warmed_up == ["once"]
 
