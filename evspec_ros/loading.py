@@ -30,7 +30,9 @@ from evspec_ros.networks.quantisation import kv_dtype as dtype_of_cache
 from evspec_ros.networks.tokenizer import compatibility, load_fitting_tokenizer, load_target_tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.reading import EventReader, TargetReader, WindowReader
+from evspec_ros.speculative.drafter import Drafter
 from evspec_ros.speculative.drafters import A_HEAD, Drafters
+from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.learner import LEARNING_HEADS, Beginner, Learner, NoLearner
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DraftModels, drafter_kind, make_drafter
 from evspec_ros.speculative.target import DecoderTarget
@@ -72,6 +74,7 @@ def load_describer(
     place = compute_device(device)
     number = compute_dtype(dtype, place)
     overlaps = place.type == "cuda" if overlap == "auto" else overlap == "on"
+    asked = overlap == "on"
     events_config = None if event_model is None else read_eventgpt_config(event_model)
     sizes = Checkpoints(read_video_llava_config(target), events_config)
     plan = plan_drafting(drafter, draft_head, sizes)
@@ -81,7 +84,9 @@ def load_describer(
         sizes,
         event_model=None if event_model is None else sizes.event_model,
         draft_head=plan.config,
-        event_text=drafter_kind(plan.drafter).has_event_text(overlaps),
+        event_text=drafter_kind(plan.drafter).has_event_text(
+            overlaps and (asked or plan.new or plan.config is None)
+        ),
         learning=learner is not None,
     )
     require_memory(memory_map(sizes, dtype, kv_dtype, place), place)
@@ -110,7 +115,7 @@ def load_describer(
     decoder = DecoderTarget(model.decoder, model.lm_head, end_tokens, decode, cache_dtype, chosen.engine)
     taught, plan = _learner(learner, plan, model, event_reader, beginner)
     drafters = _drafters(
-        plan, decoder, target_reader, event_reader, head, engines, taught, overlaps, event_pooling
+        plan, decoder, target_reader, event_reader, head, engines, taught, overlaps, event_pooling, asked
     )
     reader = WindowReader(target_reader, event_reader)
     return SceneDescriber(reader, decoder, drafters, taught, execution=str(chosen), drafting=str(engines))
@@ -137,8 +142,12 @@ def _drafters(
     learner: Learner,
     overlap: bool,
     pooling: int,
+    event_text: bool,
 ) -> Drafters:
-    """Raises CheckpointError where the drafter is nothing without the event model's tokens and these mean
+    """event_text: the event model's own text was asked for; beside a head it brings nothing on a CPU and is
+    unmeasured on a GPU.
+
+    Raises CheckpointError where the drafter is nothing without the event model's tokens and these mean
     something else to the target; where it is something without them, it goes on without.
     """
     lacking = [A_HEAD] if plan.drafter == DEFAULT_DRAFTER and head is None else []
@@ -160,13 +169,15 @@ def _drafters(
             left_out = f"The event model writes no drafts of its own. {tokens.report}"
             plan = replace(plan, left_out=(*plan.left_out, left_out))
     event_model = None if event_reader is None else event_reader.model
+
+    def make(side: EventSide) -> Drafter:
+        drafting = head if learner.drafts else None
+        writes = same_tokens and (event_text or drafting is None)
+        return make_drafter(plan.drafter, target, DraftModels(drafting, event_model, side, writes, engines))
+
     return Drafters(
         plan.drafter,
-        lambda side: make_drafter(
-            plan.drafter,
-            target,
-            DraftModels(head if learner.drafts else None, event_model, side, same_tokens, engines),
-        ),
+        make,
         learner,
         overlap=overlap,
         pooling=pooling,

@@ -37,7 +37,7 @@ KEPT_BACK = {
     "evspec bench decoder --shape 7b": "test/evaluation/test_decoder_speed.py",
     "evspec bench decoder --threads 2": "test/evaluation/test_decoder_speed.py",
     "evspec bench ingest --json": "test/evaluation/test_ingest_speed.py",
-    "evspec bench learning --scenes 250": "test/evaluation/test_learning.py",
+    "evspec bench learning --scenes 400": "test/evaluation/test_learning.py",
     "evspec bench lossless --scenes 500": "test/evaluation/test_lossless.py",
     "evspec bench results": "test/evaluation/test_study.py",
     "evspec bench scenes --recording": "test/evaluation/test_scene_statistics.py",

@@ -114,7 +114,7 @@ class DrafterEngines:
             from evspec_ros.engines.export import graph  # which imports onnx
 
             return OnnxEngine(graph(network), torch.get_num_threads())
-        if self.backend == "torch":
+        if self.backend != "tensorrt":
             return TorchEngine(network)
         try:
             return tensorrt_engine(network)

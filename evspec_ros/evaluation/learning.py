@@ -41,7 +41,7 @@ class LearningRow:
     """One window. start: of the describer, counted from 1; window, scene: from 0; fresh: the first window of
     its scene; tokens, passes: of the target; head_version: as in Description; drafts: whether the head does;
     steps: of learning since the start; accepted: tokens per pass that the head alone would have had on the
-    newest windows, when it was last compared; seconds: of learning behind the window.
+    newest windows, when it was last compared, None before; seconds: of learning behind the window.
     """
 
     start: int
@@ -53,7 +53,7 @@ class LearningRow:
     head_version: int
     drafts: bool
     steps: int
-    accepted: float
+    accepted: float | None
     seconds: float
 
 
@@ -77,7 +77,7 @@ class LearningReport:
 
     def head_curve(self) -> list[tuple[int, float]]:
         """What the head alone would have had, by the window behind which it was compared."""
-        return [(row.window, row.accepted) for row in self.rows]
+        return [(row.window, row.accepted) for row in self.rows if row.accepted is not None]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -192,7 +192,7 @@ def print_learning(report: LearningReport) -> None:
         new = _accepted_length([row for row in part if row.fresh])
         table.add_row(
             str(part[0].start), f"{part[0].window} to {part[-1].window}", f"{length:.2f}", f"{new:.2f}",
-            f"{part[-1].accepted:.2f}",
+            "" if part[-1].accepted is None else f"{part[-1].accepted:.2f}",
             f"version {part[-1].head_version}" if part[-1].drafts else "learns",
         )  # fmt: skip
     Console(highlight=False).print(table)

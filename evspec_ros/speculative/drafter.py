@@ -105,7 +105,7 @@ class Drafter(Protocol):
         """
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...], /) -> None:
-        """The target emitted these tokens after the last one.
+        """The target emitted these tokens after the last one, which may complete the text.
 
         The features [len(tokens), D] per layer are its own at the rows before each of them: the token that
         was last until now and the accepted nodes.

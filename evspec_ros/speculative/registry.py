@@ -38,14 +38,15 @@ class DraftModels:
     """What there is to draft with; every drafter takes what it needs.
 
     head: a trained head of one of the drafter's `head_kinds`; event_model: EventGPT, for the drafters that
-    have it write; events: the side on which events are read; same_tokens: the event model's tokens mean to
-    the target what they mean to it; engines: what runs all of this, by default what suits each.
+    have it write; events: the side on which events are read; event_text: `combined` may draft what
+    the event model writes, whose tokens mean to the target what they mean to it; engines: what runs all of
+    this, by default what suits each.
     """
 
     head: nn.Module | None = None
     event_model: EventGpt | None = None
     events: EventSide = field(default_factory=EventSide)
-    same_tokens: bool = True
+    event_text: bool = True
     engines: DrafterEngines | None = None
 
 
@@ -111,7 +112,7 @@ def make_combined(
     The event model writes only where the event side overlaps the target's prefill, where there is one and
     where its tokens are the target's.
     """
-    able = models.event_model is not None and models.same_tokens
+    able = models.event_model is not None and models.event_text
     writes = able and models.events.overlap and "eventgpt" not in without
     return CombinedDrafter(
         None if models.head is None or "head" in without else _part(target, models),

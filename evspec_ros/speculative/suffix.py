@@ -133,7 +133,6 @@ class SuffixDrafter(TextDrafter[Match]):
 
     def finish(self, tokens: Sequence[int]) -> None:
         """Remember the text."""
-        super().finish(tokens)
         self._tree.add(self._prompt, tokens)
 
     def forget(self) -> None:

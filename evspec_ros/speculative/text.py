@@ -47,7 +47,7 @@ class Text:
         self._settings = settings
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._counts = PassCounts()
-        self._reused_rows = 0
+        self._reused_rows = self._last_emitted = 0
         self._verify_ms = self._decode_ms = 0.0
 
     @property
@@ -90,13 +90,14 @@ class Text:
         """The text's next tokens, up to an end token."""
         emitted = _up_to_end(verdict.tokens, self._settings.end_tokens)
         self.tokens += emitted
+        self._last_emitted = len(emitted)
         self._counts.add(tree, len(emitted), len(verdict.rows) - 1)
         return emitted
 
     def accept(self, verdict: Verdict, output: TargetPass) -> None:
-        """Give the drafter the target's own features where it had only predicted them."""
-        if not self.complete:
-            self.drafter.accept(verdict.tokens, _at_rows(self._features(output), verdict.rows))
+        """Tell the drafter the block's tokens, and the target's own features at the rows before them."""
+        count = self._last_emitted
+        self.drafter.accept(self.tokens[-count:], _at_rows(self._features(output), verdict.rows[:count]))
 
     def count_pass(self, pass_ms: float, decode_ms: float) -> None:
         """Note what the last pass took, and all since the first token."""

@@ -45,7 +45,6 @@ class TextDrafter(ABC, Generic[Kind]):
     def __init__(self) -> None:
         self._rates: dict[Kind, AcceptanceRate] = {}
         self._proposed: list[tuple[int, int, Kind]] = []  # token, parent and kind of each node
-        self._emitted = 0  # tokens of the text so far
 
     @abstractmethod
     def _prior(self, kind: Kind) -> tuple[float, float]:
@@ -65,7 +64,6 @@ class TextDrafter(ABC, Generic[Kind]):
 
     def prepare(self, prompt: Prompt) -> None:
         """Begin a text."""
-        self._emitted = 0
         self._proposed = []
         self._begin(prompt)
 
@@ -83,9 +81,8 @@ class TextDrafter(ABC, Generic[Kind]):
         """Note the tokens and which of the proposed ones they confirm."""
         self._follow(tokens)
 
-    def finish(self, tokens: Sequence[int]) -> None:
-        """Note the last block, which `accept` does not see."""
-        self._follow(tokens[self._emitted :])
+    def finish(self, _: Sequence[int]) -> None:
+        """Nothing is left to note."""
 
     def forget(self) -> None:
         """Begin the next text without the earlier ones; the rates stay."""
@@ -105,5 +102,4 @@ class TextDrafter(ABC, Generic[Kind]):
                 if hit:
                     depths[node] = depth + 1
         self._proposed = []
-        self._emitted += len(tokens)
         self._extend(tokens)

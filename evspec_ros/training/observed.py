@@ -24,7 +24,7 @@ LEAST_ROWS = 2  # tokens of a text that is worth learning from
 @dataclass(frozen=True, eq=False)
 class Written(Answers):
     """What the target wrote about one window. passes: int64 [n, 2], of each of its passes the token that it
-    came behind, and how many drafts were followed there.
+    came behind, and how many it emitted.
     """
 
     passes: Tensor
@@ -77,30 +77,28 @@ class ObservedDrafter:
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """See Drafter."""
-        written = sum(followed + 1 for _, followed in self._passes)
-        self._passes.append((written, len(tokens) - 1))
+        written = sum(emitted for _, emitted in self._passes)
+        self._passes.append((written, len(tokens)))
         self._note(features)
         self._drafter.accept(tokens, self._asked_for(features))
 
     def finish(self, tokens: Sequence[int]) -> None:
-        """See Drafter; nobody is told of the last block's features: its tokens but the first are left out."""
+        """See Drafter; the text is kept, unless it is one of a single token or nobody reads events."""
         self._drafter.finish(tokens)
         prompt = self._prompt
-        if prompt is None or prompt.events is None:  # a text of one token, or no event model
+        if prompt is None or prompt.events is None:
             return
-        read, *_ = map(len, self._features)
-        rows = sum(map(len, self._features)) - read
-        if rows < LEAST_ROWS:
+        if len(tokens) <= LEAST_ROWS:
             return
-        read_rows = stored(prompt.embeddings[:, -read:])
-        answer, features = torch.tensor([tokens[: rows + 1]]), torch.cat(self._features)[None]
+        read_rows = stored(prompt.embeddings[:, -len(self._features[0]) :])
+        answer, features = torch.tensor([tokens]), torch.cat(self._features)[None]
         passes, pooling, events = torch.tensor(self._passes), self._pupil.pooling, prompt.events
 
         def made() -> Written:
             with torch.inference_mode():
                 seen = stored(pooled(events(), pooling)[None])
-            nothing = torch.empty(1, rows + 1, 0)
-            return Written(read_rows, answer, torch.tensor([rows + 1]), features, seen, nothing, passes)
+            length, nothing = torch.tensor([answer.shape[1]]), torch.empty(*answer.shape, 0)
+            return Written(read_rows, answer, length, features, seen, nothing, passes)
 
         self._keep(made)
 

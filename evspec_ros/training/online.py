@@ -90,7 +90,8 @@ class OnlineDistiller:
         self.version = 0
         self.drafts = drafts
         self.steps = 0  # of learning, in all
-        self.accepted = 1.0  # of the copy alone on the newest windows, when it was last compared
+        # Of the copy alone on the newest windows, when it was last compared; nobody follows a new one.
+        self.accepted: float | None = None if drafts else 1.0
         self._pair = pair
         self._pupil = pupil
         self._head = pupil.head
@@ -273,7 +274,7 @@ class OnlineDistiller:
     @property
     def _due(self) -> bool:
         # one offer at a time: what follows is compared with the head that it becomes
-        enough = len(self._windows) > self._settings.held_out
+        enough = len(self._windows) >= self._settings.held_out + self._settings.batch
         return bool(self._waiting) or (self._owed > 0 and enough and self._offered is None)
 
     def learn(self) -> None:
@@ -327,11 +328,14 @@ class OnlineDistiller:
         for window in windows:
             answers = together([window], self._pair.device)
             follows = accepted_drafts(self._pair, self._student, answers, CHAIN)[0].cpu()
-            places, followed = window.passes.unbind(1)
-            beside += int(torch.maximum(follows[places], followed).sum())
-            alone += int(followed.sum())
+            places, emitted = window.passes.unbind(1)
+            would = torch.minimum(
+                follows[places] + 1, len(follows) - places
+            )  # the bonus, if the text goes on
+            beside += int(torch.maximum(would, emitted).sum())
+            alone += int(emitted.sum())
             passes += len(places)
-        return 1 + beside / max(1, passes), 1 + alone / max(1, passes)
+        return beside / max(1, passes), alone / max(1, passes)
 
     def _autocast(self) -> torch.autocast:
         """The copies are float32, whatever the models are."""

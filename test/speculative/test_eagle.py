@@ -450,7 +450,7 @@ def test_the_event_model_writes_only_what_the_target_can_read() -> None:
     target, events = _target(), EventSide(overlap=True)
     models = DraftModels(_head("eagle3"), _event_model(), events)
     assert make_drafter("combined", target, models)._event_writer is not None  # type: ignore[attr-defined]
-    others = replace(models, same_tokens=False)
+    others = replace(models, event_text=False)
     assert make_drafter("combined", target, others)._event_writer is None  # type: ignore[attr-defined]
 
 
