@@ -15,7 +15,7 @@ from evspec_ros.speculative import DraftLimits, DraftTree, NoDrafter, Prompt, ge
 from evspec_ros.speculative import suffix as module
 from evspec_ros.speculative.drafter import PassCosts
 from evspec_ros.speculative.sampling import Sampling
-from evspec_ros.speculative.suffix import DEPTH, TokenRun, SuffixDrafter, SuffixTree
+from evspec_ros.speculative.suffix import DEPTH, SuffixDrafter, SuffixTree, TokenRun
 
 VOCABULARY = 6
 TEXT = [10, 11, 12, 13, 14, 15, 16, 2]
