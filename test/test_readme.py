@@ -153,7 +153,7 @@ def test_the_commands_run_one_after_the_other(folder: Path) -> None:
     """In the pages' order: each succeeds, and --json prints one object."""
     if find_spec("rclpy") is None:
         pytest.skip("the demo needs rclpy, which is not installed")
-    assert len(RUN) == 14
+    assert len(RUN) == 16
     for command in RUN:
         _, *arguments = shlex.split(command)
         printed = _run([sys.executable, "-m", "evspec_ros", *arguments], folder)

@@ -21,13 +21,13 @@ ALIGNED_BELOW = 3  # tokens of a run that is surer than the place in the text
 BRANCHES = 4  # tokens that are considered behind a run, the likeliest ones
 
 
-class Run:
+class TokenRun:
     """A run of tokens that occurs in the texts: how often, in which text last, and what followed."""
 
     __slots__ = ("count", "followers", "newest")
 
     def __init__(self) -> None:
-        self.followers: dict[int, Run] = {}
+        self.followers: dict[int, TokenRun] = {}
         self.count = 0
         self.newest = 0
 
@@ -39,7 +39,7 @@ class SuffixTree:
 
     def __init__(self) -> None:
         self.texts: deque[tuple[tuple[int, ...], list[int]]] = deque()  # prompt and text, the oldest first
-        self._root = Run()
+        self._root = TokenRun()
         self._tokens = 0
         self._number = 0  # of the last text
 
@@ -53,7 +53,7 @@ class SuffixTree:
         self.texts.append((prompt, list(text)))
         ends = [self._root]  # the runs with which the text ends so far, by their length
         for token in text:
-            longer = [run.followers.setdefault(token, Run()) for run in ends[:DEPTH]]
+            longer = [run.followers.setdefault(token, TokenRun()) for run in ends[:DEPTH]]
             for run in longer:
                 run.count += 1
                 run.newest = self._number
@@ -66,10 +66,10 @@ class SuffixTree:
                 return text, True
         return (self.texts[-1][1], False) if self.texts else ([], False)
 
-    def longest(self, tokens: Sequence[int]) -> tuple[Run, int]:
+    def longest(self, tokens: Sequence[int]) -> tuple[TokenRun, int]:
         """The longest run with which these tokens end and behind which something followed; its length."""
         for first in range(max(0, len(tokens) - DEPTH + 1), len(tokens)):
-            run: Run | None = self._root
+            run: TokenRun | None = self._root
             for token in tokens[first:]:
                 run = run.followers.get(token) if run else None
             if run and run.followers:
@@ -107,7 +107,7 @@ class _Place(NamedTuple):
     match.
     """
 
-    run: Run
+    run: TokenRun
     length: int
     drafted: tuple[int, ...] = ()
     match: Match = Match("")
@@ -194,6 +194,6 @@ class SuffixDrafter(TextDrafter[Match]):
             yield token, rate, _Place(longer, length + 1, (*drafted, token), match)
 
 
-_NOTHING = Run()
+_NOTHING = TokenRun()
 # Of the length of a run the least one that is rated as one with it.
 _ROUNDED = (0, 1, 2, 3, 4, 4, 6, 6, *(9,) * (DEPTH - 8))

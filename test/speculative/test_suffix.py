@@ -15,7 +15,7 @@ from evspec_ros.speculative import DraftLimits, DraftTree, NoDrafter, Prompt, ge
 from evspec_ros.speculative import suffix as module
 from evspec_ros.speculative.drafter import PassCosts
 from evspec_ros.speculative.sampling import Sampling
-from evspec_ros.speculative.suffix import DEPTH, Run, SuffixDrafter, SuffixTree
+from evspec_ros.speculative.suffix import DEPTH, SuffixDrafter, SuffixTree, TokenRun
 
 VOCABULARY = 6
 TEXT = [10, 11, 12, 13, 14, 15, 16, 2]
@@ -187,7 +187,7 @@ def test_the_text_is_that_without_drafts(end: tuple[int, ...]) -> None:
     assert accepted > 0
 
 
-def _runs(run: Run, before: tuple[int, ...] = ()) -> Counter[tuple[int, ...]]:
+def _runs(run: TokenRun, before: tuple[int, ...] = ()) -> Counter[tuple[int, ...]]:
     """Every run of a tree and its count."""
     found: Counter[tuple[int, ...]] = Counter()
     for token, follower in run.followers.items():
