@@ -202,7 +202,7 @@ def test_a_millisecond_is_short_enough(condition: str, seed: int) -> None:
 @given(seed=st.integers(0, 10_000))
 def test_the_ideal_camera_sends_what_finely_sampled_images_say(seed: int) -> None:
     """A pixel of a plain scene crosses as many thresholds as the logarithm of its luminance goes through when
-    it is looked at ten times as often, give or take one.
+    it is looked at ten times as often, give or take one up and one down: a peak between two looks hides both.
     """
     scene, steps, parts = random_scene(np.random.default_rng(seed)), 40, 10
     camera = SceneCamera(scene, seed, SIZE)
@@ -216,7 +216,7 @@ def test_the_ideal_camera_sends_what_finely_sampled_images_say(seed: int) -> Non
             expected[pixel] += abs(crossed)
     events = camera.events(steps * ideal_camera.STEP_NS * 1e-9)
     found = np.bincount(events.y.astype(int) * SIZE + events.x, minlength=SIZE**2)
-    assert np.abs(found - expected).max() <= 1
+    assert np.abs(found - expected).max() <= 2
     assert np.abs(found - expected).sum() <= 1 + 0.02 * sum(expected)
 
 
