@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from event_camera_msgs.msg import EventPacket
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from spinner import Spinner
 from std_msgs.msg import String
+from std_srvs.srv import Empty
 
 from evspec_ros.events.encoders import encode_libcaer
 from evspec_ros.events.types import Events
@@ -62,6 +64,14 @@ class Bench:
             lambda: self.events.get_subscription_count() and self.images.get_subscription_count(), "cameras"
         )
         self.until(lambda: self.node.count_subscribers("/evspec/description"), "listener")
+
+    def activate(self) -> None:
+        """Activate the node and connect to it, as if nothing had happened before."""
+        assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        self.wait_until_connected()
+        self.call(Empty, "/evspec/reset_statistics")
+        for messages in self.received.values():
+            messages.clear()
 
     def send_events(self, at_ns: int, **changes: Any) -> None:
         """One packet of 200 events of the last 5 ms before at_ns, with any field changed."""

@@ -43,11 +43,7 @@ def active(configured: Bench) -> Iterator[Bench]:
     live = {
         name: configured.node.get_parameter(name).value for name in ("prompt", "trigger", "max_new_tokens")
     }
-    assert configured.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    configured.wait_until_connected()
-    configured.call(Empty, "/evspec/reset_statistics")
-    for messages in configured.received.values():
-        messages.clear()
+    configured.activate()
     yield configured
     assert configured.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
     for name, value in live.items():

@@ -19,7 +19,6 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from node_bench import MS, SIZE, Bench, at_least, make_bench
 from rclpy.lifecycle import TransitionCallbackReturn
 from rosgraph_msgs.msg import Clock
-from std_srvs.srv import Empty
 
 from evspec_ros.events.encoders import encode_libcaer
 from evspec_ros.events.types import Events
@@ -38,11 +37,7 @@ def configured(ros: None, checkpoints: Path) -> Iterator[Bench]:
 @pytest.fixture
 def active(configured: Bench) -> Iterator[Bench]:
     """The node, active and connected, as if nothing had happened before."""
-    assert configured.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    configured.wait_until_connected()
-    configured.call(Empty, "/evspec/reset_statistics")
-    for messages in configured.received.values():
-        messages.clear()
+    configured.activate()
     yield configured
     assert configured.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
 

@@ -25,7 +25,7 @@ from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
-from std_srvs.srv import Empty, Trigger
+from std_srvs.srv import Trigger
 
 from evspec_ros.errors import RosError
 from evspec_ros.files import share_directory
@@ -50,11 +50,7 @@ def configured(ros: None, checkpoints: Path) -> Iterator[Bench]:
 def active(configured: Bench) -> Iterator[Bench]:
     """The node, active and connected, as if nothing had happened before."""
     before = configured.node._settings.current
-    assert configured.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    configured.wait_until_connected()
-    configured.call(Empty, "/evspec/reset_statistics")
-    for messages in configured.received.values():
-        messages.clear()
+    configured.activate()
     yield configured
     assert configured.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
     for name in ("trigger", "warn_age_s"):
