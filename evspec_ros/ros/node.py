@@ -21,7 +21,7 @@ from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Description
 from evspec_ros.errors import EvspecError, Failure
 from evspec_ros.ros.configuring import load
-from evspec_ros.ros.degrading import DESCRIBE, NothingToDescribeError, last_arrivals
+from evspec_ros.ros.degrading import NothingToDescribeError, last_arrivals
 from evspec_ros.ros.diagnostics import (
     ACTIVE,
     INACTIVE,
@@ -36,7 +36,6 @@ from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.ingest import (
     EVENT_STREAMS,
     ImageStream,
-    Window,
     newest_end_ns,
 )
 from evspec_ros.ros.mailbox import DeactivatedError, Mailbox
@@ -47,6 +46,7 @@ from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.publishers import PublisherWatch
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 from evspec_ros.ros.requirements import message_type
+from evspec_ros.windows import DESCRIBE, Window
 
 LONG_S = 1.0  # a description that takes longer is told as the reason for a pause
 MOST_AT_ONCE = 100  # event packets between two looks at everything else

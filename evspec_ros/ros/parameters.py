@@ -27,12 +27,13 @@ from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT, require_text
-from evspec_ros.ros.degrading import DESCRIBE, WAIT, Degrading
+from evspec_ros.ros.degrading import Degrading
 from evspec_ros.ros.diagnostics import Thresholds
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.sizes import FRAMES_SECONDS, LARGEST_TREE, WINDOW_MS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
+from evspec_ros.windows import DESCRIBE, WAIT
 
 TINY_PAIR = "tiny_video_llava", "tiny_eventgpt"
 MOST_PROMPTS = 16  # about one window
