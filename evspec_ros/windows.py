@@ -12,7 +12,6 @@ from evspec_ros.frames.buffer import FrameBuffer
 from evspec_ros.frames.types import Frame
 from evspec_ros.sizes import FRAMES
 
-DESCRIBE, WAIT = "describe", "wait"  # what is done while a camera is missing
 NO_EVENTS, NO_FRAMES = "no events", "no frames"  # `degraded` of a window; both, joined by "and"
 STILL_NS = 500_000_000  # a scene without events for this long stands still
 LAST = 2**62  # nanoseconds; later than any stamp

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+from evspec_ros.choices import DESCRIBE, WAIT
 from evspec_ros.errors import RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.ros.ingest import EventStream, ImageStream, newest_window
-from evspec_ros.windows import DESCRIBE, NO_EVENTS, NO_FRAMES, WAIT, Window, window_of_events
+from evspec_ros.windows import NO_EVENTS, NO_FRAMES, Window, window_of_events
 
 
 class NothingToDescribeError(RosError):

@@ -16,11 +16,13 @@ from evspec_ros.choices import (
     ACCEPTANCES,
     AUTO_DRAFTER,
     BACKENDS,
+    DESCRIBE,
     DRAFTER_BACKENDS,
     KV_PRECISIONS,
     NEW_HEAD,
     OVERLAPS,
     PRECISIONS,
+    WAIT,
 )
 from evspec_ros.description import Limits
 from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
@@ -33,7 +35,6 @@ from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.sizes import FRAMES_SECONDS, LARGEST_TREE, WINDOW_MS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
-from evspec_ros.windows import DESCRIBE, WAIT
 
 TINY_PAIR = "tiny_video_llava", "tiny_eventgpt"
 MOST_PROMPTS = 16  # about one window
