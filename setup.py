@@ -53,6 +53,7 @@ setup(
         "onnxruntime>=1.22",
         "opencv-python-headless>=4.5",
         "protobuf>=4",
+        "psutil>=5",
         "rich>=12",
         "rosbags>=0.11.7",
         "ruamel.yaml",

@@ -15,8 +15,10 @@ from evspec_ros.cli.options import (
     add_verb,
     count,
     given,
+    messages,
     models,
     own_checkpoint,
+    positive,
     print_json,
     wanted,
     whole,
@@ -25,6 +27,7 @@ from evspec_ros.errors import EvspecError
 
 if TYPE_CHECKING:
     from evspec_ros.evaluation.replay.plan import ReplayPlan
+    from evspec_ros.evaluation.replay.store import RunFolder
 
 
 def add_eval(verbs: Any) -> None:
@@ -34,6 +37,17 @@ def add_eval(verbs: Any) -> None:
     evaluate.add_argument("--out", type=Path, help="the run's folder; a run that is there goes on")
     evaluate.add_argument(
         "--simulated", type=count, metavar="N", help="score the models on so many simulated held-out scenes"
+    )
+    evaluate.add_argument(
+        "--live", action="store_true", help="play the recordings to the node over DDS; needs ROS"
+    )
+    evaluate.add_argument(
+        "--rate", type=positive, default=1.0, help="with --live: times real speed; default: %(default)s"
+    )
+    evaluate.add_argument(
+        "--highest-rate",
+        action="store_true",
+        help="with --live: find the highest rate with under 5 %% of the windows missed",
     )
     add_models(evaluate, "default: the package's own")
     evaluate.add_argument(
@@ -93,7 +107,10 @@ def _replay(options: argparse.Namespace) -> None:
         raise EvspecError("Say with --out DIR where the run is to be kept.")
     plan = _plan(options)
     folder = RunFolder(options.out, plan.as_dict())
-    replay_visibly(options.recording, plan, folder, wanted(options))
+    if options.live:
+        _play(options, plan, folder)
+    else:
+        replay_visibly(options.recording, plan, folder, wanted(options))
     summary = write_summary(folder)
     if options.json:
         print_json(summary)
@@ -101,6 +118,23 @@ def _replay(options: argparse.Namespace) -> None:
         print_summary(summary, folder.path)
     if not summary["total"]["windows"]:
         raise EvspecError("Nothing was evaluated: none of the recordings has a window that can be described.")
+
+
+def _play(options: argparse.Namespace, plan: ReplayPlan, folder: RunFolder) -> None:
+    from evspec_ros.ros.requirements import require_ros
+
+    require_ros()
+    from evspec_ros.ros.live_eval import evaluate_live
+
+    with messages.status("Playing to the node ..."):
+        evaluate_live(
+            options.recording,
+            plan,
+            folder,
+            wanted(options),
+            rate=options.rate,
+            search=options.highest_rate,
+        )
 
 
 def _plan(options: argparse.Namespace) -> ReplayPlan:

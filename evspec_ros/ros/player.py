@@ -111,19 +111,24 @@ class Player:
         start_ns, stop_ns = self.recording.start_ns, self.recording.stop_ns
         return Playback(time.time_ns() + round(LEAD_S * 1e9), start_ns, stop_ns - start_ns, rate)
 
-    def play(self, schedule: Playback, seconds: float) -> Played:
-        """Send everything due in the first `seconds` of the schedule, each at its time, lap after lap."""
+    def play(self, schedule: Playback, seconds: float, *, once: bool = False) -> Played:
+        """Send everything due in the first `seconds` of the schedule, each at its time, lap after lap; once:
+        one lap, however long.
+        """
         played, lap = Played(), 0
         while True:
             for t, item in self._held or timeline(self.recording):
                 due_ns = schedule.due_ns(schedule.to_ros(t, lap))
-                if due_ns - schedule.begin_ns > seconds * 1e9:
+                if not once and due_ns - schedule.begin_ns > seconds * 1e9:
                     time.sleep(LINGER_S)
                     return played
                 message = self._message(item, schedule, lap)
                 _sleep_until(due_ns)
                 self._send(message, item, played)
                 played.late_ms = max(played.late_ms, (time.time_ns() - due_ns) / 1e6)
+            if once:
+                time.sleep(LINGER_S)
+                return played
             lap += 1
 
     def _message(self, item: Events | Frame, schedule: Playback, lap: int) -> EventPacket | Image:
@@ -176,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="play this long, over and over if need be"
     )
+    parser.add_argument("--once", action="store_true", help="play it once, to its end, instead")
     parser.add_argument("--events", default="", help="topic of a bag; default: the busiest one")
     parser.add_argument("--image", default="", help="topic of a bag; default: a colour camera's")
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 is real time")
@@ -206,7 +212,7 @@ def _play(options: argparse.Namespace) -> None:
         player.wait_for_subscribers(options.wait)
         schedule = player.schedule(options.rate)
         _say(vars(schedule))
-        _say(vars(player.play(schedule, options.seconds)))
+        _say(vars(player.play(schedule, options.seconds, once=options.once)))
     finally:
         rclpy.shutdown()
 

@@ -92,7 +92,7 @@ def evaluate_recording(
         problem = str(error) if not windows else f"{error} What lies before that place was evaluated."
     remarks: tuple[str, ...] = ()
     if recording is not None:
-        problem, remarks = _judged(recording, windows, problem)
+        problem, remarks = judge(recording, windows, problem)
     return Finished(
         path=identity.path,
         hash=identity.hash,
@@ -204,7 +204,7 @@ def _asked(
     yield held, tuple(waiting)
 
 
-def _judged(recording: Recording, windows: int, problem: str) -> tuple[str, tuple[str, ...]]:
+def judge(recording: Recording, windows: int, problem: str) -> tuple[str, tuple[str, ...]]:
     """What is wrong with a recording as a whole, and what is to be remarked; read behind the windows, so that
     damage in the middle takes nothing from those before it.
     """
