@@ -39,6 +39,13 @@ def add_eval(verbs: Any) -> None:
         "--simulated", type=count, metavar="N", help="score the models on so many simulated held-out scenes"
     )
     evaluate.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="show two runs side by side, by their folders, with confidence intervals",
+    )
+    evaluate.add_argument(
         "--live", action="store_true", help="play the recordings to the node over DDS; needs ROS"
     )
     evaluate.add_argument(
@@ -76,13 +83,27 @@ def add_eval(verbs: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    modes = [bool(options.recording), options.simulated is not None]
+    modes = [bool(options.recording), options.simulated is not None, options.compare is not None]
     if sum(modes) != 1:
-        raise EvspecError("Give recordings with --out DIR, or --simulated N, and one of the two alone.")
-    if options.simulated is not None:
+        raise EvspecError(
+            "Give recordings with --out DIR, or --simulated N, or --compare A B, and one of them alone."
+        )
+    if options.compare is not None:
+        _compare(options)
+    elif options.simulated is not None:
         _score_simulated(options)
     else:
         _replay(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from evspec_ros.evaluation.replay.compare import compare_runs, print_comparison
+
+    found = compare_runs(*options.compare)
+    if options.json:
+        print_json(found.as_dict())
+    else:
+        print_comparison(found)
 
 
 def _score_simulated(options: argparse.Namespace) -> None:
@@ -100,6 +121,7 @@ def _score_simulated(options: argparse.Namespace) -> None:
 
 def _replay(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.replay.console import print_summary, replay_visibly
+    from evspec_ros.evaluation.replay.report import write_replay_report
     from evspec_ros.evaluation.replay.store import RunFolder
     from evspec_ros.evaluation.replay.summary import write_summary
 
@@ -112,6 +134,7 @@ def _replay(options: argparse.Namespace) -> None:
     else:
         replay_visibly(options.recording, plan, folder, wanted(options))
     summary = write_summary(folder)
+    write_replay_report(folder, summary, wanted(options))
     if options.json:
         print_json(summary)
     else:
