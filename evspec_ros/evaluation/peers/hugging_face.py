@@ -33,7 +33,7 @@ class HuggingFacePeer:
     def load(self) -> None:
         """See Peer."""
         path = self._models.target
-        self._model = VideoLlavaForConditionalGeneration.from_pretrained(path, torch_dtype=torch.float32)
+        self._model: Any = VideoLlavaForConditionalGeneration.from_pretrained(path, torch_dtype=torch.float32)
         config = read_video_llava_config(path)
         self._tokenizer = load_target_tokenizer(path, config)
         self._preprocessor = ClipPreprocessor.from_config(load_preprocessor_config(path))
