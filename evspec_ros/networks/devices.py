@@ -30,6 +30,13 @@ def compute_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+BANDWIDTHS = {  # of the memory, bytes a second, as the makers tell
+    "desktop": 936e9,
+    "orin_agx_64gb": 204.8e9,
+    "orin_nx_16gb": 102.4e9,
+}
+
+
 def machine(device: torch.device) -> str:
     """What computes there, for reports: the GPU, or the processor with how many threads torch has."""
     if device.type == "cuda":
