@@ -103,7 +103,7 @@ def load_describer(
         head, plan = load_head(plan, number, place)
         if isinstance(head, LEARNING_HEADS):
             beginner = Beginner(head, event_pooling)
-    engines = drafter_engines(drafter_backend, (events, head))
+    engines = drafter_engines(drafter_backend, (events, head), learns=learner is not None)
     event_reader = None
     if event_model is not None and events is not None:
         tokenizer = load_fitting_tokenizer(event_model, events.config.text.vocab_size)

@@ -46,7 +46,9 @@ _ENTRIES = {
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """A plan that is wanted: see `tensorrt.Recipe`."""
+    """A plan that is wanted: see `tensorrt.Recipe`. A refittable one may hold other weights than the
+    network's: whoever takes it from the cache exchanges them (`refit`).
+    """
 
     network: Network
     precision: str = "float16"
@@ -142,7 +144,7 @@ class PlanCache:
         recipe = replace(recipe, capabilities=capabilities)
         about: dict[str, Any] = {
             "network": order.network.name,
-            "digest": digest(order.network, order.precision),
+            "digest": digest(order.network, order.precision, weights=not order.refittable),
             "precision": order.precision,
             "profiles": json.loads(json.dumps(order.network.profiles)),
             "refittable": order.refittable,
@@ -201,24 +203,48 @@ class PlanCache:
 
 
 def tensorrt_engine(
-    network: Network, cache: PlanCache | None = None, report: Callable[[float], None] = lambda _: None
+    network: Network,
+    cache: PlanCache | None = None,
+    report: Callable[[float], None] = lambda _: None,
+    *,
+    refittable: bool = False,
 ) -> TensorRtEngine:
     """A network on the GPU at hand, in the precision of its weights; compiled now where no plan is kept.
 
-    Raises EngineError where TensorRT is missing or cannot run it here.
+    refittable: whether its weights will change (`refit`). Raises EngineError where TensorRT is missing or
+    cannot run it here.
     """
     require_running(network.name)
     from evspec_ros.engines.tensorrt import TensorRtEngine
 
+    found = (cache or PlanCache()).get(Order(network, precision_of(network), refittable=refittable), report)
+    engine = TensorRtEngine(found.plan, network.name)
+    if refittable and found.build_s is None:
+        refit(engine, network)
+    return engine
+
+
+def refit(engine: TensorRtEngine, network: Network) -> None:
+    """Put a network's weights into an engine that was compiled of the same network with others; whatever was
+    bound before has to be bound anew. Raises EngineError where the engine does not take them.
+    """
+    from evspec_ros.engines.export import export  # which imports onnx
+
+    with TemporaryDirectory() as folder:
+        graph = Path(folder) / f"{network.name}.onnx"
+        export(network, graph, precision_of(network))
+        engine.refit(graph)
+
+
+def precision_of(network: Network) -> str:
+    """That of its weights, by its name."""
     dtype = next(network.module.parameters()).dtype
-    precision = next(name for name, known in EXPORT_DTYPES.items() if known == dtype)
-    found = (cache or PlanCache()).get(Order(network, precision), report)
-    return TensorRtEngine(found.plan, network.name)
+    return next(name for name, known in EXPORT_DTYPES.items() if known == dtype)
 
 
-def digest(network: Network, precision: str) -> str:
-    """Of what a graph is made of: the code that writes it, the shapes it is written for, and the weights in
-    the precision that it is written in.
+def digest(network: Network, precision: str, *, weights: bool = True) -> str:
+    """Of what a graph is made of: the code that writes it, the shapes it is written for, and, unless they
+    will be exchanged, the weights in the precision that it is written in.
     """
     found = hashlib.sha256(_code())
     shapes = {
@@ -227,8 +253,9 @@ def digest(network: Network, precision: str) -> str:
     found.update(json.dumps([network.name, network.outputs, shapes, _keys(network.dynamic)]).encode())
     for name, tensor in (*network.module.named_parameters(), *network.module.named_buffers()):
         found.update(f"{name} {tuple(tensor.shape)}".encode())
-        typed = tensor.to(EXPORT_DTYPES[precision]) if tensor.is_floating_point() else tensor
-        found.update(typed.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if weights:
+            typed = tensor.to(EXPORT_DTYPES[precision]) if tensor.is_floating_point() else tensor
+            found.update(typed.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
