@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ASKED = "asked for"
+TENSORRT_INT8 = "tensorrt_int8"
 TOLD_EVERY_S = 5.0  # between two lines about a compilation
 _LARGEST_GRAPH = 2_000_000_000  # bytes of a graph in memory
 
@@ -71,7 +72,8 @@ class DrafterEngines:
     """
 
     def __init__(self, backend: str, reason: str, *, learns: bool = False) -> None:
-        self.backend, self.reason = backend, reason
+        self._int8 = backend == TENSORRT_INT8
+        self.backend, self.reason = "tensorrt" if self._int8 else backend, reason
         self._learns = learns
         # Of heads, by their networks' names, with the digests of the weights that they hold.
         self._refittable: dict[str, tuple[TensorRtEngine, str]] = {}
@@ -83,7 +85,7 @@ class DrafterEngines:
         return cls(OnnxDecoder.backend if onnx else TorchDecoder.backend, "as the target")
 
     def __str__(self) -> str:
-        return f"{self.backend} ({self.reason})"
+        return f"{TENSORRT_INT8 if self._int8 else self.backend} ({self.reason})"
 
     def encoder(self, model: EventGpt) -> EventEncoder:
         """Of events."""
@@ -120,9 +122,9 @@ class DrafterEngines:
 
     def _head_engine(self, network: Network) -> Engine:
         """Of a head's network. A plan of one that learns is compiled once; a better head's weights are put
-        into it, since compiling takes longer than a window.
+        into it, since compiling takes longer than a window. It is not in int8, whose scales are old weights'.
         """
-        return self._engine(network, self._refitted if self._learns else _compiled)
+        return self._engine(network, self._refitted if self._learns else None)
 
     def _refitted(self, network: Network) -> Engine:
         weights = digest(network, precision_of(network))
@@ -134,6 +136,9 @@ class DrafterEngines:
         self._refittable[network.name] = held, weights
         return held
 
+    def _compiled(self, network: Network) -> Engine:
+        return tensorrt_engine(network, report=told(network.name), int8=self._int8)
+
     def _engine(self, network: Network, compiled: Callable[[Network], Engine] | None = None) -> Engine:
         """compiled: how TensorRT's engine is had, by default once and for all."""
         if self.backend == "onnxruntime":
@@ -143,16 +148,12 @@ class DrafterEngines:
         if self.backend != "tensorrt":
             return TorchEngine(network)
         try:
-            return (compiled or _compiled)(network)
+            return (compiled or self._compiled)(network)
         except EngineError as error:
             if self.reason == _ASKED:
                 raise
             logger.warning("torch runs %s instead: %s", network.name, error)
             return TorchEngine(network)
-
-
-def _compiled(network: Network) -> Engine:
-    return tensorrt_engine(network, report=told(network.name))
 
 
 def told(network: str) -> Callable[[float], None]:
@@ -187,6 +188,7 @@ def drafter_engines(
     if backend == "torch" or not weights:
         return DrafterEngines("torch", _ASKED if weights else "nothing has to be run")
     obstacles = {"tensorrt": _tensorrt_obstacle(weights), "onnxruntime": _onnx_obstacle(weights)}
+    obstacles[TENSORRT_INT8] = obstacles["tensorrt"]
     if backend != "auto":
         if obstacle := obstacles[backend]:
             raise EngineError(

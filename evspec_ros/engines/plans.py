@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from evspec_ros.engines.int8 import Sample, quantise
 from evspec_ros.engines.networks import EXPORT_DTYPES, Network
 from evspec_ros.engines.tensorrt_library import (
     RTX,
@@ -31,6 +32,7 @@ from evspec_ros.engines.tensorrt_library import (
     require_running,
     shown,
 )
+from evspec_ros.errors import EngineError
 
 if TYPE_CHECKING:
     from evspec_ros.engines.tensorrt import Plan, Recipe, TensorRtEngine
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _ROOMS = ("engines", "networks")  # whose code decides what a graph is
 _ENTRIES = {
-    *("network", "digest", "precision", "profiles", "refittable", "workspace", "library", "gpu"),
+    *("network", "digest", "precision", "int8", "profiles", "refittable", "workspace", "library", "gpu"),
     *("capabilities", "sha256", "size"),
 }
 
@@ -48,6 +50,8 @@ _ENTRIES = {
 class Order:
     """A plan that is wanted: see `tensorrt.Recipe`. A refittable one may hold other weights than the
     network's: whoever takes it from the cache exchanges them (`refit`).
+
+    int8: whether its products are computed so; calibration: what scales them, needed to compile it alone.
     """
 
     network: Network
@@ -55,6 +59,8 @@ class Order:
     capabilities: tuple[Capability, ...] = ()
     refittable: bool = False
     workspace: int | None = None
+    int8: bool = False
+    calibration: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +85,7 @@ class CachedPlan:
     path: Path
     network: str
     precision: str
+    int8: bool
     library: str
     gpu: str
     capabilities: tuple[str, ...]
@@ -122,7 +129,7 @@ class PlanCache:
         for page in sorted(self.directory.glob("*.json")) if self.directory.is_dir() else ():
             about, plan = _read(page), page.with_suffix(".plan")
             if about is not None and plan.is_file():
-                names = ("network", "precision", "library", "gpu", "refittable", "size", "digest")
+                names = ("network", "precision", "int8", "library", "gpu", "refittable", "size", "digest")
                 known = {name: about[name] for name in names}
                 whole = plan.stat().st_size == about["size"]
                 found.append(
@@ -134,7 +141,7 @@ class PlanCache:
         """The plan, from the cache or compiled now; report: told which share of the work is done.
 
         A cache that cannot be written is done without, with a warning. Raises EngineError where TensorRT is
-        missing and where it cannot compile the network.
+        missing, where it cannot compile the network, and for int8 that was neither compiled nor calibrated.
         """
         from evspec_ros.engines.tensorrt import WORKSPACE, Recipe, library, required_capabilities
 
@@ -146,6 +153,7 @@ class PlanCache:
             "network": order.network.name,
             "digest": digest(order.network, order.precision, weights=not order.refittable),
             "precision": order.precision,
+            "int8": order.int8,
             "profiles": json.loads(json.dumps(order.network.profiles)),
             "refittable": order.refittable,
             "workspace": workspace,
@@ -155,6 +163,12 @@ class PlanCache:
         place = self.directory / f"{order.network.name}-{_hash(about, capabilities)[:16]}.plan"
         if (found := self._find(about, capabilities)) is not None:
             return found
+        if order.int8 and not order.calibration:
+            raise EngineError(
+                f"There is no int8 plan of {order.network.name} for these weights and this GPU in "
+                f"{self.directory}: compile it (evspec export --backend tensorrt --precision "
+                f"{order.precision} --int8 RECORDING), or choose drafter_backend tensorrt."
+            )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = place.with_suffix(".lock").open("w")
@@ -208,16 +222,18 @@ def tensorrt_engine(
     report: Callable[[float], None] = lambda _: None,
     *,
     refittable: bool = False,
+    int8: bool = False,
 ) -> TensorRtEngine:
     """A network on the GPU at hand, in the precision of its weights; compiled now where no plan is kept.
 
-    refittable: whether its weights will change (`refit`). Raises EngineError where TensorRT is missing or
-    cannot run it here.
+    refittable: whether its weights will change (`refit`); int8: as in Order. Raises EngineError where
+    TensorRT is missing or cannot run it here.
     """
     require_running(network.name)
     from evspec_ros.engines.tensorrt import TensorRtEngine
 
-    found = (cache or PlanCache()).get(Order(network, precision_of(network), refittable=refittable), report)
+    order = Order(network, precision_of(network), refittable=refittable, int8=int8)
+    found = (cache or PlanCache()).get(order, report)
     engine = TensorRtEngine(found.plan, network.name)
     if refittable and found.build_s is None:
         refit(engine, network)
@@ -287,6 +303,8 @@ def _compiled(
     with TemporaryDirectory(dir=directory, prefix=".graph") as folder:
         graph = Path(folder) / f"{order.network.name}.onnx"
         export(order.network, graph, order.precision)
+        if order.int8:
+            quantise(graph, order.calibration)
         before, start = _begin_peak(), time.perf_counter()
         plan = build(replace(recipe, graph=graph), report)
         seconds = time.perf_counter() - start
