@@ -133,6 +133,11 @@ class KVCache:
         self._pass_start = 0  # the length before the last pass
         self._written = 0  # rows from here on are zeros
 
+    @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [2, L, B, K, capacity, d], scales of int8 rows [2, L, B, K, capacity, 1]."""
+        return self._kv, self._scales
+
     def begin(self, rows: int) -> None:
         """Announce a pass of `rows` new rows; raises GenerationError where they do not fit."""
         if self.length + rows > self.capacity:

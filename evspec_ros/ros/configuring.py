@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,26 @@ def load(settings: Settings, log: Any) -> SceneDescriber:
     if describer.left_out:
         log.warning(describer.left_out)
     describer.require_room(settings.prompts, settings.limits)
-    describer.warm_up()
+    with _shown(log):
+        describer.warm_up()
     warm_up()
     return describer
+
+
+@contextmanager
+def _shown(log: Any) -> Iterator[None]:
+    """What the engines say of their progress meanwhile goes to the node's log."""
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            (log.warning if record.levelno >= logging.WARNING else log.info)(record.getMessage())
+
+    engines, forward = logging.getLogger("evspec_ros.engines"), Forward()
+    before = engines.level
+    engines.addHandler(forward)
+    engines.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        engines.setLevel(before)
+        engines.removeHandler(forward)
