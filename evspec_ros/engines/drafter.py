@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from evspec_ros.choices import DRAFTER_BACKENDS
 from evspec_ros.engines.block import BlockEngine, EngineBlock, TorchBlock, choose_block_engine
+from evspec_ros.engines.capture import graph_pool
 from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.decoder import DecoderEngine, TorchDecoder
 from evspec_ros.engines.draft_head import HeadEngine, OnnxDraftHead, TorchDraftHead
@@ -90,16 +92,18 @@ class DrafterEngines:
     def encoder(self, model: EventGpt) -> EventEncoder:
         """Of events."""
         network = encode_events(model)
-        return EventEncoder(network, self._engine(network))
+        return EventEncoder(network, self._engine(network, events=True))
 
     def rows(self, decoder: LlamaDecoder, lm_head: nn.Module) -> DecoderEngine:
         """Of the event model's text."""
         if self.backend == "tensorrt":
-            return RowsDecoder(self.backend, decoder, lm_head, self._engine)
+            return RowsDecoder(self.backend, decoder, lm_head, partial(self._engine, events=True))
         if self.backend == "onnxruntime":
             return choose_engine(decoder, lm_head).engine
-        on_gpu = decoder.embed_tokens.weight.is_cuda
-        return GraphedDecoder(decoder, lm_head) if on_gpu else TorchDecoder(decoder, lm_head)
+        device = decoder.embed_tokens.weight.device
+        if device.type == "cuda":
+            return GraphedDecoder(decoder, lm_head, graph_pool(device, events=True))
+        return TorchDecoder(decoder, lm_head)
 
     def head(self, head: DraftHead, target: LlamaDecoder, lm_head: nn.Module) -> HeadEngine:
         """Of a draft head of EAGLE's kind."""
@@ -139,21 +143,29 @@ class DrafterEngines:
     def _compiled(self, network: Network) -> Engine:
         return tensorrt_engine(network, report=told(network.name), int8=self._int8)
 
-    def _engine(self, network: Network, compiled: Callable[[Network], Engine] | None = None) -> Engine:
-        """compiled: how TensorRT's engine is had, by default once and for all."""
+    def _engine(
+        self,
+        network: Network,
+        compiled: Callable[[Network], Engine] | None = None,
+        *,
+        events: bool = False,
+    ) -> Engine:
+        """compiled: how TensorRT's engine is had, by default once and for all; events: the network may run
+        beside the target.
+        """
         if self.backend == "onnxruntime":
             from evspec_ros.engines.export import graph  # which imports onnx
 
             return OnnxEngine(graph(network), torch.get_num_threads())
         if self.backend != "tensorrt":
-            return TorchEngine(network)
+            return TorchEngine(network, events=events)
         try:
             return (compiled or self._compiled)(network)
         except EngineError as error:
             if self.reason == _ASKED:
                 raise
             logger.warning("torch runs %s instead: %s", network.name, error)
-            return TorchEngine(network)
+            return TorchEngine(network, events=events)
 
 
 def told(network: str) -> Callable[[float], None]:
