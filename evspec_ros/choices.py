@@ -8,6 +8,7 @@ EXPORT_PRECISIONS = ("float32", "float16", "bfloat16")  # of an ONNX graph
 KV_PRECISIONS = ("auto", "float16", "int8")  # of the target's key/value cache; auto: what it computes in
 ACCEPTANCES = ("exact", "typical", "cascade")  # of drafted tokens; only exact is lossless
 OVERLAPS = ("auto", "on", "off")  # of event model and prefill; auto: where the networks are on a GPU
+DESCRIBE, WAIT = "describe", "wait"  # what is done while a camera is missing
 AUTO_DRAFTER = "auto"  # what the checkpoints at hand allow
 NEW_HEAD = "new"  # in the place of a draft head's directory: one that begins from nothing and learns
 BACKENDS = ("auto", "torch", "onnxruntime", "cuda_graphs")  # of the target's steps and verifications
