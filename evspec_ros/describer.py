@@ -237,8 +237,8 @@ class SceneDescriber:
 
     def _latencies(self, reading: Reading, generation: Generation) -> dict[str, float]:
         return latencies(
-            reading.stages.laps,
-            reading.event_laps,
+            reading.stages.milliseconds(),
+            reading.event_stages.milliseconds(),
             generation.statistics,
             self._drafters.event_times,
         )

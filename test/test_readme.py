@@ -33,6 +33,7 @@ KEPT_BACK = {
     "evspec bench builds": "test/engines/test_tensorrt.py",
     "evspec export --backend tensorrt --precision float16 --check": "test/engines/test_tensorrt.py",
     "evspec export --backend tensorrt --precision float16 --comp": "test/engines/test_tensorrt.py",
+    "evspec export --backend tensorrt --precision float16 --int8": "test/engines/test_tensorrt.py",
     "evspec bench decode --scenes 20": "test/evaluation/test_decoding.py",
     "evspec bench decoder --shape 7b": "test/evaluation/test_decoder_speed.py",
     "evspec bench decoder --threads 2": "test/evaluation/test_decoder_speed.py",

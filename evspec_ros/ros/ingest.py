@@ -27,7 +27,7 @@ from evspec_ros.events.streams import (
 )
 from evspec_ros.events.types import Events
 from evspec_ros.events.window import WindowSize
-from evspec_ros.frames.buffer import FrameBuffer
+from evspec_ros.frames.buffer import FrameBuffer, kept_seconds
 from evspec_ros.frames.encodings import message_to_rgb
 from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
@@ -119,10 +119,12 @@ EVENT_STREAMS: dict[str, type[PacketStream | ArrayStream]] = {
 
 
 class ImageStream:
-    """Turns image messages into RGB frames in a bounded buffer. Which belong to it, says `FrameFollower`."""
+    """Turns image messages into RGB frames in a bounded buffer, from which samples of `seconds` are taken.
+    Which belong to it, says `FrameFollower`.
+    """
 
     def __init__(self, seconds: float, max_frames: int) -> None:
-        self.buffer = FrameBuffer(seconds, max_frames)
+        self.buffer = FrameBuffer(kept_seconds(seconds), max_frames)
         self._follower = FrameFollower()
         self._losses = FrameLosses()
         self.received_at = 0.0  # monotonic seconds of the last good image
