@@ -91,6 +91,10 @@ class SceneDescriber:
         """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
         self._stream_ended = True
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens that a description holds, special ones left out."""
+        return self._target.detokenize(tokens)
+
     def require_room(self, prompts: Sequence[str], limits: Limits) -> None:
         """Raise GenerationError where an answer within the limits to one of the prompts needs more positions
         than the target has, and for a prompt that holds what is no text.
@@ -176,6 +180,7 @@ class SceneDescriber:
                 head_version=learner.version,
                 draft_failure=drafter.failure,
                 learning_failure=learning_failure,
+                passes=generation.passes,
             )
             for question, generation, drafter in zip(prompts, generations, drafters, strict=True)
         )
@@ -232,8 +237,8 @@ class SceneDescriber:
 
     def _latencies(self, reading: Reading, generation: Generation) -> dict[str, float]:
         return latencies(
-            reading.stages.laps,
-            reading.event_laps,
+            reading.stages.milliseconds(),
+            reading.event_stages.milliseconds(),
             generation.statistics,
             self._drafters.event_times,
         )

@@ -114,7 +114,7 @@ def key_bucket(visible: int, capacity: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Graph:
+class _CapturedRun:
     """A captured pass that gives the features of these layers."""
 
     layers: tuple[int, ...]
@@ -145,7 +145,7 @@ class GraphedDecoder:
         self._rows = {count: StaticRows.empty(count, self._device) for count in ROW_BUCKETS}
         self._cache: KVCache | None = None  # what the graphs were captured on
         self._layers: tuple[int, ...] = ()  # all that were ever asked for
-        self._graphs: dict[tuple[int, int], _Graph] = {}  # by rows and keys
+        self._graphs: dict[tuple[int, int], _CapturedRun] = {}  # by rows and keys
 
     def read(self, embeddings: Tensor, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine; the modules do it, as a prompt keeps a GPU busy by itself."""
@@ -200,4 +200,4 @@ class GraphedDecoder:
         (count, keys), layers = shape, self._layers
         decoder, lm_head, rows = self._decoder, self._lm_head, self._rows[count]
         captured = self._pool.capture(lambda: static_pass(decoder, lm_head, cache, rows, keys, layers))
-        self._graphs[shape] = _Graph(layers, captured)
+        self._graphs[shape] = _CapturedRun(layers, captured)

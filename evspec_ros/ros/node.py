@@ -17,11 +17,12 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Empty, Trigger
 
+from evspec_ros.choices import DESCRIBE
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Description
 from evspec_ros.errors import EvspecError, Failure
 from evspec_ros.ros.configuring import load
-from evspec_ros.ros.degrading import DESCRIBE, NothingToDescribeError, last_arrivals
+from evspec_ros.ros.degrading import NothingToDescribeError, last_arrivals
 from evspec_ros.ros.diagnostics import (
     ACTIVE,
     INACTIVE,
@@ -33,12 +34,7 @@ from evspec_ros.ros.diagnostics import (
     window_age_s,
 )
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
-from evspec_ros.ros.ingest import (
-    EVENT_STREAMS,
-    ImageStream,
-    Window,
-    newest_end_ns,
-)
+from evspec_ros.ros.ingest import EVENT_STREAMS, ImageStream, newest_end_ns
 from evspec_ros.ros.mailbox import DeactivatedError, Mailbox
 from evspec_ros.ros.memory import COLLECTION_PERIOD_S, settle, unsettle
 from evspec_ros.ros.messages import nanoseconds
@@ -47,6 +43,7 @@ from evspec_ros.ros.parameters import LiveSettings, Settings
 from evspec_ros.ros.publishers import PublisherWatch
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 from evspec_ros.ros.requirements import message_type
+from evspec_ros.windows import Window
 
 LONG_S = 1.0  # a description that takes longer is told as the reason for a pause
 MOST_AT_ONCE = 100  # event packets between two looks at everything else

@@ -12,7 +12,7 @@ from evspec_ros.networks.devices import uploaded
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
-from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts
+from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts, PassOutcome
 from evspec_ros.speculative.target import TargetPass
 from evspec_ros.speculative.timing import Span, TimedDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
@@ -105,6 +105,11 @@ class Text:
         """Note when the last pass ran, and all since the first token."""
         self._verifying.append(verifying)
         self._decoding = decoding
+
+    @property
+    def passes(self) -> tuple[PassOutcome, ...]:
+        """What became of each of the target's passes, which wrote all tokens but the first."""
+        return tuple(self._counts.passes)
 
     def statistics(self, prefill_ms: float) -> DecodingStatistics:
         """What it cost."""
