@@ -33,5 +33,7 @@ def test_no_file_runs_what_it_reads(path: Path) -> None:
     """No pickle, no evaluated text, no shell, no code of a checkpoint's."""
     for call in _calls(path):
         assert ast.unparse(call.func) not in FORBIDDEN
+        if ast.unparse(call.func) == "torch.load":
+            assert "weights_only=True" in ast.unparse(call)
         trusting = [word for word in call.keywords if word.arg in TRUSTING]
         assert all(isinstance(word.value, ast.Constant) and not word.value.value for word in trusting)
