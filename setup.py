@@ -53,6 +53,7 @@ setup(
         "onnxruntime>=1.22",
         "opencv-python-headless>=4.5",
         "protobuf>=4",
+        "psutil>=5",
         "rich>=12",
         "rosbags>=0.11.7",
         "ruamel.yaml",
@@ -66,6 +67,8 @@ setup(
     extras_require={
         # Recordings of DSEC, in HDF5 compressed with Blosc.
         "dsec": ["h5py>=3", "hdf5plugin>=4"],
+        # What `evspec eval` scores texts with.
+        "scores": ["rouge-score>=0.1.2", "sacrebleu>=2.3"],
         # What `evspec bench ingest` compares with.
         "peer": ["evt3>=0.4; platform_machine == 'x86_64'"],
         # What `colcon test` looks for before it runs pytest.

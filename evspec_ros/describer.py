@@ -101,6 +101,10 @@ class SceneDescriber:
         if self._target.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens that a description holds, special ones left out."""
+        return self._target.detokenize(tokens)
+
     def require_room(self, prompts: Sequence[str], limits: Limits) -> None:
         """Raise GenerationError where an answer within the limits to one of the prompts needs more positions
         than the target has, and for a prompt that holds what is no text.
@@ -188,6 +192,7 @@ class SceneDescriber:
                 head_version=learner.version,
                 draft_failure=drafter.failure,
                 learning_failure=learning_failure,
+                passes=generation.passes,
             )
             for question, generation, drafter in zip(prompts, generations, drafters, strict=True)
         )
@@ -243,8 +248,12 @@ class SceneDescriber:
             )
 
     def _latencies(self, reading: Reading, generation: Generation, *, drafting: bool) -> dict[str, float]:
-        times = self._drafters.event_times if drafting else EventTimes()
-        return latencies(reading.stages.laps, reading.event_laps, generation.statistics, times)
+        return latencies(
+            reading.stages.milliseconds(),
+            reading.event_stages.milliseconds(),
+            generation.statistics,
+            self._drafters.event_times if drafting else EventTimes(),
+        )
 
     def _measure(self) -> None:
         """Warm everything up with a blank window and measure what passes, drafts and prefills cost."""

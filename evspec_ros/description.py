@@ -8,7 +8,7 @@ from typing import Any
 from evspec_ros.errors import Failure
 from evspec_ros.sizes import MAX_NEW_TOKENS, TREE_SIZE
 from evspec_ros.speculative.event_side import EventTimes
-from evspec_ros.speculative.statistics import DecodingStatistics
+from evspec_ros.speculative.statistics import DecodingStatistics, PassOutcome
 
 # Stages of the target's reading, and of the event model's, in their order.
 PREPROCESS, ENCODE_FRAMES = "preprocess", "encode_frames"
@@ -49,7 +49,8 @@ class Description:
     would have written. head_version: which draft head drafted, 0 being the one that was loaded, 1 the first
     that online distillation put into its place, and so on. draft_failure: why the drafter was left out of
     this text, which the target then wrote on alone; learning_failure: why the head learnt nothing from the
-    last ones, or was not saved; None where all went well.
+    last ones, or was not saved; None where all went well. passes: those of the target that wrote all tokens
+    but the first.
     """
 
     stamp_ns: int
@@ -66,6 +67,7 @@ class Description:
     head_version: int = 0
     draft_failure: Failure | None = None
     learning_failure: Failure | None = None
+    passes: tuple[PassOutcome, ...] = ()
 
     @property
     def draft_problem(self) -> str:

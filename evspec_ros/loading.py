@@ -51,7 +51,7 @@ def load_describer(
     dtype: str = "float32",
     kv_dtype: str = "auto",
     backend: str = "auto",
-    drafter_backend: str = "auto",
+    drafter_backend: str | DrafterEngines = "auto",
     overlap: str = "auto",
     event_pooling: int = 1,
     draft_head_dir: Path | None = None,
@@ -63,8 +63,8 @@ def load_describer(
     left in draft_head_dir (None: the user's own folder for these models). drafter: one of DRAFTERS, or
     AUTO_DRAFTER, which goes without a head that is missing or cannot be used, and says so. dtype: one of
     `choices.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache; backend: one of BACKENDS,
-    for the target; drafter_backend: one of DRAFTER_BACKENDS; overlap: one of OVERLAPS; event_pooling: as
-    `EventSide`; learner: makes what improves the head while it drafts.
+    for the target; drafter_backend: one of DRAFTER_BACKENDS, or engines; overlap: one of OVERLAPS;
+    event_pooling: as `EventSide`; learner: makes what improves the head while it drafts.
 
     Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, for an unknown
     precision and, before weights are read, where the memory does not suffice; GenerationError for an unknown
@@ -103,7 +103,11 @@ def load_describer(
         head, plan = load_head(plan, number, place)
         if isinstance(head, LEARNING_HEADS):
             beginner = Beginner(head, event_pooling)
-    engines = drafter_engines(drafter_backend, (events, head))
+    engines = (
+        drafter_backend
+        if isinstance(drafter_backend, DrafterEngines)
+        else drafter_engines(drafter_backend, (events, head), learns=learner is not None)
+    )
     event_reader = None
     if event_model is not None and events is not None:
         tokenizer = load_fitting_tokenizer(event_model, events.config.text.vocab_size)

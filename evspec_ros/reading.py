@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,34 +12,18 @@ from torch import Tensor
 
 from evspec_ros.description import ENCODE_FRAMES, EVENT_FEATURES, EVENT_PREPROCESS, PREPROCESS, RENDER
 from evspec_ros.engines.drafter import EventEncoder
-from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.frames.types import Frame
+from evspec_ros.networks.cuda_streams import Stages
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.frame_features import FrameFeatures
+from evspec_ros.networks.pixels import PixelReader
 from evspec_ros.networks.tokenizer import Tokenizer
 from evspec_ros.networks.video_llava import VideoLlava
 from evspec_ros.prompts import EVENT_PROMPT, TARGET_PROMPT, asked
 from evspec_ros.sizes import FRAMES, KEPT_FRAMES
 from evspec_ros.speculative.drafter import Prompt
-
-
-@dataclass
-class Stages:
-    """Milliseconds of stages that follow each other, by name; on a GPU a stage ends when its work has."""
-
-    device: torch.device
-    laps: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> None:
-        """A stage ends, and the next one begins."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.laps[name] = (now - self._last) * 1e3
-        self._last = now
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +71,7 @@ class Reading:
     prompts: list[Prompt]
     reused_frames: int
     stages: Stages
-    event_laps: dict[str, float]
+    event_stages: Stages
 
 
 class WindowReader:
@@ -100,18 +82,23 @@ class WindowReader:
         self.target = target
         self.events = events
         self._weight = target.model.lm_head.weight  # tells device and dtype
+        self._pixels = PixelReader(target.preprocessor, self._weight)
+        self._event_pixels = None if events is None else PixelReader(events.preprocessor, self._weight)
         self._frame_features = FrameFeatures(KEPT_FRAMES)
 
     @torch.inference_mode()
     def read(self, events: Events, frames: Sequence[Frame], questions: Sequence[str]) -> Reading:
         """What the target reads for each question about a window."""
-        stages, event_laps = Stages(self._weight.device), dict[str, float]()
+        stages, event_stages = (Stages(self._weight.device) for _ in range(2))
+        stages.begin()
         new = self._frame_features.missing(frames)
         video = self._frame_features.gather(frames, new, self._encode(new, stages))
         stages.lap(ENCODE_FRAMES)
-        event_tokens = None if self.events is None else _once(lambda: self._event_tokens(events, event_laps))
+        event_tokens = (
+            None if self.events is None else _once(lambda: self._event_tokens(events, event_stages))
+        )
         prompts = [self._prompt(question, video, event_tokens) for question in questions]
-        return Reading(prompts, len(set(frames)) - len(new), stages, event_laps)
+        return Reading(prompts, len(set(frames)) - len(new), stages, event_stages)
 
     def blank(self) -> tuple[Events, list[Frame]]:
         """A window that shows nothing."""
@@ -125,13 +112,14 @@ class WindowReader:
         event_ids = None if self.events is None else self.events.prompt_ids(question)
         return Prompt(embeddings[None], tuple(ids), event_tokens, event_ids)
 
-    def _event_tokens(self, events: Events, laps: dict[str, float]) -> Tensor:
-        """EventGPT's event tokens [E, D_event]; how long each stage took goes into laps."""
+    def _event_tokens(self, events: Events, stages: Stages) -> Tensor:
+        """EventGPT's event tokens [E, D_event]."""
         assert self.events is not None, "Nobody reads events without an event model"
-        stages = Stages(self._weight.device, laps)
-        images = render_event_images(events)
+        assert self._event_pixels is not None
+        stages.begin()
+        images = self._event_pixels.drawn(events)
         stages.lap(RENDER)
-        pixels = self._tensor(self.events.preprocessor(list(images)))
+        pixels = self._event_pixels.events(images)
         stages.lap(EVENT_PREPROCESS)
         tokens = self.events.encoder.encode(pixels)
         stages.lap(EVENT_FEATURES)
@@ -140,16 +128,13 @@ class WindowReader:
     def _encode(self, frames: Sequence[Frame], stages: Stages) -> Tensor:
         """Embeddings [F, tokens, D] of frames, of which there may be none."""
         images = [frame.image for frame in frames]
-        pixels = self._tensor(self.target.preprocessor(images)) if images else None
+        pixels = self._pixels.frames(images) if images else None
         stages.lap(PREPROCESS)
         config = self.target.model.config
         tokens, size = config.vision.tokens, config.text.hidden_size
         if pixels is None:
             return self._weight.new_empty(0, tokens, size)
         return self.target.model.encode_frames(pixels).view(-1, tokens, size)
-
-    def _tensor(self, pixels: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:
-        return torch.from_numpy(pixels).to(self._weight.device, self._weight.dtype)
 
 
 def _once(read: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -8,6 +8,8 @@ EVENT_IMAGES = 5  # EventGPT sees a window as this many
 MAX_NEW_TOKENS = 80
 TREE_SIZE = 40  # most draft nodes in a pass
 CACHE_STEP = 128  # rows; a question some words longer than the last one still fits into the same cache
+ROW_BUCKETS = (1, 8, 16, 32, 64)  # rows that a captured pass has; fewer are padded
+KEY_STEP = 256  # of the cache's rows as many multiples are read as hold the valid ones
 EVENT_AHEAD = 32  # tokens that the event model writes at most before the target's first one is known
 
 # What passes cost is measured once, on so many rows and so often; each run leaves a row in the cache.

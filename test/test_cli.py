@@ -63,7 +63,7 @@ def test_every_verb_has_help_and_json(command: str, capsys: pytest.CaptureFixtur
         "demo --seconds 0",
         "demo --seconds nan",
         "demo --seconds soon",
-        "eval --scenes 0",
+        "eval --simulated 0",
         "eval --dtype float12",
         "doctor --machine abacus",
         "doctor --kv-dtype int4",

@@ -16,6 +16,7 @@ from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Limits
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.events.types import Events
+from evspec_ros.frames.buffer import FrameBuffer, kept_seconds
 from evspec_ros.frames.types import Frame
 from evspec_ros.loading import load_describer
 from evspec_ros.networks import memory
@@ -140,6 +141,27 @@ def test_a_later_window_uses_what_was_computed_for_an_earlier_one() -> None:
     alone = fresh.describe(events, frames, stamp_ns=0)
     assert (alone.reused_frames, alone.statistics.reused_rows) == (0, 0)
     assert later.tokens == alone.tokens
+
+
+@pytest.mark.parametrize(("apart_ms", "new"), [(50, (0, 1)), (100, (0, 1)), (143, (1, 1)), (286, (2, 2))])
+def test_of_a_running_stream_seven_frames_of_eight_were_encoded_before(
+    apart_ms: int, new: tuple[int, int], plain: SceneDescriber
+) -> None:
+    """Windows up to 143 ms apart have one new frame at most, those two such steps apart two."""
+    camera = [Frame(k * 33_333_333, np.full((8, 8, 3), k, np.uint8)) for k in range(90)]
+    seen = FrameBuffer(kept_seconds(1.0), 256)
+    reused, stop_ns = [], 1_200_000_000
+    for frame in camera:
+        while frame.stamp_ns > stop_ns:
+            frames = seen.sample(stop_ns, 1.0)
+            found = plain.describe(
+                Events.empty(8, 8), frames, stamp_ns=stop_ns, limits=Limits(max_new_tokens=1)
+            )
+            reused.append(found.reused_frames)
+            stop_ns += apart_ms * 1_000_000
+        seen.append(frame)
+    assert {FRAMES - count for count in reused[1:]} <= set(range(new[0], new[1] + 1))
+    assert FRAMES - new[1] in reused
 
 
 def test_no_frame_is_refused(describer: SceneDescriber) -> None:

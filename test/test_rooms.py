@@ -14,8 +14,8 @@ LARGEST = 450  # lines of a file
 BASE = {"errors", "choices", "sizes", "files", "prompts", "interfaces"}
 SENSES = {"events", "frames"}
 CHAIN = (
-    "networks", "engines", "speculative", "description", "reading", "describer", "heads", "loading",
-    "training", "evaluation", "ros", "doctor", "cli", "__main__",
+    "windows", "networks", "engines", "speculative", "description", "reading", "describer", "heads",
+    "loading", "training", "evaluation", "ros", "doctor", "cli", "__main__",
 )  # fmt: skip
 WORLD = {"recordings", "simulation"}  # what training and those above it read
 

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 
 from evspec_ros.choices import KV_PRECISIONS, PRECISIONS, RECORDINGS
 from evspec_ros.cli.benches import add_benches
+from evspec_ros.cli.evaluations import add_eval
 from evspec_ros.cli.export import add_export
 from evspec_ros.cli.options import (
     add_columns,
-    add_condition,
     add_models,
     add_topics,
     add_verb,
-    count,
     messages,
-    models,
     positive,
     print_json,
     wanted,
@@ -79,20 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add_topics(convert)
     add_columns(convert)
 
-    evaluate = add_verb(verbs, "eval", _eval, "score both models on simulated held-out scenes")
-    add_models(evaluate)
-    evaluate.add_argument("--scenes", type=count, default=200, help="default: %(default)s")
-    evaluate.add_argument(
-        "--dtype", choices=PRECISIONS, default="float32", help="precision of both; default: %(default)s"
-    )
-    evaluate.add_argument(
-        "--kv-dtype",
-        choices=KV_PRECISIONS,
-        default="auto",
-        help="precision of the target's key/value cache; default: %(default)s",
-    )
-    add_condition(evaluate)
-
+    add_eval(verbs)
     add_benches(verbs)
     add_export(verbs)
 
@@ -167,19 +152,6 @@ def _convert(options: argparse.Namespace) -> None:
 
     convert_visibly(options.source, options.destination, options.storage, wanted(options))
     _show_info(options, options.destination, read_info(options.destination))
-
-
-def _eval(options: argparse.Namespace) -> None:
-    from evspec_ros.evaluation.accuracy import evaluate_visibly, print_accuracies
-
-    target, event_model, _ = models(options)
-    rows = evaluate_visibly(
-        target, event_model, options.scenes, options.dtype, options.kv_dtype, options.condition
-    )
-    if options.json:
-        print_json({"rows": [row.as_dict() for row in rows]})
-    else:
-        print_accuracies(rows)
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from evspec_ros.cli.options import (
 from evspec_ros.errors import EvspecError
 
 if TYPE_CHECKING:
+    from evspec_ros.engines.int8 import Sample
     from evspec_ros.engines.networks import Network
 
 _OWN_HEADS = ("tiny_eagle3", "tiny_block")  # those that `combined` drafts with
@@ -55,6 +57,12 @@ def add_export(verbs: Any) -> None:
         help="of weights and numbers in the graphs; default: %(default)s",
     )
     export.add_argument(
+        "--int8",
+        type=Path,
+        metavar="RECORDING",
+        help="compute products in int8, scaled by what this recording's first windows give",
+    )
+    export.add_argument(
         "--compute-capability",
         type=capability,
         action="append",
@@ -84,6 +92,10 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _heads(options: argparse.Namespace) -> list[Path]:
+    return options.heads or [own_checkpoint(name) for name in _OWN_HEADS]
+
+
 def networks_of(options: argparse.Namespace, precision: str, device: str = "cpu") -> list[Network]:
     """The networks of the checkpoints that `add_networks` names."""
     from evspec_ros.engines.networks import EXPORT_DTYPES, drafter_networks
@@ -92,11 +104,10 @@ def networks_of(options: argparse.Namespace, precision: str, device: str = "cpu"
 
     dtype, place = EXPORT_DTYPES[precision], compute_device(device)
     target, event_model, _ = models(options)
-    heads = options.heads or [own_checkpoint(name) for name in _OWN_HEADS]
     with messages.status("Loading the checkpoints ..."):
         return drafter_networks(
             load_eventgpt(event_model, dtype, place),
-            [load_draft_head(head, dtype, place) for head in heads],
+            [load_draft_head(head, dtype, place) for head in _heads(options)],
             load_video_llava(target, dtype, place),
         )
 
@@ -110,17 +121,34 @@ def _export(options: argparse.Namespace) -> None:
         _write(options)
 
 
+def _samples(options: argparse.Namespace) -> Mapping[str, Sequence[Sample]]:
+    """What the networks are calibrated on, by their names; of float32 and float16 alone."""
+    if options.int8 is None:
+        return {}
+    from evspec_ros.evaluation.calibration import recorded_samples
+
+    if options.precision == "bfloat16":
+        raise EvspecError("ONNX Runtime calibrates no bfloat16 graph: give --precision float32 or float16.")
+    target, event_model, _ = models(options)
+    with messages.status(f"Describing windows of {options.int8} ..."):
+        return recorded_samples(options.int8, target, event_model, _heads(options), options.precision)
+
+
 def _write(options: argparse.Namespace) -> None:
     from evspec_ros.engines.export import check, export, print_exported
+    from evspec_ros.engines.int8 import quantise
 
+    samples = _samples(options)
     rows = []
     for network in networks_of(options, options.precision):
         path = options.out / f"{network.name}.onnx"
         if not options.check:
             with messages.status(f"Exporting {network.name} ..."):
                 export(network, path, options.precision)
+                if samples:
+                    quantise(path, samples[network.name])
         with messages.status(f"Checking {path} ..."):
-            rows.append(check(path, network))
+            rows.append(check(path, network, samples[network.name][-1] if samples else None))
     if options.json:
         print_json({"rows": [row.as_dict() for row in rows]})
     else:
@@ -136,14 +164,18 @@ def _build(options: argparse.Namespace) -> None:
 
     require_library()  # before anything is loaded
     limit = None if options.memory_limit is None else int(options.memory_limit * GIB)
+    samples = _samples(options)
     orders = [
-        Order(network, options.precision, tuple(options.capabilities), workspace=limit)
+        Order(
+            network, options.precision, tuple(options.capabilities), workspace=limit, int8=bool(samples),
+            calibration=samples.get(network.name, ()),
+        )
         for network in networks_of(options, options.precision)
-    ]
+    ]  # fmt: skip
     cache = PlanCache(options.out)
     rows = build_visibly(orders, cache)
     report: dict[str, Any] = {"rows": [row.as_dict() for row in rows]}
-    checks = check_plans((order.network for order in orders), cache) if options.check else []
+    checks = check_plans(orders, cache) if options.check else []
     if options.check:
         report |= {"machine": machine(), "checks": [row.as_dict() for row in checks]}
     if options.json:

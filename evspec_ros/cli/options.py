@@ -75,14 +75,14 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "float16", "bfloat16"),
         help="default: float32 on the CPU, float16 on a GPU",
     )
-    parser.add_argument("--backend", choices=BACKENDS, help="default: cuda_graphs on a GPU, else auto")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
 
 
 def placement(options: argparse.Namespace) -> tuple[str, str, str]:
-    """Device, precision and backend, the device's own where none was named."""
+    """Device, precision (the device's own where none was named) and backend."""
     gpu = options.device != "cpu"
     dtype = options.dtype or ("float16" if gpu else "float32")
-    return options.device, dtype, options.backend or ("cuda_graphs" if gpu else "auto")
+    return options.device, dtype, options.backend
 
 
 def own_checkpoint(name: str) -> Path:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evspec_ros.engines.cuda_graphs import GraphedDecoder, captured
+from evspec_ros.engines.capture import Captured, Capturing, graph_pool
+from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.networks import block, memory_names
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import OnnxEngine
@@ -94,16 +95,20 @@ class TorchBlock(BlockEngine):
 
 
 class GraphedBlock(TorchBlock):
-    """The same turn as a CUDA graph, captured once for each cache. Never run: no GPU was at hand."""
+    """The same turn as a CUDA graph, captured once for each cache into the pool that the target's graphs take
+    their memory from.
+    """
 
-    _cache: KVCache | None = None
+    def __init__(self, head: BlockHead, target: LlamaDecoder, pool: Capturing | None = None) -> None:
+        super().__init__(head, target)
+        self._pool = pool or graph_pool(head.fc.weight.device)
+        self._cache: KVCache | None = None
+        self._captured: Captured[BlockPass] | None = None
 
     def _compute(self, cache: KVCache) -> BlockPass:
-        if cache is not self._cache:
-            self._graph, self._output = captured(cache.k.device, lambda: self._turn(cache))
-            self._cache = cache
-        self._graph.replay()
-        return self._output
+        if cache is not self._cache or self._captured is None:
+            self._captured, self._cache = self._pool.capture(lambda: self._turn(cache)), cache
+        return self._captured.replay()
 
 
 class EngineBlock(BlockEngine):

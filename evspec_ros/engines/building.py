@@ -49,7 +49,7 @@ def build_visibly(orders: Iterable[Order], cache: PlanCache) -> list[PlanRow]:
             rows.append(
                 PlanRow(
                     network=order.network.name,
-                    precision=order.precision,
+                    precision=f"{order.precision}, int8" if order.int8 else order.precision,
                     capabilities=found.capabilities,
                     build_s=found.build_s,
                     memory_mb=None if found.build_bytes is None else found.build_bytes / MIB,

@@ -1,173 +1,203 @@
-"""Steps and verifications on a GPU as captured CUDA graphs, one per number of rows.
+"""Steps and verifications on a GPU as captured CUDA graphs, for a few numbers of rows and of keys.
 
 A pass of a small decoder layer keeps a GPU busy for less time than Python needs to launch its kernels; a
-captured pass is launched whole. Capturing wants fixed shapes and addresses and no look back at the host: the
-whole capacity of the cache is attended under a mask, and where the prefix ends stands in a tensor.
-`static_pass`, which is what gets captured, runs on any device and is tested on the CPU. The capture itself
-and its replay were never run: no GPU was at hand.
+captured pass is launched whole. Capturing wants fixed shapes and addresses and no look back at the host: so
+the rows are padded to one of ROW_BUCKETS, as many of the cache's rows are read as the next multiple of
+KEY_STEP holds, under a mask, and where the prefix ends stands in a tensor. Rows of padding repeat the last
+row: they compute what it computes and write it to its place.
+
+All graphs are captured behind the first prompt, and again behind the first one that needs a larger cache, so
+that no text waits for one. `static_pass`, which is what gets captured, runs on any device, and all but the
+capture itself (`capture`) is tested on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from evspec_ros.engines.capture import Captured, Capturing, graph_pool
 from evspec_ros.engines.decoder import DecoderPass, Rows, TorchDecoder
-from evspec_ros.errors import EngineError
-from evspec_ros.networks.llama import KVCache, LlamaDecoder
+from evspec_ros.networks.llama import KVCache, LlamaDecoder, dequantise_rows, quantise_rows
+from evspec_ros.sizes import KEY_STEP, ROW_BUCKETS
 
-Output = TypeVar("Output")
-
-_WARM_UPS = 3  # passes before a capture, so that libraries have chosen kernels and allocated workspaces
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class StaticRows:
-    """T rows at fixed addresses on the device: ids, depths int64 [T], visible bool [T, T], and start int64
-    [1], the prefix's length.
+    """B rows at fixed addresses on the device: ids, depths and places (behind the prefix) int64 [B], visible
+    bool [B, B], and start int64 [1], the prefix's length.
     """
 
     ids: Tensor
     depths: Tensor
-    visible: Tensor
+    places: Tensor
     start: Tensor
+    visible: Tensor
+    _whole: Tensor  # what the four before it are views of
 
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> StaticRows:
-        """Of `rows` rows, causal."""
-        whole = torch.zeros(2 * rows + 1, dtype=torch.int64, device=device)
-        visible = torch.ones(rows, rows, dtype=torch.bool, device=device).tril_()
-        return cls(whole[:rows], whole[rows : 2 * rows], visible, whole[2 * rows :])
+        """Of so many rows, all of them one."""
+        whole = torch.zeros(3 * rows + 1, dtype=torch.int64, device=device)
+        visible = torch.ones(rows, rows, dtype=torch.bool, device=device)
+        ids, depths, places = whole[:-1].view(3, rows)
+        return cls(ids, depths, places, whole[-1:], visible, whole)
 
     def fill(self, rows: Rows, prefix: int) -> None:
-        """Other rows of the same number, without waiting for the device."""
+        """Other rows, at most B, the last of them repeated, without waiting for the device."""
         count = rows.ids.numel()
+        places = torch.arange(len(self.ids)).clamp_(max=count - 1)
         depths = torch.arange(count) if rows.depths is None else rows.depths
         visible = torch.ones(count, count, dtype=torch.bool).tril_() if rows.visible is None else rows.visible
-        for place, values in (
-            (self.ids, rows.ids),
-            (self.depths, depths),
-            (self.visible, visible),
-            (self.start, torch.tensor([prefix])),
-        ):
+        numbers = torch.cat((rows.ids[places], depths[places], places, torch.tensor([prefix])))
+        for place, values in ((self._whole, numbers), (self.visible, visible[places][:, places])):
             pinned = values.pin_memory() if place.is_cuda else values
             place.copy_(pinned, non_blocking=True)
 
 
 class _StaticCache(KVCache):
-    """A cache's memory, written at rows that a tensor on the device names and read as a whole."""
+    """A cache's memory, written at rows that a tensor on the device names; its first `keys` rows are read."""
 
-    def __init__(self, cache: KVCache, rows: Tensor) -> None:
-        self.k, self.v, self._rows = cache.k, cache.v, rows
+    def __init__(self, cache: KVCache, rows: Tensor, keys: int) -> None:
+        self._kv, self._scales = cache.memory
+        self._rows, self._keys = rows, keys
 
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the rows of one layer [B, K, T, d]; all rows [B, K, capacity, d], valid or not."""
-        self.k[layer].index_copy_(2, self._rows, k)
-        self.v[layer].index_copy_(2, self._rows, v)
-        return self.k[layer], self.v[layer]
+    def _store(self, which: int, layer: int, new: Tensor) -> Tensor:
+        """Store one layer's keys (0) or values (1) [B, K, T, d]; [B, K, keys, d], valid or not."""
+        rows, scales = self._kv[which, layer], self._scales[which, layer]
+        if rows.dtype == torch.int8:
+            numbers, scale = quantise_rows(new)
+            rows.index_copy_(2, self._rows, numbers)
+            scales.index_copy_(2, self._rows, scale)
+            return dequantise_rows(rows[:, :, : self._keys], scales[:, :, : self._keys], new.dtype)
+        rows.index_copy_(2, self._rows, new.to(rows.dtype))
+        return rows[:, :, : self._keys].to(new.dtype)
 
 
 def static_pass(
-    decoder: LlamaDecoder, lm_head: nn.Module, cache: KVCache, rows: StaticRows, layers: tuple[int, ...]
+    decoder: LlamaDecoder,
+    lm_head: nn.Module,
+    cache: KVCache,
+    rows: StaticRows,
+    keys: int,
+    layers: tuple[int, ...],
 ) -> DecoderPass:
-    """What DecoderEngine.run computes, with no shape and no branch that depends on a value; of the cache
-    `k` and `v` alone are read and written.
+    """What DecoderEngine.run computes, with no shape and no branch that depends on a value; of the cache its
+    memory alone is written, and read as far as `keys` rows.
     """
-    count, device = rows.ids.numel(), rows.ids.device
-    new_rows = rows.start + torch.arange(count, device=device)  # of the new rows in the cache
+    new_rows = rows.start + rows.places  # of the new rows in the cache
     rotary = decoder.rotary.at(rows.start + rows.depths)
     hidden = decoder.embed(rows.ids)[None]
-    columns = torch.arange(cache.capacity, device=device)
-    seen = (columns < rows.start).repeat(count, 1)  # [T, capacity]: the prefix, then the rows of the tree
+    columns = torch.arange(keys, device=rows.ids.device)
+    seen = (columns < rows.start).repeat(len(rows.ids), 1)  # [B, keys]: the prefix, then the rows of the tree
     seen.index_copy_(1, new_rows, rows.visible)
     mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, float("-inf"))
 
-    memory = _StaticCache(cache, new_rows)
+    memory = _StaticCache(cache, new_rows, keys)
     output = decoder.through(hidden, rotary, mask, memory, layers)
     return DecoderPass(lm_head(output.hidden[0]), tuple(feature[0] for feature in output.features))
 
 
-def captured(device: torch.device, compute: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output]:
-    """What `compute` does on a GPU as a graph, and what it gives, which every replay overwrites. Other
-    threads may use the GPU meanwhile.
-    """
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    beside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(beside):
-        for _ in range(_WARM_UPS):
-            compute()
-    torch.cuda.current_stream(device).wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = compute()
-    return graph, output
+def row_bucket(count: int) -> int | None:
+    """The rows of the graph that runs so many; None where they are more than any has."""
+    return next((rows for rows in ROW_BUCKETS if rows >= count), None)
 
 
-class _Captured:
-    """`static_pass` over one number of rows as a CUDA graph; its output stays at one place."""
+def key_bucket(visible: int, capacity: int) -> int:
+    """How many of a cache's rows are read where so many are valid."""
+    return min(-(-visible // KEY_STEP) * KEY_STEP, capacity)
 
-    def __init__(
-        self,
-        decoder: LlamaDecoder,
-        lm_head: nn.Module,
-        cache: KVCache,
-        rows: StaticRows,
-        layers: tuple[int, ...],
-    ) -> None:
-        self.rows = rows
-        self._graph, self._output = captured(
-            rows.ids.device, lambda: static_pass(decoder, lm_head, cache, rows, layers)
-        )
 
-    def replay(self) -> DecoderPass:
-        """The pass over what `rows` holds now."""
-        self._graph.replay()
-        return self._output
+@dataclass(frozen=True, eq=False)
+class _CapturedRun:
+    """A captured pass that gives the features of these layers."""
+
+    layers: tuple[int, ...]
+    captured: Captured[DecoderPass]
+
+    def replay(self, count: int, layers: tuple[int, ...]) -> DecoderPass:
+        """Its first `count` rows; `layers` are some of its own."""
+        logits, features = self.captured.replay()
+        return DecoderPass(logits[:count], tuple(features[self.layers.index(one)][:count] for one in layers))
 
 
 class GraphedDecoder:
-    """A decoder on a GPU; a number of rows is captured when it is first met.
+    """A decoder on a GPU; its passes over up to 64 rows are captured.
 
-    The tensors that a pass gives are overwritten by the next pass over as many rows. Raises EngineError for a
-    decoder that is not on a GPU.
+    The tensors that a pass gives are overwritten by the next passes. pool: captures the graphs, by default
+    into the memory of those that run one after another with the target's; EngineError for a decoder that is
+    not on a GPU where none is given.
     """
 
     backend = "cuda_graphs"
 
-    def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
+    def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module, pool: Capturing | None = None) -> None:
         self._device = decoder.embed_tokens.weight.device
-        if self._device.type != "cuda":
-            raise EngineError("CUDA graphs need a GPU; set device to cuda, or backend to auto.")
+        self._pool = pool or graph_pool(self._device)
         self._decoder = decoder
         self._lm_head = lm_head
         self._modules = TorchDecoder(decoder, lm_head)
+        self._rows = {count: StaticRows.empty(count, self._device) for count in ROW_BUCKETS}
         self._cache: KVCache | None = None  # what the graphs were captured on
-        self._graphs: dict[tuple[int, tuple[int, ...]], _Captured] = {}
+        self._layers: tuple[int, ...] = ()  # all that were ever asked for
+        self._graphs: dict[tuple[int, int], _CapturedRun] = {}  # by rows and keys
 
     def read(self, embeddings: Tensor, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine; the modules do it, as a prompt keeps a GPU busy by itself."""
         return self._modules.read(embeddings, cache, layers)
 
+    def prepare(self, cache: KVCache, layers: tuple[int, ...]) -> None:
+        """See DecoderEngine; a graph for each number of rows and of keys that may follow is captured."""
+        prefix = cache.length
+        if prefix == cache.capacity:
+            return
+        keys = sorted({key_bucket(rows, cache.capacity) for rows in range(prefix + 1, cache.capacity + 1)})
+        every = [(rows, count) for rows in ROW_BUCKETS for count in keys]
+        self._follow(cache, layers)
+        missing = [shape for shape in every if not self._has(shape, layers)]
+        for done, shape in enumerate(missing, start=1):
+            cache.begin(1)  # a row that the warm-ups may write
+            self._rows[shape[0]].fill(Rows(torch.zeros(1, dtype=torch.int64)), prefix)
+            self._capture(shape, cache)
+            cache.truncate(prefix)
+            logger.info("CUDA graph %d of %d: rows %d, keys %d", done, len(missing), *shape)
+
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
         count, prefix = rows.ids.numel(), cache.length
-        if rows.visible is not None and rows.visible.shape[1] > count:  # several texts; a graph knows one
+        bucket = row_bucket(count)
+        several = rows.visible is not None and rows.visible.shape[1] > count  # texts; a graph knows one
+        if bucket is None or several:
             return self._modules.run(rows, cache, layers)
         cache.begin(count)
-        if cache is not self._cache:
-            self._cache, self._graphs = cache, {}
-        graph = self._graphs.get((count, layers))
-        static = StaticRows.empty(count, self._device) if graph is None else graph.rows
-        static.fill(rows, prefix)  # before a capture, too, whose warm-ups write into the cache
-        if graph is None:
-            graph = _Captured(self._decoder, self._lm_head, cache, static, layers)
-            self._graphs[count, layers] = graph
-        return graph.replay()
+        self._follow(cache, layers)
+        shape = bucket, key_bucket(cache.length, cache.capacity)
+        self._rows[bucket].fill(rows, prefix)  # before a capture, too, whose warm-ups write into the cache
+        if not self._has(shape, layers):
+            self._capture(shape, cache)
+        return self._graphs[shape].replay(count, layers)
 
     def describe(self) -> str:
         """Torch and the GPU."""
         return f"torch {torch.__version__} with CUDA graphs on {torch.cuda.get_device_name(self._device)}"
+
+    def _follow(self, cache: KVCache, layers: tuple[int, ...]) -> None:
+        """Graphs of another cache are let go; what is captured from now on gives these layers as well."""
+        if cache is not self._cache:
+            self._cache, self._graphs = cache, {}
+        self._layers = tuple(sorted({*self._layers, *layers}))
+
+    def _has(self, shape: tuple[int, int], layers: tuple[int, ...]) -> bool:
+        graph = self._graphs.get(shape)
+        return graph is not None and {*layers} <= {*graph.layers}
+
+    def _capture(self, shape: tuple[int, int], cache: KVCache) -> None:
+        (count, keys), layers = shape, self._layers
+        decoder, lm_head, rows = self._decoder, self._lm_head, self._rows[count]
+        captured = self._pool.capture(lambda: static_pass(decoder, lm_head, cache, rows, keys, layers))
+        self._graphs[shape] = _CapturedRun(layers, captured)

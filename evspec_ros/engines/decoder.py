@@ -54,6 +54,9 @@ class DecoderEngine(Protocol):
         Raises GenerationError where the cache is full.
         """
 
+    def prepare(self, cache: KVCache, layers: tuple[int, ...]) -> None:
+        """Get ready for passes behind what the cache holds, so that none of them waits for anything."""
+
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """One pass over `rows`, which are appended to the cache. Raises as `read`."""
 
@@ -75,6 +78,9 @@ class TorchDecoder:
         output = self._decoder(embeddings[None], cache, layers=layers)
         features = tuple(feature[0] for feature in output.features)
         return DecoderPass(self._lm_head(output.hidden[0, -1:]), features)
+
+    def prepare(self, cache: KVCache, layers: tuple[int, ...]) -> None:
+        """There is nothing to prepare."""
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""

@@ -20,6 +20,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from evspec_ros.engines.networks import EXPORT_DTYPES, Network
 from evspec_ros.engines.onnx_runtime import OnnxEngine
@@ -27,7 +28,8 @@ from evspec_ros.errors import EngineError
 
 OPSET = 20  # TensorRT 10.3's parser and ONNX Runtime 1.22 know it
 _LARGEST_FILE = 2_000_000_000  # bytes; protobuf holds 2 GiB, more goes into a file beside
-_TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest magnitude of an output
+# Of the largest magnitude of an output; of int8 only so much that another model is found out.
+_TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 5e-1}
 _TYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 _OF_SCALARS: Mapping[str, int] = dict(
     zip(("Float", "Half", "BFloat16"), _TYPES, strict=True)
@@ -98,27 +100,32 @@ def graph(network: Network) -> onnx.ModelProto:
 
 
 @torch.inference_mode()
-def check(path: Path, network: Network) -> Exported:
+def check(path: Path, network: Network, inputs: Mapping[str, Tensor] | None = None) -> Exported:
     """Compare a file with the network that it was made of: by onnx's checker, by names, shapes and types, and
     by numbers (ONNX Runtime's; a bfloat16 graph is computed in float32, as the CPU has no such kernels).
+    inputs: of an int8 graph such as it was calibrated for; by default the network's examples.
 
     Raises EngineError for a file that is missing or broken and for one of another model.
     """
     model = read_graph(path)
     precision = next((kind for kind in map(_precision, model.graph.input) if kind), "float32")
     same = in_precision(network, precision)
+    inputs = inputs or same.inputs
     size = path.stat().st_size + sum(file.stat().st_size for file in path.parent.glob(f"{path.name}.data"))
     runnable: onnx.ModelProto | Path = path
     if precision == "bfloat16":
         runnable, same = _in_float32(model), in_precision(network, "float32")
-    expected = same.run(same.inputs)
+        inputs = same.inputs
+    expected = same.run(inputs)
     found = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in expected.items()}
-    OnnxEngine(runnable, torch.get_num_threads()).bind(same.inputs, found).run()
+    OnnxEngine(runnable, torch.get_num_threads()).bind(inputs, found).run()
     difference = max(
         float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-6))
         for name, tensor in expected.items()
         if tensor.is_floating_point()
     )
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        precision = "int8"
     if not difference <= _TOLERANCES[precision]:
         raise EngineError(
             f"{path} does not compute what the model at hand does (they differ by {difference:.2g} of the "

@@ -51,6 +51,9 @@ class OnnxDecoder:
         one.bound.run(prefix)
         return DecoderPass(one.output.logits[-1:], one.output.features)
 
+    def prepare(self, cache: KVCache, layers: tuple[int, ...]) -> None:
+        """There is nothing to prepare."""
+
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
         count, prefix = rows.ids.numel(), cache.length

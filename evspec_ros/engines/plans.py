@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from evspec_ros.engines.int8 import Sample, quantise
 from evspec_ros.engines.networks import EXPORT_DTYPES, Network
 from evspec_ros.engines.tensorrt_library import (
     RTX,
@@ -31,6 +32,7 @@ from evspec_ros.engines.tensorrt_library import (
     require_running,
     shown,
 )
+from evspec_ros.errors import EngineError
 
 if TYPE_CHECKING:
     from evspec_ros.engines.tensorrt import Plan, Recipe, TensorRtEngine
@@ -39,20 +41,26 @@ logger = logging.getLogger(__name__)
 
 _ROOMS = ("engines", "networks")  # whose code decides what a graph is
 _ENTRIES = {
-    *("network", "digest", "precision", "profiles", "refittable", "workspace", "library", "gpu"),
+    *("network", "digest", "precision", "int8", "profiles", "refittable", "workspace", "library", "gpu"),
     *("capabilities", "sha256", "size"),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """A plan that is wanted: see `tensorrt.Recipe`."""
+    """A plan that is wanted: see `tensorrt.Recipe`. A refittable one may hold other weights than the
+    network's: whoever takes it from the cache exchanges them (`refit`).
+
+    int8: whether its products are computed so; calibration: what scales them, needed to compile it alone.
+    """
 
     network: Network
     precision: str = "float16"
     capabilities: tuple[Capability, ...] = ()
     refittable: bool = False
     workspace: int | None = None
+    int8: bool = False
+    calibration: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,7 @@ class CachedPlan:
     path: Path
     network: str
     precision: str
+    int8: bool
     library: str
     gpu: str
     capabilities: tuple[str, ...]
@@ -120,7 +129,7 @@ class PlanCache:
         for page in sorted(self.directory.glob("*.json")) if self.directory.is_dir() else ():
             about, plan = _read(page), page.with_suffix(".plan")
             if about is not None and plan.is_file():
-                names = ("network", "precision", "library", "gpu", "refittable", "size", "digest")
+                names = ("network", "precision", "int8", "library", "gpu", "refittable", "size", "digest")
                 known = {name: about[name] for name in names}
                 whole = plan.stat().st_size == about["size"]
                 found.append(
@@ -132,7 +141,7 @@ class PlanCache:
         """The plan, from the cache or compiled now; report: told which share of the work is done.
 
         A cache that cannot be written is done without, with a warning. Raises EngineError where TensorRT is
-        missing and where it cannot compile the network.
+        missing, where it cannot compile the network, and for int8 that was neither compiled nor calibrated.
         """
         from evspec_ros.engines.tensorrt import WORKSPACE, Recipe, library, required_capabilities
 
@@ -142,8 +151,9 @@ class PlanCache:
         recipe = replace(recipe, capabilities=capabilities)
         about: dict[str, Any] = {
             "network": order.network.name,
-            "digest": digest(order.network, order.precision),
+            "digest": digest(order.network, order.precision, weights=not order.refittable),
             "precision": order.precision,
+            "int8": order.int8,
             "profiles": json.loads(json.dumps(order.network.profiles)),
             "refittable": order.refittable,
             "workspace": workspace,
@@ -153,6 +163,12 @@ class PlanCache:
         place = self.directory / f"{order.network.name}-{_hash(about, capabilities)[:16]}.plan"
         if (found := self._find(about, capabilities)) is not None:
             return found
+        if order.int8 and not order.calibration:
+            raise EngineError(
+                f"There is no int8 plan of {order.network.name} for these weights and this GPU in "
+                f"{self.directory}: compile it (evspec export --backend tensorrt --precision "
+                f"{order.precision} --int8 RECORDING), or choose drafter_backend tensorrt."
+            )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = place.with_suffix(".lock").open("w")
@@ -201,24 +217,50 @@ class PlanCache:
 
 
 def tensorrt_engine(
-    network: Network, cache: PlanCache | None = None, report: Callable[[float], None] = lambda _: None
+    network: Network,
+    cache: PlanCache | None = None,
+    report: Callable[[float], None] = lambda _: None,
+    *,
+    refittable: bool = False,
+    int8: bool = False,
 ) -> TensorRtEngine:
     """A network on the GPU at hand, in the precision of its weights; compiled now where no plan is kept.
 
-    Raises EngineError where TensorRT is missing or cannot run it here.
+    refittable: whether its weights will change (`refit`); int8: as in Order. Raises EngineError where
+    TensorRT is missing or cannot run it here.
     """
     require_running(network.name)
     from evspec_ros.engines.tensorrt import TensorRtEngine
 
+    order = Order(network, precision_of(network), refittable=refittable, int8=int8)
+    found = (cache or PlanCache()).get(order, report)
+    engine = TensorRtEngine(found.plan, network.name)
+    if refittable and found.build_s is None:
+        refit(engine, network)
+    return engine
+
+
+def refit(engine: TensorRtEngine, network: Network) -> None:
+    """Put a network's weights into an engine that was compiled of the same network with others; whatever was
+    bound before has to be bound anew. Raises EngineError where the engine does not take them.
+    """
+    from evspec_ros.engines.export import export  # which imports onnx
+
+    with TemporaryDirectory() as folder:
+        graph = Path(folder) / f"{network.name}.onnx"
+        export(network, graph, precision_of(network))
+        engine.refit(graph)
+
+
+def precision_of(network: Network) -> str:
+    """That of its weights, by its name."""
     dtype = next(network.module.parameters()).dtype
-    precision = next(name for name, known in EXPORT_DTYPES.items() if known == dtype)
-    found = (cache or PlanCache()).get(Order(network, precision), report)
-    return TensorRtEngine(found.plan, network.name)
+    return next(name for name, known in EXPORT_DTYPES.items() if known == dtype)
 
 
-def digest(network: Network, precision: str) -> str:
-    """Of what a graph is made of: the code that writes it, the shapes it is written for, and the weights in
-    the precision that it is written in.
+def digest(network: Network, precision: str, *, weights: bool = True) -> str:
+    """Of what a graph is made of: the code that writes it, the shapes it is written for, and, unless they
+    will be exchanged, the weights in the precision that it is written in.
     """
     found = hashlib.sha256(_code())
     shapes = {
@@ -227,8 +269,9 @@ def digest(network: Network, precision: str) -> str:
     found.update(json.dumps([network.name, network.outputs, shapes, _keys(network.dynamic)]).encode())
     for name, tensor in (*network.module.named_parameters(), *network.module.named_buffers()):
         found.update(f"{name} {tuple(tensor.shape)}".encode())
-        typed = tensor.to(EXPORT_DTYPES[precision]) if tensor.is_floating_point() else tensor
-        found.update(typed.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if weights:
+            typed = tensor.to(EXPORT_DTYPES[precision]) if tensor.is_floating_point() else tensor
+            found.update(typed.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -260,6 +303,8 @@ def _compiled(
     with TemporaryDirectory(dir=directory, prefix=".graph") as folder:
         graph = Path(folder) / f"{order.network.name}.onnx"
         export(order.network, graph, order.precision)
+        if order.int8:
+            quantise(graph, order.calibration)
         before, start = _begin_peak(), time.perf_counter()
         plan = build(replace(recipe, graph=graph), report)
         seconds = time.perf_counter() - start

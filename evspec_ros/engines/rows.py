@@ -119,6 +119,9 @@ class RowsDecoder:
         found = self._of(layers).run({"embeddings": embeddings[None]}, cache)
         return DecoderPass(found["logits"][-1:], tuple(found[f"feature.{layer}"] for layer in layers))
 
+    def prepare(self, cache: KVCache, layers: tuple[int, ...]) -> None:
+        """There is nothing to prepare."""
+
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
         ids = rows.ids.to(self._decoder.embed_tokens.weight.device)

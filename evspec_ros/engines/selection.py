@@ -40,10 +40,10 @@ def choose_engine(
     """
     if backend not in BACKENDS:
         raise EngineError(f"There is no backend {backend!r}; choose one of {', '.join(BACKENDS)}.")
-    if backend == "cuda_graphs":
-        if kv_dtype not in (None, decoder.embed_tokens.weight.dtype):
-            raise EngineError("CUDA graphs keep the cache as they compute; set kv_dtype to auto.")
-        return ChosenEngine(GraphedDecoder(decoder, lm_head), "asked for")
+    on_gpu = decoder.embed_tokens.weight.is_cuda
+    if backend == "cuda_graphs" or (backend == "auto" and on_gpu):
+        asked = "asked for" if backend == "cuda_graphs" else "launched whole, the fastest on a GPU"
+        return ChosenEngine(GraphedDecoder(decoder, lm_head), asked)
     if backend == "torch":
         return ChosenEngine(TorchDecoder(decoder, lm_head), "asked for")
     obstacle = next(_onnx_obstacles(decoder, lm_head, kv_dtype), None)

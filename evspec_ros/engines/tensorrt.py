@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from evspec_ros.engines.cuda_graphs import captured
+from evspec_ros.engines.capture import Captured, graph_pool
 from evspec_ros.engines.networks import Profile, Shape
 from evspec_ros.engines.protocol import Binding, require_bindings
 from evspec_ros.engines.tensorrt_library import RTX, Capability, gpu, require_library, require_running, shown
@@ -389,7 +389,7 @@ class BoundPlan:
     tensors: Mapping[str, Tensor]  # kept here: the library knows their addresses alone
     stream: torch.cuda.Stream
     name: str
-    _graph: torch.cuda.CUDAGraph | None = field(default=None, init=False)
+    _captured: Captured[None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
@@ -401,9 +401,9 @@ class BoundPlan:
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            if self._graph is None:
-                self._graph, _ = captured(self.stream.device, self._enqueue)
-            self._graph.replay()
+            if self._captured is None:
+                self._captured = graph_pool(self.stream.device).capture(self._enqueue)
+            self._captured.replay()
         current.wait_stream(self.stream)
 
     def _enqueue(self) -> None:

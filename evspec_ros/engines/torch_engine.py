@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from evspec_ros.engines.cuda_graphs import captured
+from evspec_ros.engines.capture import Captured, Capturing, graph_pool
 from evspec_ros.engines.networks import Network
 from evspec_ros.engines.protocol import Binding, require_bindings
 
@@ -16,14 +16,16 @@ from evspec_ros.engines.protocol import Binding, require_bindings
 class TorchEngine:
     """A network's own module. The other engines have to agree with it."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, events: bool = False) -> None:
+        """events: it is the event model's and may run beside the target."""
         self._network = network
         self._device = next(network.module.parameters()).device
+        self._pool = graph_pool(self._device, events=events) if self._device.type == "cuda" else None
 
     def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> BoundModule:
         """See Engine."""
         require_bindings(f"The network {self._network.name}", *self._bindings, inputs, outputs)
-        return BoundModule(self._network, inputs, outputs)
+        return BoundModule(self._network, inputs, outputs, self._pool)
 
     def describe(self) -> str:
         """Torch and the device."""
@@ -47,22 +49,30 @@ class TorchEngine:
 
 
 class BoundModule:
-    """A module tied to tensors; on a GPU its work is captured at the first run, for all that follow."""
+    """A module tied to tensors; where there is a pool its work is captured at the first run, for all that
+    follow.
+    """
 
-    def __init__(self, network: Network, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        inputs: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        pool: Capturing | None = None,
+    ) -> None:
         self._network, self._inputs, self._outputs = network, dict(inputs), dict(outputs)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._pool = pool
+        self._captured: Captured[None] | None = None
 
     @torch.inference_mode()
     def run(self) -> None:
         """Fill the outputs."""
-        device = next(iter(self._inputs.values())).device
-        if device.type != "cuda":
+        if self._pool is None:
             self._compute()
             return
-        if self._graph is None:
-            self._graph, _ = captured(device, self._compute)
-        self._graph.replay()
+        if self._captured is None:
+            self._captured = self._pool.capture(self._compute)
+        self._captured.replay()
 
     def _compute(self) -> None:
         found = self._network.run(self._inputs)

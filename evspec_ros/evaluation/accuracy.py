@@ -1,4 +1,4 @@
-"""How much of a scene the two models get right: `evspec eval` on simulated held-out scenes."""
+"""How much of a scene the two models get right: `evspec eval --simulated N`."""
 
 from __future__ import annotations
 

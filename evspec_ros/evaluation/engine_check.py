@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evspec_ros.engines.networks import Network
-from evspec_ros.engines.plans import PlanCache, tensorrt_engine
+from evspec_ros.engines.plans import Order, PlanCache, tensorrt_engine
 from evspec_ros.engines.protocol import Engine
 from evspec_ros.engines.tensorrt_library import gpu, require_library, require_running, shown
 
@@ -39,14 +39,15 @@ class CheckRow:
         return asdict(self)
 
 
-def check_plans(networks: Iterable[Network], cache: PlanCache) -> list[CheckRow]:
-    """Run every network's plan on the first GPU; raises EngineError where TensorRT does not run here."""
+def check_plans(orders: Iterable[Order], cache: PlanCache) -> list[CheckRow]:
+    """Run every plan on the first GPU; raises EngineError where TensorRT does not run here."""
     rows = []
-    for network in networks:
+    for order in orders:
+        network = order.network
         require_running(network.name)
         inputs = {name: tensor.cuda() for name, tensor in network.inputs.items()}
         on_gpu = replace(network, module=network.module.cuda(), inputs=inputs)
-        rows.append(compare(on_gpu, tensorrt_engine(on_gpu, cache)))
+        rows.append(compare(on_gpu, tensorrt_engine(on_gpu, cache, int8=order.int8)))
     return rows
 
 

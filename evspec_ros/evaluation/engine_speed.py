@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ from torch import Tensor
 from evspec_ros.engines.export import graph
 from evspec_ros.engines.networks import Network
 from evspec_ros.engines.onnx_runtime import OnnxEngine, runtime_obstacle
+from evspec_ros.engines.plans import PlanCache, tensorrt_engine
 from evspec_ros.engines.protocol import Engine
+from evspec_ros.engines.tensorrt_library import obstacle as tensorrt_obstacle
 from evspec_ros.engines.torch_engine import TorchEngine
 
 _WARM_UPS = 5
@@ -28,7 +32,8 @@ class EngineSpeed:
     """One network in one shape on one backend.
 
     ms, torch_ms: the median of a run, and of the modules themselves, eager, measured in turn with it; ratio:
-    the second over the first. build_s: exporting and loading; plan_mb: what was loaded, None for torch.
+    the second over the first. build_s: exporting, compiling and loading; plan_mb: of graph or plan, None for
+    torch.
     """
 
     network: str
@@ -116,12 +121,14 @@ def _bench(network: Network, sizes: Mapping[str, tuple[int, ...]], repetitions: 
 def _contenders(
     network: Network, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
 ) -> Iterable[_Contender]:
-    """Those that run here: on the CPU ONNX Runtime; on a GPU captured graphs and, where there is one, ONNX
-    Runtime for it.
+    """Those that run here: on the CPU ONNX Runtime; on a GPU captured graphs and, where there are such for
+    it, TensorRT and ONNX Runtime.
     """
     weight = next(network.module.parameters())
     if weight.is_cuda:
         yield _contender("cuda_graphs", inputs, outputs, lambda: (TorchEngine(network), None))
+        if tensorrt_obstacle() is None:
+            yield _contender("tensorrt", inputs, outputs, lambda: _compiled(network))
     provider = "cuda" if weight.is_cuda else "cpu"
     if runtime_obstacle(provider) is None:
 
@@ -131,6 +138,14 @@ def _contenders(
             return engine, model.ByteSize() / 1e6
 
         yield _contender("onnxruntime", inputs, outputs, load)
+
+
+def _compiled(network: Network) -> tuple[Engine, float]:
+    """A plan that is compiled now, whatever lies in the cache, and its size, MB."""
+    with TemporaryDirectory() as folder:
+        cache = PlanCache(Path(folder))
+        engine = tensorrt_engine(network, cache)
+        return engine, sum(entry.size for entry in cache.entries()) / 1e6
 
 
 def _contender(

@@ -65,15 +65,20 @@ class Report:
 
 def write_report(path: Path, report: Report) -> None:
     """Write the report as one HTML file, making its folder; EvspecError where it cannot be written."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"photo": _photo, "drawing": _drawing}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = template.render(report=report, plot=latency_plot(report.timings))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(html, encoding="utf-8")
     except OSError as error:
         raise EvspecError(f"The report cannot be written to {path} ({error.strerror}).") from error
+
+
+def environment(*, autoescape: bool = True) -> jinja2.Environment:
+    """What fills a report's template: pictures become a part of the page."""
+    made = jinja2.Environment(autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    made.filters |= {"photo": _photo, "drawing": _drawing}
+    return made
 
 
 def latency_plot(timings: Sequence[Timing]) -> str:
@@ -89,11 +94,17 @@ def latency_plot(timings: Sequence[Timing]) -> str:
         axes.bar(instants, heights, width, bottom, label=stage.replace("_", " "))
         bottom += heights
     ages = [np.nan if timing.age_ms is None else timing.age_ms for timing in timings]
-    axes.plot(instants, ages, "k.-", linewidth=0.8, label="age when published")
+    if np.isfinite(ages).any():
+        axes.plot(instants, ages, "k.-", linewidth=0.8, label="age when published")
     axes.set_xlabel("end of the event window, seconds since the run began")
     axes.set_ylabel("milliseconds")
     axes.margins(x=0.02)
     figure.legend(loc="outside right upper", frameon=False)
+    return svg_of(figure)
+
+
+def svg_of(figure: Figure) -> str:
+    """A drawing as an element of a page."""
     svg = io.StringIO()
     figure.savefig(svg, format="svg")
     text = svg.getvalue()

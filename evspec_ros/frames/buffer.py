@@ -1,4 +1,9 @@
-"""The last few seconds of frames, and the eight of them that the target looks at."""
+"""The last few seconds of frames, and the eight of them that the target looks at.
+
+Which eight is one rule for the node, for windows of recordings and for training: they are looked for at
+instants that lie on a grid of the stream's own time and so do not move with every window. A frame that one
+window took for an instant is the one that the next window takes for it, and need not be encoded again.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,9 @@ import threading
 
 from evspec_ros.errors import FrameError
 from evspec_ros.frames.types import Frame
+from evspec_ros.sizes import FRAMES
+
+_STEPS = FRAMES - 1  # of the grid, between the oldest frame of a sample and the newest
 
 
 class FrameBuffer:
@@ -58,20 +66,36 @@ class FrameBuffer:
             frames.append(frame)
             del frames[: bisect.bisect_left(frames, frame.stamp_ns - self._span_ns, key=_stamp)]
 
-    def sample(self, stop_ns: int, seconds: float, count: int = 8) -> tuple[Frame, ...]:
-        """`count` frames of the last `seconds` before stop_ns, oldest first, as the target expects them.
+    def sample(self, stop_ns: int, seconds: float) -> tuple[Frame, ...]:
+        """FRAMES frames of the last `seconds`, oldest first, as the target expects them; () if none was seen
+        by stop_ns.
 
-        For each of `count` instants, evenly spaced from stop_ns - seconds to stop_ns (both included; for one
-        frame stop_ns alone), the frame nearest to it among those that are not later than stop_ns. Where fewer
-        frames were seen the nearest one stands in, more than once if need be; () if none was seen by stop_ns.
+        For each of `grid_instants` the frame nearest to it among those that are not later than stop_ns. Where
+        fewer frames were seen the nearest one stands in, more than once if need be.
         """
         with self._lock:
             frames = self._frames[: bisect.bisect_right(self._frames, stop_ns, key=_stamp)]
         if not frames:
             return ()
-        span_ns = round(seconds * 1e9)
-        steps = max(count - 1, 1)
-        return tuple(_nearest(frames, stop_ns - span_ns * (count - 1 - k) // steps) for k in range(count))
+        instants = grid_instants(frames[-1].stamp_ns, stop_ns, round(seconds * 1e9))
+        return tuple(_nearest(frames, instant) for instant in instants)
+
+
+def grid_instants(newest_ns: int, stop_ns: int, span_ns: int) -> list[int]:
+    """Where a window that ends at stop_ns looks for its FRAMES frames: at the last multiples of span_ns /
+    (FRAMES - 1) that are not later than the newest frame. Which frame is nearest to such an instant is known,
+    and stays so. Once no frame has come for a whole step of the grid the instants go on without: a camera
+    that stopped shows its last picture in the end, not its last second.
+    """
+    last = max(newest_ns, stop_ns - span_ns // _STEPS) * _STEPS // span_ns
+    return [(last - back) * span_ns // _STEPS for back in reversed(range(FRAMES))]
+
+
+def kept_seconds(seconds: float) -> float:
+    """How long frames have to be kept for a sample of `seconds`: its oldest instant is up to a step older
+    than that, and the frame nearest to it up to a step older again.
+    """
+    return seconds * (1 + 2 / _STEPS)
 
 
 def _stamp(frame: Frame) -> int:

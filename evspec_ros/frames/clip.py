@@ -84,15 +84,9 @@ class ClipPreprocessor:
 
     def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The centre of an RGB image [height, width, 3] as uint8 [size, size, 3], before normalisation."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise FrameError(
-                f"An image of shape {image.shape} and type {image.dtype} cannot be preprocessed: "
-                "it must be uint8 RGB [height, width, 3]."
-            )
+        require_rgb(image)
         height, width = image.shape[:2]
-        shortest = min(height, width)
-        columns = _filter(width, self.size * width // shortest, self.size)
-        rows = _filter(height, self.size * height // shortest, self.size)
+        columns, rows = self.filters(height, width)
 
         # Width first, then height. Both passes run along the first axis, whose inner loop is contiguous.
         needed = np.ascontiguousarray(image[rows.first : rows.last])
@@ -106,9 +100,26 @@ class ClipPreprocessor:
         _resample(upright, rows.starts, rows.weights, rows.first, resized)
         return resized.reshape(self.size, self.size, 3)
 
+    def filters(self, height: int, width: int) -> tuple[ResizeFilter, ResizeFilter]:
+        """Those that resize and crop an image: along its width, then along its height."""
+        shortest = min(height, width)
+        return (
+            _filter(width, self.size * width // shortest, self.size),
+            _filter(height, self.size * height // shortest, self.size),
+        )
+
+
+def require_rgb(image: NDArray[Any]) -> None:
+    """Raise FrameError for what is no uint8 RGB image [height, width, 3]."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise FrameError(
+            f"An image of shape {image.shape} and type {image.dtype} cannot be preprocessed: "
+            "it must be uint8 RGB [height, width, 3]."
+        )
+
 
 @dataclass(frozen=True, eq=False)
-class _Filter:
+class ResizeFilter:
     """Which inputs make each output pixel along one axis."""
 
     starts: NDArray[np.int64]  # [out], the first input of each output
@@ -116,9 +127,16 @@ class _Filter:
     first: int  # the inputs that the outputs need: first <= i < last
     last: int
 
+    def dense(self, inputs: int) -> NDArray[np.float32]:
+        """The weight of each of `inputs` in each output, [out, inputs]."""
+        matrix = np.zeros((len(self.starts), inputs + self.weights.shape[1]), np.float32)
+        columns = self.starts[:, None] + np.arange(self.weights.shape[1])
+        np.put_along_axis(matrix, columns, (self.weights / (1 << _PRECISION_BITS)).astype(np.float32), 1)
+        return matrix[:, :inputs].copy()  # those beyond the last weigh nothing
+
 
 @lru_cache(maxsize=64)
-def _filter(inputs: int, outputs: int, crop: int) -> _Filter:
+def _filter(inputs: int, outputs: int, crop: int) -> ResizeFilter:
     """Pillow's bicubic filter from `inputs` to `outputs` pixels, for the `crop` outputs in the middle."""
     scale = inputs / outputs
     widening = max(scale, 1.0)  # antialiasing: when shrinking, the kernel covers as much as a new pixel does
@@ -128,12 +146,13 @@ def _filter(inputs: int, outputs: int, crop: int) -> _Filter:
     stops = np.minimum((centres + support + 0.5).astype(np.int64), inputs)
 
     taps = int((stops - starts).max())
+    taps += taps % 2  # `_resample` takes two at a time
     index = starts[:, None] + np.arange(taps)  # [crop, taps]
     weights = _keys_kernel((index - centres[:, None] + 0.5) * (1.0 / widening))
     weights[index >= stops[:, None]] = 0.0
     weights *= 1.0 / np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds one after the other, as Pillow does
     fixed = np.trunc(weights * (1 << _PRECISION_BITS) + np.copysign(0.5, weights)).astype(np.int32)
-    return _Filter(starts, fixed, int(starts.min()), int(stops.max()))
+    return ResizeFilter(starts, fixed, int(starts.min()), int(stops.max()))
 
 
 def _keys_kernel(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -153,14 +172,15 @@ def _resample(
 ) -> None:
     """out[i] = sum over k of weights[i, k] * lines[starts[i] - offset + k], rounded and clipped to uint8."""
     sums = np.empty(out.shape[1], np.int32)
+    last = len(lines) - 1  # lines beyond it weigh nothing
     for i in range(out.shape[0]):
         sums[:] = 1 << (_PRECISION_BITS - 1)
         start = starts[i] - offset
-        for k in range(min(weights.shape[1], len(lines) - start)):  # lines beyond the last weigh nothing
-            weight = weights[i, k]
-            line = lines[start + k]
+        for k in range(0, weights.shape[1], 2):  # two at a time: half the traffic between sums and memory
+            one, other = weights[i, k], weights[i, k + 1]
+            line, below = lines[min(start + k, last)], lines[min(start + k + 1, last)]
             for j in range(len(sums)):
-                sums[j] += weight * np.int32(line[j])
+                sums[j] += one * np.int32(line[j]) + other * np.int32(below[j])
         for j in range(len(sums)):
             out[i, j] = min(max(sums[j] >> _PRECISION_BITS, 0), 255)
 

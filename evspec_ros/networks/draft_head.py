@@ -33,6 +33,7 @@ from evspec_ros.networks.llama import (
     initialise,
     rotate,
 )
+from evspec_ros.networks.products import joint
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,8 @@ class DraftHead(nn.Module):
         cos, sin = self.rotary.span(cache.length, cache.length + count)
         layer = cast("DecoderLayer", self.layers[0])
         attention, normed = layer.self_attn, layer.input_layernorm(rows)
-        shape = (batch, count, attention.num_kv_heads, attention.head_dim)
-        k = attention.k_proj(normed).view(shape).transpose(1, 2)  # [B, K, T, d]
-        v = attention.v_proj(normed).view(shape).transpose(1, 2)
+        heads = joint(normed, (attention.k_proj, attention.v_proj))
+        k, v = heads.view(batch, count, -1, attention.head_dim).transpose(1, 2).chunk(2, 1)  # [B, K, T, d]
         cache.begin(count)
         cache.write(0, rotate(k, cos, sin), v)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.config_entries import number, refuse_other, whole_numbers
+from evspec_ros.networks.products import joint, lay_together
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,11 @@ class KVCache:
         self.length = 0
         self._pass_start = 0  # the length before the last pass
         self._written = 0  # rows from here on are zeros
+
+    @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [2, L, B, K, capacity, d], scales of int8 rows [2, L, B, K, capacity, 1]."""
+        return self._kv, self._scales
 
     def begin(self, rows: int) -> None:
         """Announce a pass of `rows` new rows; raises GenerationError where they do not fit."""
@@ -269,17 +275,22 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        lay_together(self.together)
+
+    @property
+    def together(self) -> tuple[nn.Linear, ...]:
+        """The projections whose weights lie one behind another."""
+        return self.q_proj, self.k_proj, self.v_proj
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None, index: int
     ) -> Tensor:
         """x [B, T, D] -> [B, T, D]; the other arguments are those of `DecoderLayer`."""
         batch, rows, _ = x.shape
-        q = self.q_proj(x).view(batch, rows, self.num_heads, self.head_dim).transpose(1, 2)  # [B, H, T, d]
-        k = self.k_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, d]
-        v = self.v_proj(x).view(batch, rows, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        cos, sin = cos.to(q.dtype), sin.to(q.dtype)  # no copies, except under autocast
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        heads = joint(x, self.together).view(batch, rows, -1, self.head_dim).transpose(1, 2)
+        turned, v = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], 1)
+        turned = rotate(turned, cos.to(x.dtype), sin.to(x.dtype))
+        q, k = torch.split(turned, [self.num_heads, self.num_kv_heads], 1)  # [B, H, T, d], [B, K, T, d]
         if cache is not None:
             k, v = cache.write(index, k, v)  # [B, K, S, d]
         if self.num_kv_heads != self.num_heads:
@@ -299,10 +310,17 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        lay_together(self.together)
+
+    @property
+    def together(self) -> tuple[nn.Linear, ...]:
+        """The projections whose weights lie one behind another."""
+        return self.gate_proj, self.up_proj
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = joint(x, self.together).chunk(2, -1)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
 
 
@@ -393,10 +411,11 @@ class LlamaDecoder(nn.Module):
     ) -> DecoderOutput:
         """All layers and the final norm; the arguments are those of `DecoderLayer`, `layers` as above."""
         entering = {}
+        cos, sin = (table.to(hidden.dtype) for table in rotary)  # once a pass; the tables are float32
         for index, layer in enumerate(self.layers):
             if index in layers:
                 entering[index] = hidden
-            hidden = layer(hidden, *rotary, mask, cache, index)
+            hidden = layer(hidden, cos, sin, mask, cache, index)
         entering[len(self.layers)] = hidden
         return DecoderOutput(self.norm(hidden), tuple(entering[index] for index in layers))
 

@@ -10,7 +10,9 @@ which is a layer's MLP over the P rows of the prompt,
 
 (the embeddings, the residual and its norm of width D; gate, up and their product of width I) and, where
 weights are whole numbers, the largest projection as the product reads it, in the compute dtype (an int4
-product on a GPU reads the packed weights themselves).
+product on a GPU reads the packed weights themselves). Captured graphs, on a GPU: what each of them gives
+(logits and three features of its rows, kept while it is), what the largest computes with in between, and a
+workspace of the matrix library for target and event model each; computed, never measured on a GPU.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ from evspec_ros.sizes import (
     EVENT_IMAGES,
     FRAMES,
     KEPT_FRAMES,
+    KEY_STEP,
     MAX_NEW_TOKENS,
     MEASURED_ROWS,
+    ROW_BUCKETS,
     TREE_SIZE,
     cache_rows,
 )
@@ -47,6 +51,7 @@ from evspec_ros.sizes import (
 GIB = 2**30
 TEXT_TOKENS = 64  # of a prompt around its video or its events
 LEARNING = 5  # copies of a head that learns: the best, the one that learns, its gradients and their means
+WORKSPACE = 32 * 2**20  # bytes that torch lets cuBLAS have on a large GPU
 ANSWER_ROWS = MAX_NEW_TOKENS + TREE_SIZE
 
 
@@ -153,6 +158,8 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
     text, vision = checkpoints.target.text, checkpoints.target.vision
     parts["kept frames"] = KEPT_FRAMES * vision.tokens * text.hidden_size * compute.itemsize
     parts["activations"] = _activation_bytes(checkpoints, dtype, device)
+    if device.type == "cuda":
+        parts["CUDA graphs"] = _graph_bytes(checkpoints, compute)
     step = parts["target: decoder layers"] + _bytes(target.lm_head, compute) + cache
     return MemoryMap(dtype, kv, parts, step)
 
@@ -212,3 +219,19 @@ def _activation_bytes(checkpoints: Checkpoints, dtype: str, device: torch.device
     if dtype == "int8" or (dtype == "int4" and (device.type == "cpu" or bits(dtype, text.hidden_size) == 8)):
         values += text.hidden_size * text.intermediate_size
     return values * compute_dtype(dtype, device).itemsize
+
+
+def _graph_bytes(checkpoints: Checkpoints, dtype: torch.dtype) -> int:
+    """Of the target, and of the event model where it writes."""
+    total = 0
+    models = [(checkpoints.target.text, checkpoints.prompt_rows, checkpoints.rows)]
+    if checkpoints.event_model is not None and checkpoints.event_rows:
+        prompt = checkpoints.text_tokens + checkpoints.event_tokens
+        models.append((checkpoints.event_model.text, prompt, checkpoints.event_rows))
+    for text, prompt, rows in models:
+        key_buckets = -(-rows // KEY_STEP) - prompt // KEY_STEP
+        given = text.vocab_size + 3 * text.hidden_size  # values a row
+        between = 3 * (text.hidden_size + text.intermediate_size) + rows
+        values = key_buckets * sum(ROW_BUCKETS) * given + max(ROW_BUCKETS) * between
+        total += values * dtype.itemsize + WORKSPACE
+    return total

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.products import lay_together
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -137,10 +138,15 @@ def load_weights(
         group = list(grouped)
         mapped = _mapped(file, [entry.key for entry in group])
         for entry in group:  # copied even where nothing changes, so that no model hangs on its files
-            value = mapped.pop(entry.key).to(device).to(dtype, copy=True)
+            names = places[entry.name]
+            owner = model.get_submodule(names[0].rpartition(".")[0])
+            value = mapped.pop(entry.key).to(device)
+            if packing is None and _laid_out(model, names[0], dtype, device):
+                value = model.get_parameter(names[0]).data.copy_(value)
+            else:
+                value = value.to(dtype, copy=True)
+                _put(model, names, value)
             _require_finite(entry, value)
-            _put(model, places[entry.name], value)
-            owner = model.get_submodule(places[entry.name][0].rpartition(".")[0])
             if packing is not None and entry.name.startswith(_PACKED) and isinstance(owner, nn.Linear):
                 packing.pack(owner)
     return model.eval()
@@ -160,6 +166,20 @@ def _read_together(entry: _StoredTensor) -> tuple[Path, str]:
     """
     layer = _LAYER.match(entry.name) if entry.file.suffix == ".bin" else None
     return entry.file, layer[1] if layer else entry.name
+
+
+def _laid_out(model: nn.Module, name: str, dtype: torch.dtype, device: Device) -> bool:
+    """Whether a parameter has its place beside others that are multiplied with it, which the first of them
+    makes for all.
+    """
+    owner, _, _ = name.rpartition(".")
+    parent, _, _ = owner.rpartition(".")
+    together: Sequence[nn.Linear] = getattr(model.get_submodule(parent), "together", ())
+    if not any(linear is model.get_submodule(owner) for linear in together):
+        return False
+    if together[0].weight.is_meta:
+        lay_together(together, dtype, device)
+    return True
 
 
 def _put(model: nn.Module, names: Sequence[str], value: Tensor) -> None:

@@ -129,6 +129,11 @@ class BagRecording(Recording):
         """What is not as it should be with the files, and after a pass over them with the stamps."""
         return tuple(self._remarks)
 
+    @property
+    def about_log_time(self) -> str:
+        """A sentence where the log time is a day or more away from the stamps."""
+        return self._middle.about_log_time() if self._middle else ""
+
     def pieces(self, *, events: bool = True, frames: bool = True) -> Iterator[Piece]:
         """One piece per message of the topics that are read."""
         types = (EVENT_TYPES if events else frozenset()) | (FRAME_TYPES if frames else frozenset())

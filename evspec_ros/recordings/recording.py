@@ -262,6 +262,11 @@ class Recording(ABC):
         """What is not as it should be, as far as it was read, a sentence each."""
         return ()
 
+    @property
+    def about_log_time(self) -> str:
+        """A sentence where a bag's log time and its stamps are of different days, "" elsewhere."""
+        return ""
+
     def events(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[Events]:
         """Consecutive pieces of the events with start_ns <= t < stop_ns, none of them empty.
 

@@ -16,7 +16,8 @@ from rosbags.interfaces import Connection
 from evspec_ros.recordings.recording import Piece, clipped
 from evspec_ros.recordings.rosbag2_types import PACKET_TYPES
 
-FAR_NS = 30 * 86_400_000_000_000  # no recording is that long
+DAY_NS = 86_400_000_000_000
+FAR_NS = 30 * DAY_NS  # no recording is that long
 YEAR_NS = 365.25 * 86_400e9
 SECOND_NS = 1_000_000_000
 
@@ -49,6 +50,14 @@ class Middle:
         near = [one for one in sample if abs(one[0] - middle) <= FAR_NS]
         ahead = median_high(stamp_ns - log_ns for stamp_ns, log_ns in near)
         return cls(middle, ahead, min(stamp_ns for stamp_ns, _ in near))
+
+    def about_log_time(self) -> str:
+        """A sentence where the log time is a day or more away from the stamps, "" elsewhere."""
+        days = abs(self.ahead_ns) / DAY_NS
+        if days < 1:
+            return ""
+        where = "before" if self.ahead_ns > 0 else "after"
+        return f"The log time lies {days:,.0f} days {where} the stamps; the stamps are what counts."
 
     def believes(self, stamp_ns: int) -> bool:
         """Whether a time is near enough to be one of this recording."""

@@ -5,16 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+from evspec_ros.choices import DESCRIBE, WAIT
 from evspec_ros.errors import RosError
-from evspec_ros.events.rendering import render_event_images
-from evspec_ros.events.types import Events
 from evspec_ros.events.window import WindowSize
-from evspec_ros.frames.types import Frame
-from evspec_ros.ros.ingest import EventStream, ImageStream, Window, newest_window
-from evspec_ros.sizes import FRAMES
-
-DESCRIBE, WAIT = "describe", "wait"
-NO_EVENTS, NO_FRAMES = "no events", "no frames"  # `degraded` of a window; both, joined by "and"
+from evspec_ros.ros.ingest import EventStream, ImageStream, newest_window
+from evspec_ros.windows import NO_EVENTS, NO_FRAMES, Window, window_of_events
 
 
 class NothingToDescribeError(RosError):
@@ -63,8 +58,7 @@ class Degrading:
                     f"No image arrives on {topics[1]}, so nothing is described (without_frames: wait)."
                 )
             if self.without_frames == DESCRIBE and (newest := events.newest()) is not None:
-                seen = newest.window(size)
-                return Window(newest.ros_ns, seen, _pictures(seen, newest.ros_ns), degraded=degraded)
+                return window_of_events(newest, size)
         window = newest_window(events, images, size, frames_seconds)
         if window is None:
             raise NothingToDescribeError(
@@ -81,8 +75,3 @@ def last_arrivals(images: ImageStream, events: EventStream) -> str:
         for name, at in inputs
     )
     return ", ".join(told)
-
-
-def _pictures(events: Events, stamp_ns: int) -> tuple[Frame, ...]:
-    """The events as EventGPT sees them, in as many pictures as the target takes frames."""
-    return tuple(Frame(stamp_ns, picture) for picture in render_event_images(events, FRAMES))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from evspec_ros.errors import EventDecodingError, FrameError
@@ -27,14 +27,13 @@ from evspec_ros.events.streams import (
 )
 from evspec_ros.events.types import Events
 from evspec_ros.events.window import WindowSize
-from evspec_ros.frames.buffer import FrameBuffer
+from evspec_ros.frames.buffer import FrameBuffer, kept_seconds
 from evspec_ros.frames.encodings import message_to_rgb
 from evspec_ros.frames.losses import FrameLosses
 from evspec_ros.frames.types import Frame
 from evspec_ros.ros.frame_follower import FrameFollower
+from evspec_ros.windows import Newest, Window, cut_window, end_of_window_ns
 
-STILL_NS = 500_000_000  # a scene without events for this long stands still
-LAST = 2**62  # nanoseconds; later than any stamp
 _EMPTY_ARRAY = struct.pack("<4siII4xIII", b"\0\1\0\0", 0, 0, 1, 1, 1, 0)  # no name, 1 x 1 pixels, no events
 
 
@@ -119,24 +118,13 @@ EVENT_STREAMS: dict[str, type[PacketStream | ArrayStream]] = {
 }  # by the type of their messages
 
 
-@dataclass(frozen=True, eq=False)
-class Newest:
-    """The newest event of a stream: its time by ROS's clock and by the sensor's, and where it lies."""
-
-    ros_ns: int
-    sensor_ns: int
-    buffer: EventBuffer
-
-    def window(self, size: WindowSize) -> Events:
-        """A copy of the events of one window that ends at this one."""
-        return self.buffer.window(self.sensor_ns, size.duration_ns, size.most)
-
-
 class ImageStream:
-    """Turns image messages into RGB frames in a bounded buffer. Which belong to it, says `FrameFollower`."""
+    """Turns image messages into RGB frames in a bounded buffer, from which samples of `seconds` are taken.
+    Which belong to it, says `FrameFollower`.
+    """
 
     def __init__(self, seconds: float, max_frames: int) -> None:
-        self.buffer = FrameBuffer(seconds, max_frames)
+        self.buffer = FrameBuffer(kept_seconds(seconds), max_frames)
         self._follower = FrameFollower()
         self._losses = FrameLosses()
         self.received_at = 0.0  # monotonic seconds of the last good image
@@ -201,47 +189,13 @@ class ImageStream:
         self._counts = self._counts.plus(more)
 
 
-@dataclass(frozen=True, eq=False)
-class Window:
-    """What one description is made of: events and frames up to stamp_ns, ROS time.
-
-    degraded: which input was missing, "" where none was; frame_id: the RGB camera's.
-    """
-
-    stamp_ns: int
-    events: Events
-    frames: tuple[Frame, ...]
-    degraded: str = ""
-    frame_id: str = ""
-
-
 def newest_end_ns(events: EventStream, images: ImageStream, *, events_alone: bool = False) -> int | None:
     """Where the newest window ends, ROS time; None while there is no frame, or nothing with events_alone."""
-    newest = events.newest()
-    end_ns = _end_ns(newest, images.buffer.latest_ns)
-    return newest.ros_ns if events_alone and end_ns is None and newest is not None else end_ns
-
-
-def _end_ns(newest: Newest | None, newest_frame_ns: int | None) -> int | None:
-    """At the newest event; where frames went on without events for STILL_NS, at the newest frame: the scene
-    stands still, or there is no event camera.
-    """
-    if newest_frame_ns is None or newest is None or newest_frame_ns - newest.ros_ns > STILL_NS:
-        return newest_frame_ns
-    return newest.ros_ns
+    return end_of_window_ns(events.newest(), images.buffer.latest_ns, events_alone=events_alone)
 
 
 def newest_window(
     events: EventStream, images: ImageStream, size: WindowSize, frames_seconds: float
 ) -> Window | None:
     """The newest window of both streams; None while there is no frame."""
-    newest = events.newest()
-    stamp_ns = _end_ns(newest, images.buffer.latest_ns)
-    if stamp_ns is None:
-        return None
-    # Before the first frame that is as old as the newest event, that frame stands in.
-    frames = images.buffer.sample(stamp_ns, frames_seconds) or images.buffer.sample(LAST, frames_seconds)
-    if newest is not None and stamp_ns == newest.ros_ns:
-        return Window(stamp_ns, newest.window(size), frames)
-    height, width, _ = frames[-1].image.shape
-    return Window(stamp_ns, Events.empty(width, height), frames)
+    return cut_window(events.newest(), images.buffer, size, frames_seconds)

@@ -9,15 +9,16 @@ from typing import Any
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
+from evspec_ros.choices import DESCRIBE
 from evspec_ros.errors import EvspecError
-from evspec_ros.ros.degrading import DESCRIBE
 from evspec_ros.ros.diagnostics import Health, StreamMonitor
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
-from evspec_ros.ros.ingest import EVENT_STREAMS, ImageStream, Window, newest_end_ns
+from evspec_ros.ros.ingest import EVENT_STREAMS, ImageStream, newest_end_ns
 from evspec_ros.ros.messages import nanoseconds
 from evspec_ros.ros.parameters import LiveSettings
 from evspec_ros.ros.publishers import PublisherWatch
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
+from evspec_ros.windows import Window
 
 MOST_AT_ONCE = 100  # event packets between two looks at everything else
 

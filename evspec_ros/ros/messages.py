@@ -12,8 +12,8 @@ from sensor_msgs.msg import Image
 
 from evspec_ros.description import Description
 from evspec_ros.ros.diagnostics import Age, Health
-from evspec_ros.ros.ingest import Window
 from evspec_ros.ros.overlay import draw_overlay
+from evspec_ros.windows import Window
 
 
 def nanoseconds(stamp: TimeMessage) -> int:

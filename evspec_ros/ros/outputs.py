@@ -13,9 +13,9 @@ from std_msgs.msg import String
 
 from evspec_ros.description import Description
 from evspec_ros.ros.diagnostics import Age
-from evspec_ros.ros.ingest import Window
 from evspec_ros.ros.messages import latency_message, overlay_message, stamped_message
 from evspec_ros.ros.requirements import STAMPED_REMEDY, stamped_type
+from evspec_ros.windows import Window
 
 
 class Outputs:

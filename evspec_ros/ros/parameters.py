@@ -16,18 +16,20 @@ from evspec_ros.choices import (
     ACCEPTANCES,
     AUTO_DRAFTER,
     BACKENDS,
+    DESCRIBE,
     DRAFTER_BACKENDS,
     KV_PRECISIONS,
     NEW_HEAD,
     OVERLAPS,
     PRECISIONS,
+    WAIT,
 )
 from evspec_ros.description import Limits
 from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT, require_text
-from evspec_ros.ros.degrading import DESCRIBE, WAIT, Degrading
+from evspec_ros.ros.degrading import Degrading
 from evspec_ros.ros.diagnostics import Thresholds
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS

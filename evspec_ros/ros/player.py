@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import array
-import heapq
-import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +23,8 @@ from evspec_ros.events.encoders import encode_libcaer
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings import open_recording
-from evspec_ros.recordings.bag_writer import in_time_order
 from evspec_ros.recordings.recording import Recording, Wanted
+from evspec_ros.recordings.timeline import timeline
 from evspec_ros.ros.requirements import require_ros
 
 if TYPE_CHECKING:
@@ -34,16 +32,16 @@ if TYPE_CHECKING:
     from sensor_msgs.msg import Image
 
 HELD_NS = 20_000_000_000  # a recording up to this long is read once and held, so that reading delays nothing
-PACKET_NS = 5_000_000  # events of this long share a packet, like a driver's
 LEAD_S = 0.2  # between the subscribers being there and the first message
 LINGER_S = 0.5  # after the last message, for DDS to deliver it
 
 
 @dataclass(frozen=True)
 class Playback:
-    """When a moment of the recording goes out: (t - start_ns) / rate after begin_ns, lap after lap.
+    """Which ROS time a moment of the recording gets, and when it goes out, lap after lap.
 
-    begin_ns: ROS time of the recording's first moment; lap_ns: length of the recording.
+    begin_ns: ROS time of the recording's first moment; lap_ns: length of the recording; rate: how many times
+    faster than their stamps say messages are sent, as `ros2 bag play --rate` does.
     """
 
     begin_ns: int
@@ -53,15 +51,15 @@ class Playback:
 
     def to_ros(self, t: Any, lap: int) -> Any:
         """ROS nanoseconds of recording time t, an integer or an int64 array, in the given lap."""
-        elapsed = t - self.start_ns + lap * self.lap_ns
-        if self.rate != 1.0:
-            elapsed = elapsed / self.rate
-            elapsed = elapsed.astype(np.int64) if isinstance(elapsed, np.ndarray) else round(elapsed)
-        return self.begin_ns + elapsed
+        return self.begin_ns + t - self.start_ns + lap * self.lap_ns
+
+    def due_ns(self, ros_ns: int) -> int:
+        """When, by the clock, a message of that ROS time leaves."""
+        return self.begin_ns + round((ros_ns - self.begin_ns) / self.rate)
 
     def to_recording(self, ros_ns: int) -> int:
-        """The moment of the recording that was played at ROS time ros_ns."""
-        return self.start_ns + round((ros_ns - self.begin_ns) * self.rate) % self.lap_ns
+        """The moment of the recording that has the ROS time ros_ns."""
+        return self.start_ns + (ros_ns - self.begin_ns) % self.lap_ns
 
 
 @dataclass
@@ -72,30 +70,6 @@ class Played:
     events: int = 0
     frames: int = 0
     late_ms: float = 0.0
-
-
-def event_packets(recording: Recording, period_ns: int = PACKET_NS) -> Iterator[Events]:
-    """The recording's events in time order, cut at multiples of period_ns; none of the packets is empty."""
-    carried: Events | None = None
-    for piece in recording.events():
-        joined = piece if carried is None else Events.concatenate((carried, piece), piece.width, piece.height)
-        joined = in_time_order(joined)
-        periods = joined.t // period_ns
-        cuts = np.flatnonzero(np.diff(periods)) + 1
-        bounds = [0, *cuts.tolist(), len(joined)]
-        for first, last in itertools.pairwise(bounds[:-1]):
-            yield joined[first:last]
-        carried = joined[bounds[-2] :]
-    if carried is not None:
-        yield carried
-
-
-def timeline(recording: Recording) -> Iterator[tuple[int, Events | Frame]]:
-    """Everything in the recording with the time at which a camera would send it, in that order."""
-    packets = ((int(events.t[-1]), events) for events in event_packets(recording))
-    frames = ((frame.stamp_ns, frame) for frame in recording.frames())
-    both: tuple[Iterator[tuple[int, Events | Frame]], ...] = (packets, frames)
-    yield from heapq.merge(*both, key=lambda entry: entry[0])
 
 
 class Player:
@@ -137,19 +111,24 @@ class Player:
         start_ns, stop_ns = self.recording.start_ns, self.recording.stop_ns
         return Playback(time.time_ns() + round(LEAD_S * 1e9), start_ns, stop_ns - start_ns, rate)
 
-    def play(self, schedule: Playback, seconds: float) -> Played:
-        """Send everything due in the first `seconds` of the schedule, each at its time, lap after lap."""
+    def play(self, schedule: Playback, seconds: float, *, once: bool = False) -> Played:
+        """Send everything due in the first `seconds` of the schedule, each at its time, lap after lap; once:
+        one lap, however long.
+        """
         played, lap = Played(), 0
         while True:
             for t, item in self._held or timeline(self.recording):
-                due_ns = schedule.to_ros(t, lap)
-                if due_ns - schedule.begin_ns > seconds * 1e9:
+                due_ns = schedule.due_ns(schedule.to_ros(t, lap))
+                if not once and due_ns - schedule.begin_ns > seconds * 1e9:
                     time.sleep(LINGER_S)
                     return played
                 message = self._message(item, schedule, lap)
                 _sleep_until(due_ns)
                 self._send(message, item, played)
                 played.late_ms = max(played.late_ms, (time.time_ns() - due_ns) / 1e6)
+            if once:
+                time.sleep(LINGER_S)
+                return played
             lap += 1
 
     def _message(self, item: Events | Frame, schedule: Playback, lap: int) -> EventPacket | Image:
@@ -202,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="play this long, over and over if need be"
     )
+    parser.add_argument("--once", action="store_true", help="play it once, to its end, instead")
     parser.add_argument("--events", default="", help="topic of a bag; default: the busiest one")
     parser.add_argument("--image", default="", help="topic of a bag; default: a colour camera's")
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 is real time")
@@ -232,7 +212,7 @@ def _play(options: argparse.Namespace) -> None:
         player.wait_for_subscribers(options.wait)
         schedule = player.schedule(options.rate)
         _say(vars(schedule))
-        _say(vars(player.play(schedule, options.seconds)))
+        _say(vars(player.play(schedule, options.seconds, once=options.once)))
     finally:
         rclpy.shutdown()
 

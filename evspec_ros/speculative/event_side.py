@@ -4,7 +4,6 @@ asks for them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evspec_ros.networks.cuda_streams import Moment, SideStream
 from evspec_ros.sizes import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
 
@@ -45,14 +45,26 @@ class EventSide:
 
     def __init__(self, *, overlap: bool = False, pooling: int = 1) -> None:
         self.overlap = overlap
-        self.times = EventTimes()
         self._pooling = pooling
         self._thread = ThreadPoolExecutor(1, "events") if overlap else None
         self._pending: Future[Tensor | None] | None = None
         self._unread: tuple[Prompt, Then] | None = None
         self._found: Tensor | None = None
         self._wanted = False
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._beside = SideStream()
+        self._device = torch.device("cpu")
+        self._worked: tuple[Moment, Moment] | None = None  # from when to when the event model did
+        self._waited: tuple[Moment, Moment] | None = None  # from when to when the text had nothing else to do
+
+    @property
+    def times(self) -> EventTimes:
+        """Of the last prompt; on a GPU from events in the event model's stream and in the one that asked."""
+        if self._worked is None:
+            return EventTimes()
+        busy_ms = _span_ms(self._worked)
+        if not self.overlap:
+            return EventTimes(busy_ms, busy_ms)
+        return EventTimes(busy_ms, 0.0 if self._waited is None else _span_ms(self._waited))
 
     def begin(self, prompt: Prompt, then: Then = lambda *_: None) -> None:
         """Have the prompt's events read, then `then` done with the pooled tokens; it may go on for as long as
@@ -61,7 +73,8 @@ class EventSide:
         self._wanted = False
         if self._pending is not None:  # a text that was written without asking for its events
             self._pending.exception()
-        self.times = EventTimes()
+        self._worked = self._waited = None
+        self._device = prompt.embeddings.device
         self._found = None  # of the prompt before
         self._wanted = self.overlap
         if self._thread is None:
@@ -76,33 +89,29 @@ class EventSide:
         if self._unread is not None:
             unread, self._unread = self._unread, None
             self._found = self._read(*unread)
-            self.times = EventTimes(self.times.busy_ms, self.times.busy_ms)
         if self._pending is not None:
-            started = time.perf_counter()
+            asked = Moment.now(self._device)
             self._wanted = False
             pending, self._pending = self._pending, None
             self._found = pending.result()
-            self.times = EventTimes(self.times.busy_ms, (time.perf_counter() - started) * 1e3)
+            self._waited = asked, Moment.now(self._device)
         return self._found
 
     def _read(self, prompt: Prompt, then: Then) -> Tensor | None:
-        """The tokens; how long all of it took is noted."""
-        started = time.perf_counter()
+        """The tokens, done when they are given; from when to when they were read is noted."""
         device = prompt.embeddings.device
-        with torch.inference_mode(), self._stream(device):
+        with torch.inference_mode(), self._beside.on(device) if self.overlap else nullcontext():
+            began = Moment.now(device)
             features = None if prompt.events is None else pooled(prompt.events(), self._pooling)
             then(features, lambda: self._wanted)
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()
-        self.times = EventTimes((time.perf_counter() - started) * 1e3)
+            worked = began, Moment.now(device)
+        self._worked = worked
         return features
 
-    def _stream(self, device: torch.device) -> torch.cuda.StreamContext | nullcontext[None]:
-        if device.type != "cuda" or not self.overlap:
-            return nullcontext()
-        if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        return torch.cuda.stream(self._streams[device])
+
+def _span_ms(span: tuple[Moment, Moment]) -> float:
+    began, ended = span
+    return began.ms_until(ended)
 
 
 def pooled(tokens: Tensor, factor: int) -> Tensor:

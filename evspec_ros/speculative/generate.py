@@ -10,7 +10,7 @@ import torch
 from evspec_ros.errors import GenerationError
 from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import GREEDY, Sampling
-from evspec_ros.speculative.statistics import DecodingStatistics
+from evspec_ros.speculative.statistics import DecodingStatistics, PassOutcome
 from evspec_ros.speculative.target import Target
 from evspec_ros.speculative.text import Text, TextSettings
 from evspec_ros.speculative.timing import Clock, TimedDrafter, TimedTarget
@@ -20,12 +20,13 @@ from evspec_ros.speculative.verification import EXACT, Acceptance
 @dataclass(frozen=True)
 class Generation:
     """tokens: what was emitted, the end token included where it was reached; text: without special tokens;
-    lossless: the acceptance was exact."""
+    lossless: the acceptance was exact; passes: those that wrote all tokens but the first."""
 
     tokens: tuple[int, ...]
     text: str
     statistics: DecodingStatistics
     lossless: bool = True
+    passes: tuple[PassOutcome, ...] = ()
 
 
 def generate(
@@ -128,6 +129,7 @@ def generate_together(
             target.detokenize(text.tokens),
             text.statistics(prefill_ms),
             acceptance.lossless,
+            text.passes,
         )
         for text in texts
     )

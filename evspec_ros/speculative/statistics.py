@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 from evspec_ros.speculative.tree import DraftTree
 
@@ -75,9 +75,17 @@ class DecodingStatistics:
         }
 
 
+class PassOutcome(NamedTuple):
+    """What became of one pass of the target: nodes that were drafted, draft tokens and all tokens emitted."""
+
+    drafted: int
+    accepted: int
+    emitted: int
+
+
 @dataclass
 class PassCounts:
-    """The running counts of one text."""
+    """The running counts of one text, and its passes one by one."""
 
     target_passes: int = 0
     draft_passes: int = 0
@@ -85,6 +93,7 @@ class PassCounts:
     accepted: int = 0
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
+    passes: list[PassOutcome] = field(default_factory=list)
 
     def add(self, tree: DraftTree, emitted: int, agreed: int) -> None:
         """One pass more: its tree, how many tokens it emitted, how many nodes the target agreed with."""
@@ -95,6 +104,7 @@ class PassCounts:
         for position in range(tree.depth):
             self.drafted_by_position[position] += 1
             self.accepted_by_position[position] += position < accepted
+        self.passes.append(PassOutcome(len(tree), accepted, emitted))
         self.target_passes += 1
         self.draft_passes += tree.passes
         self.drafted += len(tree)

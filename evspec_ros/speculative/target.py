@@ -125,6 +125,7 @@ class DecoderTarget:
         own = len(first) + sum(len(other) - common for other in others)
         cache = self._cache_for(own + capacity * len(prompts))
         passes = [self._prefill_first(first, cache)]
+        self.engine.prepare(cache, layers)
         self._shared = SharedCache(cache, len(first)) if others else None
         return passes + [self._prefill_other(other, common, passes[0], cache) for other in others]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
-from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts
+from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts, PassOutcome
 from evspec_ros.speculative.target import TargetPass
 from evspec_ros.speculative.timing import TimedDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
@@ -103,6 +103,11 @@ class Text:
         """Note what the last pass took, and all since the first token."""
         self._verify_ms += pass_ms
         self._decode_ms = decode_ms
+
+    @property
+    def passes(self) -> tuple[PassOutcome, ...]:
+        """What became of each of the target's passes, which wrote all tokens but the first."""
+        return tuple(self._counts.passes)
 
     def statistics(self, prefill_ms: float) -> DecodingStatistics:
         """What it cost."""

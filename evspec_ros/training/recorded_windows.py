@@ -14,7 +14,7 @@ import torch
 from evspec_ros.errors import TrainingError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
-from evspec_ros.frames.buffer import FrameBuffer
+from evspec_ros.frames.buffer import FrameBuffer, kept_seconds
 from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings import Recording, open_recording
@@ -28,7 +28,7 @@ KEPT_FRAMES = 256
 
 @dataclass(frozen=True, eq=False)
 class RecordedWindow:
-    """Events of the WINDOW_MS before an instant and eight frames of the second before it, oldest first."""
+    """Events of the WINDOW_MS before an instant and the frames that `FrameBuffer.sample` takes up to it."""
 
     stop_ns: int
     events: Events
@@ -114,7 +114,7 @@ def _cut(recording: Recording, instants: range) -> Iterator[RecordedWindow]:
     """
     sizes = recording.info().events
     held: list[Events] = []
-    frames = FrameBuffer(FRAMES_SECONDS + 2 * OVERLAP_NS / 1e9, KEPT_FRAMES)
+    frames = FrameBuffer(kept_seconds(FRAMES_SECONDS) + 2 * OVERLAP_NS / 1e9, KEPT_FRAMES)
     waiting = iter(instants)
     stop_ns = next(waiting, None)
 

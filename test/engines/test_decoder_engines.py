@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from emulated_capture import EmulatedPool
 from torch import Tensor, nn
 from transformers import LlamaConfig as HfLlamaConfig
 from transformers import LlamaForCausalLM
 
 from evspec_ros.engines import cuda_graphs
-from evspec_ros.engines.cuda_graphs import _WARM_UPS, GraphedDecoder, StaticRows, static_pass
+from evspec_ros.engines.cuda_graphs import GraphedDecoder, key_bucket
 from evspec_ros.engines.decoder import DecoderEngine, DecoderPass, Rows, TorchDecoder
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.selection import choose_engine
@@ -37,68 +38,16 @@ VOCABULARY, PREFIX = 60, 11
 PARENTS = (-1, 0, 0, 1, 1, 2, 4)
 
 
-class StaticDecoder(TorchDecoder):
-    """The function that CUDA graphs capture, run as it stands."""
-
-    def __init__(self, decoder: LlamaDecoder, lm_head: nn.Linear) -> None:
-        super().__init__(decoder, lm_head)
-        self._networks = decoder, lm_head
-        self._rows: dict[int, StaticRows] = {}
-
-    def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
-        """Through buffers that are used again."""
-        count, prefix = rows.ids.numel(), cache.length
-        cache.begin(count)
-        static = self._rows.setdefault(count, StaticRows.empty(count, torch.device("cpu")))
-        static.fill(rows, prefix)
-        return static_pass(*self._networks, cache, static, layers)
-
-    def describe(self) -> str:
-        """For tests."""
-        return "static"
-
-
-class EmulatedCapture:
-    """`_Captured` without a GPU: each replay computes `static_pass`."""
-
-    def __init__(
-        self,
-        decoder: LlamaDecoder,
-        lm_head: nn.Module,
-        cache: KVCache,
-        rows: StaticRows,
-        layers: tuple[int, ...],
-    ) -> None:
-        self.rows = rows
-        self._pass = lambda: static_pass(decoder, lm_head, cache, rows, layers)
-        for _ in range(_WARM_UPS):
-            self._output = self._pass()
-
-    def replay(self) -> DecoderPass:
-        """Beside what the last replay gave, so that who still reads that one is found out."""
-        self._output = self._pass()
-        return self._output
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What a pass has given."""
-        return self._output.logits, *self._output.features
-
-
 class EmulatedGraphs(GraphedDecoder):
     """GraphedDecoder on the CPU; whatever an earlier pass gave, over however many rows, is overwritten."""
 
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
-        self._device = torch.device("cpu")
-        self._decoder, self._lm_head = decoder, lm_head
-        self._modules = TorchDecoder(decoder, lm_head)
-        self._cache, self._graphs = None, {}
+        self.pool = EmulatedPool()
+        super().__init__(decoder, lm_head, self.pool)
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """As on a GPU, after what could be left of other passes is spoilt."""
-        for graph in self._graphs.values():
-            for tensor in graph.tensors:  # type: ignore[attr-defined]
-                tensor.fill_(float("nan"))
+        self.pool.spoil()
         return super().run(rows, cache, layers)
 
     def describe(self) -> str:
@@ -109,7 +58,6 @@ class EmulatedGraphs(GraphedDecoder):
 ENGINES = {
     "torch": TorchDecoder,
     "onnxruntime": OnnxDecoder,
-    "static": StaticDecoder,
     "graphed": EmulatedGraphs,
 }
 
@@ -119,8 +67,7 @@ def _quiet() -> Iterator[None]:
     """Networks this small only wait for each other's threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_graphs, "_Captured", EmulatedCapture)
+    with torch.inference_mode():
         yield
     torch.set_num_threads(threads)
 
@@ -366,6 +313,92 @@ def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
     assert same.index(False) > 6
 
 
+LONG = 640  # rows of a cache that several buckets of keys lie in
+
+
+def _long_networks() -> tuple[LlamaDecoder, nn.Linear]:
+    torch.manual_seed(6)
+    config = LlamaConfig(VOCABULARY, 64, 96, 2, 4, 2, 16, max_positions=LONG)
+    return LlamaDecoder(config).eval(), nn.Linear(64, VOCABULARY, bias=False)
+
+
+def _long(kv_dtype: torch.dtype = torch.float32) -> tuple[EmulatedGraphs, TorchDecoder, KVCache, KVCache]:
+    """Captured passes and the modules, each with a long cache of its own."""
+    networks = _long_networks()
+    caches = [KVCache(networks[0].config, LONG, dtype=kv_dtype) for _ in range(2)]
+    return EmulatedGraphs(*networks), TorchDecoder(*networks), caches[0], caches[1]
+
+
+def _tree_or_chain(count: int, random: np.random.Generator) -> Rows:
+    """So many rows of any tree below their first."""
+    parents = [int(random.integers(0, row)) for row in range(1, count)]
+    tree = DraftTree.from_parents([1] * (count - 1), [one - 1 for one in parents], [0.5] * (count - 1))
+    ids = torch.from_numpy(random.integers(0, VOCABULARY, count))
+    return Rows(ids, torch.from_numpy(tree.row_depths()), torch.from_numpy(tree.ancestors()))
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float16, torch.int8])
+def test_padded_passes_equal_the_modules_whatever_the_rows_and_keys(kv_dtype: torch.dtype) -> None:
+    """Any number of rows up to 64, and more, at prefixes on both sides of a bucket's end, up to the last row
+    of the cache; what lies in the cache beyond a bucket may be NaN.
+    """
+    graphs, modules, ours, theirs = _long(kv_dtype)
+    random = np.random.default_rng(3)
+    for prefix, count in ((250, 5), (255, 1), (256, 2), (300, 33), (508, 8), (575, 65), (576, 64), (639, 1)):
+        prompt = torch.from_numpy(random.standard_normal((prefix, 64), np.float32))
+        rows = _tree_or_chain(count, random)
+        found = []
+        for engine, cache in ((graphs, ours), (modules, theirs)):
+            cache.truncate(0)
+            engine.read(prompt, cache, ())
+            beyond = [memory[..., key_bucket(prefix + count, LONG) :, :] for memory in (cache.k, cache.v)]
+            for memory in beyond if kv_dtype.is_floating_point else ():
+                memory.fill_(float("nan"))
+            found.append(engine.run(rows, cache, (1,)))
+            for memory in beyond:
+                memory.zero_()
+        assert found[0].logits.shape == (count, VOCABULARY)
+        torch.testing.assert_close(found[0].logits, found[1].logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[0].features, found[1].features, atol=1e-4, rtol=1e-4)
+        assert ours.length == theirs.length == prefix + count
+
+
+def test_all_graphs_are_captured_before_the_first_pass_and_leave_the_cache_as_it_was() -> None:
+    """Each number of rows for each number of keys that may follow; passes for fewer layers need no others,
+    and neither do texts behind a prompt in the same cache.
+    """
+    graphs, _, cache, _ = _long()
+    graphs.read(torch.randn(300, 64), cache, ())
+    before = cache.k.clone()
+    graphs.prepare(cache, (0, 2))
+    assert (before == cache.k)[..., :300, :].all()
+    assert cache.length == 300
+    assert len(graphs.pool.graphs) == 5 * 2  # 512 and 640 keys
+    for count in (1, 7, 30, 64, 3):
+        graphs.run(Rows(torch.zeros(count, dtype=torch.int64)), cache, (2,))
+    cache.truncate(280)
+    graphs.prepare(cache, ())
+    graphs.run(Rows(torch.zeros(2, dtype=torch.int64)), cache, ())
+    assert len(graphs.pool.graphs) == 10
+
+
+def test_a_larger_cache_has_its_graphs_before_its_text_goes_on() -> None:
+    """A longer prompt needs one: nothing is captured in mid-text, behind neither prompt."""
+    networks = _long_networks()
+    engine = EmulatedGraphs(*networks)
+    target = DecoderTarget(*networks, (), str, engine=engine)
+    drafter = TreesAroundTheText([3] * 20, 0)
+    drafter.layers = (2,)
+    captured: list[int] = []
+    for rows in (20, 200):
+        prompt = Prompt(torch.randn(1, rows, 64))
+        target.prefill([prompt.embeddings], 20, (2,))
+        captured.append(len(engine.pool.graphs))
+        generate(target, drafter, prompt, max_new_tokens=8, limits=DraftLimits(3, 9))
+        captured.append(len(engine.pool.graphs))
+    assert captured[0] == captured[1] < captured[2] == captured[3]
+
+
 def test_sampling_through_an_engine_keeps_the_target_s_distribution() -> None:
     """Logits of one tree lead to the same probabilities whichever engine made them."""
     pairs = [Pair(engine, 4, 16) for engine in ENGINES]
@@ -401,6 +434,35 @@ def test_an_engine_that_cannot_run_the_decoder_is_refused(backend: str, message:
     decoder, lm_head = _networks()
     with pytest.raises(EngineError, match=message):
         choose_engine(decoder.half(), lm_head.half(), backend)
+
+
+def test_auto_takes_captured_graphs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any precision of weights and cache."""
+    decoder, lm_head = _networks()
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda _: True))
+    monkeypatch.setattr(cuda_graphs, "graph_pool", lambda _: EmulatedPool())
+    chosen = choose_engine(decoder.half(), lm_head.half(), kv_dtype=torch.int8)
+    assert chosen.engine.backend == "cuda_graphs"
+    assert "fastest on a GPU" in chosen.reason
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float16, torch.int8])
+def test_captured_passes_on_a_gpu_equal_the_modules_on_the_cpu(kv_dtype: torch.dtype) -> None:
+    """Behind prefixes on both sides of a bucket's end; trees of any size, real graphs in one pool."""
+    _, modules, _, theirs = _long(kv_dtype)
+    networks = tuple(network.cuda() for network in _long_networks())
+    graphs, ours = GraphedDecoder(*networks), KVCache(networks[0].config, LONG, dtype=kv_dtype, device="cuda")
+    random = np.random.default_rng(3)
+    for prefix, count in ((250, 5), (255, 1), (300, 33), (508, 8), (576, 64)):
+        prompt = torch.from_numpy(random.standard_normal((prefix, 64), np.float32))
+        rows, found = _tree_or_chain(count, random), []
+        for engine, cache, place in ((graphs, ours, "cuda"), (modules, theirs, "cpu")):
+            cache.truncate(0)
+            engine.read(prompt.to(place), cache, ())
+            engine.prepare(cache, (1,))
+            found.append(engine.run(rows, cache, (1,)).logits.cpu())
+        torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
 
 
 def test_cuda_graphs_refuse_a_decoder_on_the_cpu() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
 
 from evspec_ros.cli import main
 from evspec_ros.engines import drafter as drafter_module
-from evspec_ros.engines import onnx_runtime
+from evspec_ros.engines import onnx_runtime, plans, tensorrt_library
 from evspec_ros.engines.block import EngineBlock, TorchBlock
 from evspec_ros.engines.decoder import Rows, TorchDecoder
 from evspec_ros.engines.draft_head import TorchDraftHead
@@ -22,6 +26,7 @@ from evspec_ros.engines.drafter import EventEncoder, drafter_engines
 from evspec_ros.engines.export import graph
 from evspec_ros.engines.networks import Network, block, decoder_rows, encode_events
 from evspec_ros.engines.onnx_runtime import OnnxEngine
+from evspec_ros.engines.plans import Delivered, Order
 from evspec_ros.engines.rows import LevelHead, RowsDecoder
 from evspec_ros.engines.torch_engine import TorchEngine
 from evspec_ros.errors import EngineError
@@ -270,6 +275,101 @@ def test_what_tensorrt_does_not_compile_runs_in_torch(
     assert record.getMessage().startswith("torch runs encode_events instead: TensorRT cannot run")
     with pytest.raises(EngineError, match="TensorRT cannot run encode_events here"):
         drafter_module.DrafterEngines("tensorrt", "asked for").encoder(model)
+
+
+class _Compiled:
+    """In the place of TensorRT's engine, which needs a GPU: ONNX Runtime on the graphs that it is given."""
+
+    def __init__(self, plan: bytes, _: str) -> None:
+        self.refits = 0
+        self._engine = OnnxEngine(onnx.load_from_string(bytes(plan)), 1)
+
+    def refit(self, graph: Path) -> None:
+        self.refits += 1
+        self._engine = OnnxEngine(graph, 1)
+
+    def bind(self, inputs: Any, outputs: Any) -> Any:
+        return self._engine.bind(inputs, outputs)
+
+    def describe(self) -> str:
+        return "compiled"
+
+
+@pytest.fixture(name="built")
+def _built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the networks that were compiled, into graphs as ONNX has them, in a cache of their own."""
+    if tensorrt_library.find_library() is None:
+        pytest.skip("needs TensorRT for RTX, which is not installed: pip install 'evspec_ros[tensorrt]'")
+    from evspec_ros.engines import tensorrt
+
+    names: list[str] = []
+
+    def compiled(order: Order, _recipe: Any, _directory: Any, report: Any) -> Delivered:
+        names.append(order.network.name)
+        for share in (0.0, 0.5, 1.0):
+            report(share)
+        return Delivered(graph(order.network).SerializeToString(), ("8.9",), None, 1.0, None)
+
+    monkeypatch.setattr(plans, "_compiled", compiled)
+    monkeypatch.setattr(plans, "plan_directory", lambda: tmp_path)
+    monkeypatch.setattr(plans, "require_running", lambda _: None)
+    monkeypatch.setattr(tensorrt_library, "gpu", lambda: (8, 9))
+    monkeypatch.setattr(tensorrt, "gpu", lambda: (8, 9))
+    monkeypatch.setattr(tensorrt, "TensorRtEngine", _Compiled)
+    return names
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "block"])
+@torch.inference_mode()
+def test_a_better_head_s_weights_go_into_the_plan(target: VideoLlava, built: list[str], kind: str) -> None:
+    """A head that learns is compiled once, a restart with what it has learnt among it; each time the engine
+    drafts with the weights at hand.
+    """
+    first, better = load_draft_head(MODELS / f"tiny_{kind}"), load_draft_head(MODELS / f"tiny_{kind}")
+    for weight in better.parameters():
+        weight.mul_(1.25)
+    head = load_draft_head(MODELS / f"tiny_{kind}")
+    for _ in range(2):
+        engines = drafter_module.DrafterEngines("tensorrt", "asked for", learns=True)
+        for weights in (first, better, better):
+            head.load_state_dict(weights.state_dict())
+            _require_same_drafts(engines, head, target)
+    assert len(built) == 1
+    ((engine, _),) = engines._refittable.values()
+    assert engine.refits == 2  # the second start's for the plan in the cache, and the better head's
+
+
+def _require_same_drafts(engines: drafter_module.DrafterEngines, head: Any, target: VideoLlava) -> None:
+    """As torch's."""
+    torch_engines = drafter_module.DrafterEngines("torch", "asked for")
+    layers = len(head.feature_layers(target.config.text.num_layers))
+    features = _random(3, layers * target.config.text.hidden_size)
+    logits = []
+    for each in (engines, torch_engines):
+        if isinstance(head, BlockHead):
+            drafts = each.block(head, target.decoder)
+            logits.append(drafts.run(features, 7, drafts.new_cache(64)).logits.clone())
+        else:
+            levels = each.head(head, target.decoder, target.lm_head)
+            logits.append(levels.read([5, 6, 7], features, levels.new_cache(64)).logits.clone())
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=TOLERANCE)
+
+
+def test_compiling_is_told_with_the_time_left(
+    model: EventGpt, built: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the log from the beginning on, and not at a start that finds the plan."""
+    monkeypatch.setattr(drafter_module, "TOLD_EVERY_S", 0.0)
+    caplog.set_level(logging.INFO, "evspec_ros")
+    for _ in range(2):
+        drafter_module.DrafterEngines("tensorrt", "asked for").encoder(model)
+    told = [record.getMessage() for record in caplog.records]
+    assert built == ["encode_events"]
+    assert [re.sub(r"about \d+ s", "about N s", line) for line in told] == [
+        "Compiling encode_events with TensorRT, which is done once: 0 %.",
+        "Compiling encode_events with TensorRT, which is done once: 50 %, about N s left.",
+        "Compiling encode_events with TensorRT, which is done once: 100 %, about N s left.",
+    ]
 
 
 def test_without_onnx_runtime_torch_does_all(model: EventGpt, monkeypatch: pytest.MonkeyPatch) -> None:

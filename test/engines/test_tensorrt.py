@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,6 +34,7 @@ from evspec_ros.evaluation.engine_builds import bench_builds
 from evspec_ros.evaluation.engine_check import compare
 from evspec_ros.networks.checkpoints import load_draft_head, load_eventgpt, load_video_llava
 from evspec_ros.networks.clip import CLIP_L_14_336
+from evspec_ros.simulation.recorded_scene import record_scene
 
 library = find_library()
 if library is None or library.__name__ != RTX:
@@ -109,6 +111,44 @@ def test_every_network_of_the_tiny_pair_is_compiled(
     weights = sum(each.numel() for each in tiny[name].module.parameters())
     assert found.path is not None
     assert found.path.stat().st_size == len(found.plan) > weights
+
+
+def test_int8_graphs_are_calibrated_and_compiled(
+    cache: PlanCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a recording's windows: as ONNX files, which are checked, and as plans."""
+    record_scene(tmp_path / "scene", 7, 2.0)
+    command = ["export", "--int8", str(tmp_path / "scene"), "--json"]
+    assert cli.main([*command, "--out", str(tmp_path / "onnx")]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["network"]: row["precision"] for row in rows} == dict.fromkeys(
+        ("encode_events", "decoder_rows", "eagle3_level", "block"), "int8"
+    )
+    for row in rows:
+        kinds = {
+            weight.data_type == onnx.TensorProto.INT8
+            for weight in onnx.load(row["path"]).graph.initializer
+            if len(weight.dims) > 1 and math.prod(weight.dims) > 1000
+        }
+        assert True in kinds
+    compile_it = [*command, "--backend", "tensorrt", "--compute-capability", "8.9"]
+    compile_it += ["--out", str(cache.directory)]
+    assert cli.main(compile_it) == 0
+    assert {row["precision"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"float32, int8"}
+    assert [entry.int8 for entry in cache.entries()] == [True] * 4
+    assert cli.main([*command, "--out", str(tmp_path / "onnx"), "--precision", "bfloat16"]) == 1
+    assert "calibrates no bfloat16 graph" in capsys.readouterr().err
+
+
+def test_an_int8_plan_is_kept_and_asked_for(tiny: dict[str, Network], cache: PlanCache) -> None:
+    """It serves whoever has no samples; where there is none, one sentence says how it is made."""
+    network = tiny["encode_events"]
+    wanted = order(network, int8=True)
+    with pytest.raises(EngineError, match=r"no int8 plan of encode_events .*--int8 RECORDING\), or choose"):
+        cache.get(wanted)
+    made = cache.get(replace(wanted, calibration=[network.inputs]))
+    assert cache.get(wanted).path == made.path
+    assert cache.get(order(network)).path != made.path
 
 
 @pytest.mark.slow

@@ -52,13 +52,13 @@ def test_the_loss_of_a_precision_is_a_command(
     models = Path(__file__).parents[2] / "models"
     named = ["--target", f"{models}/tiny_video_llava", "--event-model", f"{models}/tiny_eventgpt"]
     precision = ["--dtype", dtype, "--kv-dtype", kv_dtype]
-    assert cli.main(["eval", "--scenes", "2", *precision, "--json", *named]) == 0
+    assert cli.main(["eval", "--simulated", "2", *precision, "--json", *named]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["model"] for row in rows] == ["Video-LLaVA", "EventGPT"]
     assert all(row["scenes"] == 2 and row["objects"] >= 2 for row in rows)
 
 
-@pytest.mark.parametrize("command", [["eval"], ["bench", "decode"]])
+@pytest.mark.parametrize("command", [["eval", "--simulated"], ["bench", "decode", "--scenes"]])
 def test_a_tokenizer_of_another_model_is_refused(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,5 +68,5 @@ def test_a_tokenizer_of_another_model_is_refused(
     shutil.copytree(models / "tiny_video_llava", target)
     shutil.copy(models / "tiny_eventgpt" / "tokenizer.json", target)
     named = ["--target", f"{target}", "--event-model", f"{models}/tiny_eventgpt"]
-    assert cli.main([*command, "--scenes", "1", *named]) == 1
+    assert cli.main([*command, "1", *named]) == 1
     assert "use the tokenizer that belongs to the checkpoint" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evspec_ros.errors import FrameError
-from evspec_ros.frames.buffer import FrameBuffer
+from evspec_ros.frames.buffer import FrameBuffer, kept_seconds
 from evspec_ros.frames.types import Frame
 
 MS = 1_000_000
@@ -25,27 +25,38 @@ def filled(stamps: list[int], seconds: float = 10.0, max_frames: int = 100_000) 
     return buffer
 
 
-def sampled(buffer: FrameBuffer, stop: int, seconds: float, count: int = 8) -> list[int]:
+def sampled(buffer: FrameBuffer, stop: int, seconds: float) -> list[int]:
     """The stamps of a sample, in ms."""
-    return [frame.stamp_ns // MS for frame in buffer.sample(stop * MS, seconds, count)]
+    return [frame.stamp_ns // MS for frame in buffer.sample(stop * MS, seconds)]
 
 
 def test_eight_frames_are_spread_evenly_over_the_last_seconds() -> None:
-    """Of a 100 Hz camera, both ends included."""
+    """Of a 100 Hz camera, both ends included where the newest frame lies on the grid."""
     buffer = filled(list(range(0, 2000, 10)))
     assert sampled(buffer, 1400, 1.4) == [0, 200, 400, 600, 800, 1000, 1200, 1400]
 
 
+def test_the_instants_stay_until_a_frame_of_the_next_one_has_come() -> None:
+    """A window that ends later sees the same frames; at the next step of the grid the oldest one goes."""
+    buffer = filled(list(range(0, 2000, 10)))
+    first = sampled(buffer, 1400, 1.4)
+    assert sampled(buffer, 1599, 1.4) == first
+    assert sampled(buffer, 1600, 1.4) == [*first[1:], 1600]
+
+
 def test_the_nearest_frame_stands_in() -> None:
     """Between two frames the nearer one; of few frames each serves several instants; never a later one."""
-    assert sampled(filled([0, 30, 100]), 90, 0.09, 4) == [0, 30, 30, 30]
+    assert sampled(filled([0, 30, 100]), 32, 0.07) == [0, 0, 0, 0, 0, 0, 30, 30]
     assert sampled(filled([50]), 1000, 1.0) == [50] * 8
     assert sampled(filled([50, 1001]), 1000, 1.0) == [50] * 8
 
 
-def test_one_frame_is_the_newest_before_the_stop() -> None:
-    """A sample of one looks at the stop alone."""
-    assert sampled(filled([0, 10, 20, 30]), 25, 1.0, 1) == [20]
+def test_a_camera_that_stopped_shows_its_last_picture() -> None:
+    """Events go on: a second later it is all that is seen."""
+    buffer = filled(list(range(0, 1000, 10)))
+    assert sampled(buffer, 1100, 0.7)[-1] == 990
+    assert len(set(sampled(buffer, 1400, 0.7))) > 1
+    assert sampled(buffer, 1800, 0.7) == [990] * 8
 
 
 def test_nothing_seen_by_the_stop_gives_nothing() -> None:
@@ -58,20 +69,100 @@ def test_nothing_seen_by_the_stop_gives_nothing() -> None:
 @given(
     stamps=st.lists(st.integers(0, 500), max_size=30).map(sorted),
     stop=st.integers(-10, 600),
-    seconds=st.sampled_from([0.05, 0.2, 1.0]),
-    count=st.integers(1, 9),
+    seconds=st.sampled_from([0.07, 0.21, 1.4]),
 )
 def test_a_sample_is_what_a_search_through_all_frames_finds(
-    stamps: list[int], stop: int, seconds: float, count: int
+    stamps: list[int], stop: int, seconds: float
 ) -> None:
-    """For each instant the least distance of all frames seen by the stop; in ascending order."""
+    """For each multiple of a seventh up to the newest frame (up to a step before the stop, where none came
+    since) the least distance of all frames seen by the stop; in ascending order.
+    """
     seen = [stamp for stamp in stamps if stamp <= stop]
-    sample = sampled(filled(stamps), stop, seconds, count)
-    assert len(sample) == (count if seen else 0)
+    sample = sampled(filled(stamps), stop, seconds)
+    assert len(sample) == (8 if seen else 0)
     assert sample == sorted(sample)
+    step = round(seconds * 1000) // 7
     for k, stamp in enumerate(sample):
-        instant = stop - seconds * 1000 * (1 - k / (count - 1) if count > 1 else 0)
-        assert abs(stamp - instant) == pytest.approx(min(abs(other - instant) for other in seen), abs=1e-3)
+        instant = (max(seen[-1], stop - step) // step - 7 + k) * step
+        assert abs(stamp - instant) == min(abs(other - instant) for other in seen)
+
+
+STEP = 20  # of the grid, ms; the eight are spread over 140
+SPREAD = 7 * STEP / 1000
+
+
+@settings(deadline=None)
+@given(
+    gaps=st.lists(st.integers(1, STEP - 2), min_size=80, max_size=120),
+    stops=st.lists(st.integers(1, 3 * STEP), min_size=1, max_size=20),
+)
+def test_of_a_running_stream_a_window_has_a_new_frame_for_each_step_of_the_grid(
+    gaps: list[int], stops: list[int]
+) -> None:
+    """Whatever the camera's rhythm, with a frame in every step: a window that ends up to a step later has
+    seven of its eight from before at least, one that ends m steps later 8 - m.
+    """
+    stamps = np.cumsum(gaps).tolist()
+    buffer = filled(stamps)
+    stop = 10 * STEP
+    before = sampled(buffer, stop, SPREAD)
+    for ahead in stops:
+        stop = stop + ahead
+        if stop > stamps[-1]:
+            return
+        sample = sampled(buffer, stop, SPREAD)
+        newest = [max(stamp for stamp in stamps if stamp <= end) for end in (stop - ahead, stop)]
+        steps = newest[1] // STEP - newest[0] // STEP
+        assert sample[: 8 - steps] == before[steps:]
+        before = sample
+
+
+@settings(deadline=None)
+@given(
+    offset=st.integers(0, 999),
+    phase=st.integers(0, 32),
+    steps=st.integers(1, 9),
+    lost=st.sets(st.integers(0, 200), max_size=40),
+)
+def test_windows_whole_steps_apart_share_all_but_so_many(
+    offset: int, phase: int, steps: int, lost: set[int]
+) -> None:
+    """Where on the grid they end, the camera's phase and which frames it drops are all one: an instant has
+    one frame, whatever the window.
+    """
+    camera = [phase + 33 * k for k in range(201) if k not in lost]
+    buffer, step = filled(camera, seconds=20.0), 143
+    stops = [2000 + offset + steps * step * k for k in range(3)]
+    seen: dict[int, int] = {}
+    for stop in stops:
+        sample = sampled(buffer, stop, 7 * step / 1000)
+        newest = max(stamp for stamp in camera if stamp <= stop)
+        if stop - newest >= step:  # the camera was silent for a whole step
+            return
+        last = newest // step
+        for k, stamp in enumerate(sample):
+            assert seen.setdefault(last - 7 + k, stamp) == stamp
+
+
+def test_the_start_of_a_stream_repeats_its_first_frames() -> None:
+    """The first frame stands in for what was before it, one instant less with each step."""
+    buffer = filled([])
+    repeated = []
+    for stamp in range(1005, 1205, 10):
+        buffer.append(Frame(stamp * MS, IMAGE))
+        repeated.append(sampled(buffer, stamp, SPREAD).count(1005))
+    assert repeated[0] == 8
+    assert repeated == sorted(repeated, reverse=True)
+    assert repeated[-1] == 0
+
+
+def test_a_buffer_that_keeps_long_enough_gives_what_one_that_keeps_all_gives() -> None:
+    """`kept_seconds` of a 30 Hz camera: each sample of the stream is that of the whole stream."""
+    camera = [round(k * 1000 / 30) for k in range(150)]
+    short, whole = FrameBuffer(kept_seconds(1.0), 256), filled(camera)
+    for stamp in camera:
+        short.append(Frame(stamp * MS, IMAGE))
+        assert sampled(short, stamp, 1.0) == sampled(whole, stamp, 1.0)
 
 
 @settings(deadline=None)

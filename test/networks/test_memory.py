@@ -75,6 +75,15 @@ def test_the_cache_is_as_large_as_the_real_one(kv: str, tiny: Checkpoints) -> No
     assert memory_map(alone, "float32", kv, CPU).parts["KV cache"] == held
 
 
+def test_captured_graphs_are_in_the_map_of_a_gpu_alone() -> None:
+    """At full size they take more than their logits, 121 rows of 32,064 values, and less than a fiftieth of
+    the weights.
+    """
+    parts = memory_map(published(), "float16", "auto", GPU).parts
+    assert 2 * 121 * 32064 < parts["CUDA graphs"] < parts["target: decoder layers"] / 50
+    assert "CUDA graphs" not in memory_map(published(), "float16", "auto", CPU).parts
+
+
 def _held(kind: type) -> int:
     """Bytes of all key/value caches that there are."""
     gc.collect()
@@ -137,6 +146,7 @@ def test_the_published_target_has_seven_billion_weights_and_2056_video_tokens() 
     assert found.parts["KV cache"] == 2 * 32 * 4096 * 2 * sizes.rows
     assert list(found.parts) == [
         "target: decoder layers", "target: the rest", "KV cache", "kept frames", "activations",
+        "CUDA graphs",
     ]  # fmt: skip
 
 

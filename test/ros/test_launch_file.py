@@ -1,41 +1,156 @@
-"""The launch file describes the node; needs launch_ros, which comes with a ROS installation."""
+"""The launch files describe what they promise, and run; needs launch_ros, which a ROS installation has."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from evspec_ros.files import share_directory
+from evspec_ros.ros.parameters import ROWS, Settings, changed
+
+FILES = ("evspec", "replay", "demo")
+Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture
-def launch_file(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The launch file as a module, its share folder being this source tree's."""
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    """A launch file as a module, its share folder being this source tree's."""
     pytest.importorskip("launch_ros", reason="needs launch_ros, which comes with a ROS installation")
     packages = pytest.importorskip("ament_index_python.packages")
     monkeypatch.setattr(packages, "get_package_share_directory", lambda _: str(share_directory()))
-    path = Path(share_directory()) / "launch" / "evspec.launch.py"
-    specification = importlib.util.spec_from_file_location("evspec_launch", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "evspec_launch", module)
-    specification.loader.exec_module(module)
-    return module
+
+    def loaded(name: str) -> ModuleType:
+        path = Path(share_directory()) / "launch" / f"{name}.launch.py"
+        specification = importlib.util.spec_from_file_location(f"{name}_launch", path)
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        monkeypatch.setitem(sys.modules, f"{name}_launch", module)
+        specification.loader.exec_module(module)
+        return module
+
+    return loaded
 
 
-def test_the_launch_file_starts_one_lifecycle_node_with_existing_files(launch_file: ModuleType) -> None:
-    """It declares its arguments, and the parameter file and transport profile that it names exist."""
+@pytest.mark.parametrize("name", FILES)
+def test_every_argument_is_explained(load: Load, name: str) -> None:
+    """What a launch file declares are the arguments of its table, each with a description."""
     from launch.actions import DeclareLaunchArgument
-    from launch_ros.actions import LifecycleNode
 
-    entities = launch_file.generate_launch_description().entities
-    arguments = {entity.name for entity in entities if isinstance(entity, DeclareLaunchArgument)}
-    assert arguments == set(launch_file.ARGUMENTS)
-    assert sum(isinstance(entity, LifecycleNode) for entity in entities) == 1
-    assert Path(launch_file.ARGUMENTS["params_file"][0]).is_file()
-    assert (launch_file.SHARE / "config" / "fastdds.xml").is_file()
+    module = load(name)
+    entities = module.generate_launch_description().entities
+    declared = {one.name: one.description for one in entities if isinstance(one, DeclareLaunchArgument)}
+    assert set(declared) == set(module.ARGUMENTS) | set(getattr(module, "PARAMETERS", {}))
+    assert all(declared.values())
+
+
+def test_parameters_that_are_given_override_the_file(load: Load) -> None:
+    """All of them are the node's; those that are not given are left to the file, and topics are relative."""
+    from launch import LaunchContext
+
+    module = load("evspec")
+    assert set(module.PARAMETERS) < set(ROWS)
+    assert Path(module.ARGUMENTS["params_file"][0]).is_file()
+    assert (module.SHARE / "config" / "fastdds.xml").is_file()
+    context = LaunchContext()
+    given = dict.fromkeys(module.PARAMETERS, "") | {"device": "cuda:1", "autostart": "false"}
+    given |= {name: default for name, (default, _) in module.ARGUMENTS.items()}
+    context.launch_configurations.update(given)
+    (node,) = module._node(context)
+    (_, overrides) = node._Node__parameters
+    text = {str(key[0].text if hasattr(key[0], "text") else key): value for key, value in overrides.items()}
+    assert set(text) == {"use_sim_time", "device", "autostart"}
+    assert not any(given[topic].startswith("/") for topic in ("events", "image"))
+
+
+def test_a_replay_records_the_results_of_its_namespace(load: Load) -> None:
+    """The recorder is told the node's topics by their whole names."""
+    from launch import LaunchContext
+    from launch.actions import ExecuteProcess
+
+    module, context = load("replay"), LaunchContext()
+    given = {name: default or "" for name, (default, _) in module.ARGUMENTS.items()}
+    context.launch_configurations.update(given | {"bag": "drive", "namespace": "left"})
+    actions = module._player_and_recorder(context)
+    (record,) = (action for action in actions if isinstance(action, ExecuteProcess))
+    words = ["".join(part.perform(context) for part in word) for word in record.cmd]
+    assert words[:5] == ["ros2", "bag", "record", "--output", "evspec_results"]
+    assert "/left/evspec/result" in words
+
+
+def test_the_demo_describes(load: Load, tmp_path: Path) -> None:
+    """Launched as `ros2 launch` does, the node in a namespace describes what the player shows it."""
+    load("demo")
+    prefix = tmp_path / "prefix"
+    for folder in ("share/ament_index/resource_index/packages", "share/evspec_ros", "lib"):
+        (prefix / folder).mkdir(parents=True)
+    (prefix / "share/ament_index/resource_index/packages/evspec_ros").touch()
+    for folder in ("launch", "config", "models"):
+        (prefix / "share/evspec_ros" / folder).symlink_to(share_directory() / folder)
+    (prefix / "lib/evspec_ros").symlink_to(Path(sys.prefix) / "lib" / "evspec_ros")
+    environment = {
+        **os.environ,
+        "AMENT_PREFIX_PATH": os.pathsep.join([str(prefix), os.environ.get("AMENT_PREFIX_PATH", "")]),
+        "ROS_DOMAIN_ID": "77",
+    }
+    script = tmp_path / "run.py"
+    script.write_text(_RUN.format(path=str(prefix / "share/evspec_ros/launch/demo.launch.py")))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "HEARD /robot/evspec/description" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+_RUN = """
+import threading, time
+import rclpy
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from std_msgs.msg import String
+
+service = LaunchService(argv=[])
+service.include_launch_description(LaunchDescription([IncludeLaunchDescription(
+    PythonLaunchDescriptionSource({path!r}),
+    launch_arguments={{"namespace": "robot", "seconds": "60"}}.items())]))
+
+def listen():
+    rclpy.init(domain_id=77)
+    node = rclpy.create_node("listener")
+    heard = []
+    topic = "/robot/evspec/description"
+    node.create_subscription(String, topic, heard.append, 10)
+    deadline = time.monotonic() + 80
+    while not heard and time.monotonic() < deadline:
+        rclpy.spin_once(node, timeout_sec=0.2)
+    if heard:
+        print("HEARD", topic, heard[0].data, flush=True)
+    service.shutdown()
+
+threading.Thread(target=listen).start()
+service.run()
+"""
+
+
+@pytest.mark.parametrize(
+    "path", sorted((share_directory() / "config").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_parameter_file_suits_the_node(path: Path) -> None:
+    """It names parameters that there are, with values that they take."""
+    from ruamel.yaml import YAML
+
+    rows: dict[str, Any] = YAML(typ="safe").load(path)["/**"]["ros__parameters"]
+    changed(Settings(), rows)

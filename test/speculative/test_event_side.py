@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from emulated_cuda import EmulatedCuda
 from torch import Tensor
 
 from evspec_ros.speculative import EventSide, Prompt
@@ -118,3 +119,49 @@ def test_an_exception_that_nobody_asked_for_is_not_the_next_prompt_s() -> None:
     features = side.features()
     assert features is not None
     assert (features == 3.0).all()
+
+
+@pytest.mark.parametrize(
+    ("prefill_ms", "event_ms", "waited_ms"), [(400.0, 200.0, 0.0), (100.0, 400.0, 300.0)]
+)
+def test_what_nobody_waited_for_is_told_by_events_of_both_streams(
+    prefill_ms: float, event_ms: float, waited_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the prefill takes longer all of the event model's work is hidden, else what the prefill lasted;
+    nothing waits for the whole device, and the event model's kernels never go into the target's stream.
+    """
+    cuda, side = EmulatedCuda(monkeypatch), EventSide(overlap=True)
+
+    def read() -> Tensor:
+        assert cuda.current() is not cuda.main
+        cuda.current().work(event_ms)
+        return torch.ones(6, 4)
+
+    side.begin(Prompt(torch.zeros(1, 3, 4), events=read))
+    cuda.main.work(prefill_ms)  # queued beside it
+    assert side.features() is not None
+    times = side.times
+    assert times.busy_ms == pytest.approx(event_ms, abs=60)
+    assert times.waited_ms == pytest.approx(waited_ms, abs=60)
+    assert times.hidden_ms == pytest.approx(event_ms - waited_ms, abs=120)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_event_model_s_work_is_hidden_behind_a_longer_prefill() -> None:
+    """Real streams: many products in the main one, few in the event model's, hardly any wait."""
+    device = torch.device("cuda")
+    large = torch.ones(4096, 4096, device=device)
+
+    def read() -> Tensor:
+        for _ in range(2):
+            large @ large
+        return torch.ones(6, 4, device=device)
+
+    side = EventSide(overlap=True)
+    for _ in range(2):  # the first loads kernels
+        side.begin(Prompt(torch.zeros(1, 3, 4, device=device), events=read))
+        for _ in range(200):
+            large @ large
+        side.features()
+    assert side.times.busy_ms > 0
+    assert side.times.waited_ms < side.times.busy_ms

@@ -1,0 +1,1 @@
+"""Replaying recordings for evaluation: `evspec eval RECORDING... --out DIR`."""

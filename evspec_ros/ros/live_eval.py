@@ -1,0 +1,171 @@
+"""`evspec eval --live`: recordings played to the node over DDS; what it said is compared with offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import rclpy
+from rclpy.signals import SignalHandlerOptions
+
+from evspec_ros.errors import EvspecError, RecordingError
+from evspec_ros.evaluation.replay.live import ACCEPTABLE_LOSS, Arrival, Playing, live_figures, live_rows
+from evspec_ros.evaluation.replay.plan import ReplayPlan
+from evspec_ros.evaluation.replay.run import judge
+from evspec_ros.evaluation.replay.store import Finished, RecordingId, Row, RunFolder
+from evspec_ros.evaluation.replay.sweep import replayed
+from evspec_ros.recordings import open_recording
+from evspec_ros.recordings.recording import Recording, Wanted
+from evspec_ros.ros.demo import Listener
+from evspec_ros.ros.player import Playback, Played
+from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
+
+SETTLE_S = 1.5  # without a result behind the last message: everything is described
+SLOWEST, FASTEST, NEAR = 0.1, 16.0, 0.1  # rates that are tried, and how narrowly the highest one is found
+
+
+def evaluate_live(
+    paths: Sequence[Path],
+    plan: ReplayPlan,
+    folder: RunFolder,
+    wanted: Wanted,
+    *,
+    rate: float = 1.0,
+    search: bool = False,
+    report: Callable[[str, int], None] = lambda *_: None,
+) -> None:
+    """Play each recording that the folder does not hold yet to one node, `rate` times as fast as it was
+    recorded, and keep a line for each window that it described. search: look for the highest rate at which
+    under ACCEPTABLE_LOSS of the windows are missed. Raises RosError where a process fails.
+    """
+    done = folder.finished()
+    waiting = {one.key: one for one in map(RecordingId.of, paths) if one.key not in done}
+    if not waiting:
+        return
+    describer = plan.load()
+    with _stage(plan) as stage:
+        for identity in waiting.values():
+            windows, began, problem = 0, time.perf_counter(), ""
+            figures: dict[str, Any] = {}
+            rows: list[Row] = []
+            recording: Recording | None = None
+            playing: Playing | None = None
+            try:
+                recording = open_recording(Path(identity.path), wanted)
+                expected = sum(1 for _ in replayed(recording, plan))
+                if expected:
+                    playing = stage.play(recording, wanted, rate, expected)
+                    highest = stage.highest_rate(recording, wanted, expected) if search else None
+                    rows = live_rows(recording, identity, plan, describer, playing.arrivals)
+                    figures = live_figures(playing, rows, identity, plan, highest)
+                    windows = len(rows)
+            except RecordingError as error:
+                problem = str(error)
+            remarks: tuple[str, ...] = ()
+            if recording is not None:
+                problem, remarks = judge(recording, windows, problem)
+            folder.append(identity.key, rows)
+            report(identity.path, windows)
+            folder.finish(
+                Finished(
+                    **asdict(identity),
+                    windows=windows,
+                    duration_s=rows[-1]["at_s"] if rows else 0.0,
+                    problem=problem,
+                    remarks=remarks,
+                    cpu_s=playing.node_cpu_s if playing else 0.0,
+                    wall_s=playing.wall_s if playing else time.perf_counter() - began,
+                    peak_mb=playing.node_mb if playing else 0.0,
+                    live=figures,
+                )
+            )
+
+
+@contextmanager
+def _stage(plan: ReplayPlan) -> Iterator[_Stage]:
+    """A node that is describing, and somebody who listens to it."""
+    os.environ.update(isolated_environment())
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        with tempfile.TemporaryDirectory(prefix="evspec-eval-") as name:
+            file = Path(name) / "parameters.yaml"
+            # A window that is played late is described all the same: its age is what is measured.
+            file.write_text(as_parameter_file({**plan.as_dict(), "stale_after_s": 0.0}), encoding="utf-8")
+            listener = Listener()
+            arguments = ["--ros-args", "--params-file", str(file)]
+            with Child("node", "evspec_ros.ros.main", arguments, Path(name)) as node:
+                listener.spin_until_describing(node)
+                yield _Stage(listener, node, Path(name))
+    finally:
+        rclpy.shutdown()
+
+
+class _Stage:
+    """Plays recordings to one node, one after the other."""
+
+    def __init__(self, listener: Listener, node: Child, folder: Path) -> None:
+        self._listener, self._node, self._folder = listener, node, folder
+
+    def play(self, recording: Recording, wanted: Wanted, rate: float, expected: int) -> Playing:
+        """Play a recording once."""
+        listener, heard = self._listener, len(self._listener.results)
+        arrived: list[int] = []
+        cpu: list[float] = []
+        idle = psutil.cpu_percent(interval=0.2)
+        began_cpu_s, began_s = self._node.cpu_s(), time.monotonic()
+        arguments = [str(recording.path), "--once", "--rate", str(rate)]
+        arguments += ["--events", wanted.events, "--image", wanted.image]
+        with Child("player", "evspec_ros.ros.player", arguments, self._folder) as player:
+            last_s = time.monotonic()
+            while not player.finished() or time.monotonic() - last_s < SETTLE_S:
+                before = len(listener.results)
+                listener.spin_once()
+                if self._node.finished():
+                    raise EvspecError("The node ended before the recording did; it was stopped from outside.")
+                if len(listener.results) > before:
+                    arrived.append(time.time_ns())
+                if len(listener.results) > before or not player.finished():
+                    last_s = time.monotonic()
+                    cpu.append(psutil.cpu_percent(interval=None))
+            schedule, played = (json.loads(line) for line in player.output.splitlines())
+        return Playing(
+            rate=rate,
+            expected=expected,
+            arrivals=_arrivals(listener.results[heard:], arrived, Playback(**schedule)),
+            cpu=cpu,
+            idle_cpu=idle,
+            node_cpu_s=self._node.cpu_s() - began_cpu_s,
+            node_mb=self._node.resident_mb(),
+            wall_s=time.monotonic() - began_s,
+            late_ms=Played(**played).late_ms,
+        )
+
+    def highest_rate(self, recording: Recording, wanted: Wanted, expected: int) -> Row:
+        """The highest rate with an acceptable loss, found by halving; every rate that was tried, too."""
+        low, high = SLOWEST, FASTEST
+        tried: list[dict[str, float]] = []
+        rate = 1.0
+        while high / low > 1 + NEAR:
+            loss = self.play(recording, wanted, rate, expected).loss
+            tried.append({"rate": round(rate, 3), "missed_percent": round(100 * loss, 2)})
+            low, high = (rate, high) if loss < ACCEPTABLE_LOSS else (low, rate)
+            rate = (low * high) ** 0.5
+        return {"rate": round(low, 3), "tried": tried}
+
+
+def _arrivals(results: Sequence[Row], arrived: Sequence[int], schedule: Playback) -> list[Arrival]:
+    """Each result with its window's end on the recording's clock, by that, each once."""
+    found: dict[int, Arrival] = {}
+    for result, arrived_ns in zip(results, arrived, strict=True):
+        ros_ns = max(round(result["stamp"] * 1e9), schedule.begin_ns)  # told as a float
+        stamp_ns = schedule.to_recording(ros_ns)
+        found.setdefault(stamp_ns, Arrival(stamp_ns, schedule.due_ns(ros_ns), arrived_ns, result))
+    return [found[stamp_ns] for stamp_ns in sorted(found)]
