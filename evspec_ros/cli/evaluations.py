@@ -59,6 +59,11 @@ def add_eval(verbs: Any) -> None:
         help="with --live: find the highest rate with under 5 %% of the windows missed",
     )
     evaluate.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="offline, a task for each recording, on the Ray cluster there (local: on one of its own)",
+    )
+    evaluate.add_argument(
         "--with-drafters", action="store_true", help="with --simulated: with every drafter, too, in float32"
     )
     add_models(evaluate, "default: the package's own")
@@ -145,6 +150,11 @@ def _replay(options: argparse.Namespace) -> None:
     folder = RunFolder(options.out, plan.as_dict())
     if options.live:
         _play(options, plan, folder)
+    elif options.ray:
+        from evspec_ros.evaluation.replay.fleet import evaluate_on_fleet
+
+        with messages.status("Waiting for the fleet ..."):
+            evaluate_on_fleet(options.recording, plan, folder, wanted(options), options.ray)
     else:
         replay_visibly(options.recording, plan, folder, wanted(options))
     summary = write_summary(folder)
