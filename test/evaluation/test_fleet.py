@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -37,14 +38,12 @@ def _kill_one_worker(killed: list[int]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not killed:
         for process in psutil.Process().children(recursive=True):
-            try:
+            with suppress(psutil.Error):  # it may have ended meanwhile
                 if "evaluate_whole" in " ".join(process.cmdline()):
                     time.sleep(1.0)
                     process.kill()
                     killed.append(process.pid)
                     return
-            except psutil.Error:
-                continue
         time.sleep(0.05)
 
 
