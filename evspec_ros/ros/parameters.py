@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -25,13 +25,12 @@ from evspec_ros.choices import (
     WAIT,
 )
 from evspec_ros.description import Limits
-from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
+from evspec_ros.errors import GenerationError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT, require_text
 from evspec_ros.ros.degrading import Degrading
 from evspec_ros.ros.diagnostics import Thresholds
-from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.ros.relief import CALM_S
 from evspec_ros.sizes import FRAMES_SECONDS, LARGEST_TREE, WINDOW_MS
@@ -44,7 +43,7 @@ MOST_PROMPTS = 16  # about one window
 @dataclass(frozen=True)
 class Constraint:
     """What a parameter may be: low <= value <= high, or one of choices; spoken: the models are asked it;
-    live: it may change while running.
+    live: it may change while running; path: it names a directory.
     """
 
     description: str
@@ -53,6 +52,7 @@ class Constraint:
     choices: tuple[str, ...] = ()
     spoken: bool = False
     live: bool = False
+    path: bool = False
 
 
 def _row(default: Any, description: str, **constraint: Any) -> Any:
@@ -67,7 +67,7 @@ def _shipped(checkpoint: str) -> Any:
 
 
 def _checkpoint(name: str, description: str) -> Any:
-    return field(default_factory=_shipped(name), metadata={"constraint": Constraint(description)})
+    return field(default_factory=_shipped(name), metadata={"constraint": Constraint(description, path=True)})
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,12 @@ class Settings:
         "",
         "directory of the draft head's checkpoint; new for one that begins from nothing and learns from the "
         "descriptions; empty for the package's own, which fits its tiny models",
+        path=True,
     )
     draft_head_dir: str = _row(
-        "", "directory where a new draft head is kept; empty for the user's own folder for these models"
+        "",
+        "directory where a new draft head is kept; empty for the user's own folder for these models",
+        path=True,
     )
     device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
     dtype: str = _row(
@@ -319,11 +322,11 @@ def declare(node: Node) -> Settings:
     except ParameterException as error:
         raise RosError(f"The node cannot start: {error}.") from error
     settings = changed(defaults, {name: node.get_parameter(name).value for name in ROWS})
-    node.set_parameters(_with_fractions(list(node.get_parameters(list(ROWS)))))
+    node.set_parameters(with_fractions(list(node.get_parameters(list(ROWS)))))
     return settings
 
 
-def _with_fractions(parameters: list[Parameter]) -> list[Parameter]:
+def with_fractions(parameters: list[Parameter]) -> list[Parameter]:
     """The same, `1` being 1.0 where a fraction is meant, so that nobody reads an integer there."""
     defaults = Settings()
     return [
@@ -381,62 +384,3 @@ def _checked(name: str, value: Any, current: Any) -> Any:
         except GenerationError as error:
             raise RosError(f"Parameter {name} cannot be asked. {error}") from error
     return value
-
-
-class LiveSettings:
-    """The settings of a running node, replaced as a whole at every accepted change.
-
-    `configured()` says whether the node is past configuring, when only the rows marked live may change and
-    `check` tells what the loaded models have no room for; `on_change` follows every change.
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        configured: Callable[[], bool],
-        check: Callable[[Settings], None],
-        on_change: Callable[[], None],
-        guard: Guard,
-    ) -> None:
-        self.current = declare(node)
-        self._configured = configured
-        self._check = check
-        self._on_change = on_change
-        node.add_on_set_parameters_callback(guard("A parameter could not be set", self._set, _refused))
-        if hasattr(node, "add_pre_set_parameters_callback"):  # since Iron; on Humble `1` stays an integer
-            node.add_pre_set_parameters_callback(_with_fractions)
-
-    def _set(self, parameters: list[Parameter]) -> SetParametersResult:
-        values = {parameter.name: parameter.value for parameter in parameters if parameter.name in ROWS}
-        before = self.current
-        try:
-            settings = changed(before, values)
-            self._refuse_fixed(before, settings)
-            if self._configured():
-                self._check(settings)
-        except EvspecError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        self.current = settings
-        try:
-            self._on_change()
-        except BaseException:
-            self.current = before
-            raise
-        return SetParametersResult(successful=True)
-
-    def _refuse_fixed(self, before: Settings, after: Settings) -> None:
-        """Raise RosError for a change of what was read; the same value again is fine, as in a file."""
-        fixed = [
-            name
-            for name, row in ROWS.items()
-            if not row.live and getattr(before, name) != getattr(after, name)
-        ]
-        if fixed and self._configured():
-            raise RosError(
-                f"Parameter {fixed[0]} is read when the node is configured: deactivate and clean up the node "
-                "first, set it, then configure it again."
-            )
-
-
-def _refused(failure: Failure, _: list[Parameter]) -> SetParametersResult:
-    return SetParametersResult(successful=False, reason=f"The parameter could not be set: {failure.problem}.")

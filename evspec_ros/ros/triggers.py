@@ -9,7 +9,7 @@ from rclpy.node import Node
 from evspec_ros.ros.diagnostics import DescriptionCounts
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.inputs import Inputs
-from evspec_ros.ros.parameters import LiveSettings
+from evspec_ros.ros.live_settings import LiveSettings
 from evspec_ros.ros.worker import Worker
 
 
