@@ -14,8 +14,8 @@ from evspec_ros.errors import EvspecError
 from evspec_ros.ros.diagnostics import Health, StreamMonitor
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS, ImageStream, newest_end_ns
+from evspec_ros.ros.live_settings import LiveSettings
 from evspec_ros.ros.messages import nanoseconds
-from evspec_ros.ros.parameters import LiveSettings
 from evspec_ros.ros.publishers import PublisherWatch
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 from evspec_ros.windows import Window
