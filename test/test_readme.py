@@ -37,6 +37,7 @@ KEPT_BACK = {
     "evspec bench decode --scenes 20": "test/evaluation/test_decoding.py",
     "evspec bench decoder --shape 7b": "test/evaluation/test_decoder_speed.py",
     "evspec bench decoder --threads 2": "test/evaluation/test_decoder_speed.py",
+    "evspec bench gpu": "test/evaluation/test_gpu_speed.py",
     "evspec bench ingest --json": "test/evaluation/test_ingest_speed.py",
     "evspec bench learning --scenes 440": "test/evaluation/test_learning.py",
     "evspec bench lossless --scenes 500": "test/evaluation/test_lossless.py",

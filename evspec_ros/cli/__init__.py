@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--report", type=Path, help="where to write; default: runs/demo/report.html")
     add_topics(demo)
 
+    watch = add_verb(verbs, "watch", _watch, "serve a page that shows a running node live")
+    watch.add_argument("--node", default="/evspec", help="its full name; default: %(default)s")
+    watch.add_argument("--host", default="127.0.0.1", help="address to serve on; default: %(default)s")
+    watch.add_argument("--port", type=whole, default=8080, help="0 for any free one; default: %(default)s")
+
     info = add_verb(verbs, "info", _info, "print what is in a recording")
     info.add_argument("recording", type=Path, help=_RECORDINGS)
     add_topics(info)
@@ -104,6 +109,16 @@ class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         sys.stdout.write(f"evspec {version()}\n")
         parser.exit()
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from evspec_ros.ros.requirements import require_package, require_ros
+
+    require_ros()
+    require_package("aiohttp", "serves the page")
+    from evspec_ros.ros.watch import watch
+
+    watch(options.node, options.host, options.port, lambda address: print(f"Open {address}", flush=True))
 
 
 def _demo(options: argparse.Namespace) -> None:
