@@ -1,11 +1,12 @@
-"""The settings of a running node, and which changes of them are taken."""
+"""The node's parameters as ROS has them: their declaration on a node, and what follows a change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -13,7 +14,46 @@ from evspec_ros.choices import NEW_HEAD
 from evspec_ros.errors import EvspecError, Failure, RosError
 from evspec_ros.files import share_directory
 from evspec_ros.ros.guard import Guard
-from evspec_ros.ros.parameters import ROWS, Settings, changed, declare, with_fractions
+from evspec_ros.ros.parameters import ROWS, Settings, changed
+
+
+def declare(node: Node) -> Settings:
+    """Declare every parameter on the node and return its start values; RosError for a bad one."""
+    defaults = Settings()
+    try:
+        for name in ROWS:
+            node.declare_parameter(name, getattr(defaults, name), _descriptor(name, defaults))
+    except ParameterException as error:
+        raise RosError(f"The node cannot start: {error}.") from error
+    settings = changed(defaults, {name: node.get_parameter(name).value for name in ROWS})
+    node.set_parameters(_with_fractions(list(node.get_parameters(list(ROWS)))))
+    return settings
+
+
+def _with_fractions(parameters: list[Parameter]) -> list[Parameter]:
+    """The same, `1` being 1.0 where a fraction is meant, so that nobody reads an integer there."""
+    defaults = Settings()
+    return [
+        Parameter(one.name, value=float(one.value))
+        if type(one.value) is int and isinstance(getattr(defaults, one.name, None), float)
+        else one
+        for one in parameters
+    ]
+
+
+def _descriptor(name: str, defaults: Settings) -> ParameterDescriptor:
+    row, default = ROWS[name], getattr(defaults, name)
+    descriptor = ParameterDescriptor(name=name, description=row.description)
+    descriptor.additional_constraints = " ".join(
+        [f"One of {', '.join(row.choices)}."] * bool(row.choices)
+        + ["Changeable while running." if row.live else "Read when the node is configured."]
+    )
+    if isinstance(default, float):
+        descriptor.dynamic_typing = True  # takes `1` where `1.0` is meant; changed() checks the rest
+        descriptor.floating_point_range = [FloatingPointRange(from_value=row.low, to_value=row.high)]
+    elif row.low is not None and row.high is not None:
+        descriptor.integer_range = [IntegerRange(from_value=int(row.low), to_value=int(row.high))]
+    return descriptor
 
 
 def trusted_folders(settings: Settings) -> set[Path]:
@@ -46,7 +86,7 @@ class LiveSettings:
         self._on_change = on_change
         node.add_on_set_parameters_callback(guard("A parameter could not be set", self._set, _refused))
         if hasattr(node, "add_pre_set_parameters_callback"):  # since Iron; on Humble `1` stays an integer
-            node.add_pre_set_parameters_callback(with_fractions)
+            node.add_pre_set_parameters_callback(_with_fractions)
 
     def _set(self, parameters: list[Parameter]) -> SetParametersResult:
         values = {parameter.name: parameter.value for parameter in parameters if parameter.name in ROWS}

@@ -1,4 +1,4 @@
-"""The node's parameters: one typed table, their declaration on a node and the check of every change."""
+"""The node's parameters: one typed table, and the check of every change."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import ParameterException
-from rclpy.node import Node
-from rclpy.parameter import Parameter
 
 from evspec_ros.choices import (
     ACCEPTANCES,
@@ -29,6 +24,7 @@ from evspec_ros.errors import GenerationError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT, require_text
+from evspec_ros.ros.activity import Activity
 from evspec_ros.ros.degrading import Degrading
 from evspec_ros.ros.diagnostics import Thresholds
 from evspec_ros.ros.ingest import EVENT_STREAMS
@@ -38,6 +34,7 @@ from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 
 TINY_PAIR = "tiny_video_llava", "tiny_eventgpt"
 MOST_PROMPTS = 16  # about one window
+ACTIVITY = "activity"  # a trigger that rests while nothing happens
 
 
 @dataclass(frozen=True)
@@ -140,9 +137,30 @@ class Settings:
     trigger: str = _row(
         "continuous",
         "describe as often as the networks manage and at most once per window_ms of new events or frames, "
-        "every period_s seconds, or when ~/describe is called",
-        choices=("continuous", "period", "on_request"),
+        "every period_s seconds, when the events change (see activity_rate and what follows it), or when "
+        "~/describe is called",
+        choices=("continuous", "period", ACTIVITY, "on_request"),
         live=True,
+    )
+    activity_rate: float = _row(
+        2000.0,
+        "events per second below which all is still, with trigger=activity",
+        low=0.0,
+        high=1e9,
+        live=True,
+    )
+    activity_rate_factor: float = _row(
+        2.0,
+        "activity is a rate so many times that of the last described window, or so many times less",
+        low=1.1,
+        high=1000.0,
+        live=True,
+    )
+    activity_cluster: float = _row(
+        0.2, "or so large a share of the events where that one had none", low=0.01, high=1.0, live=True
+    )
+    activity_turn_deg: float = _row(
+        60.0, "or a direction of their motion that differs by so many degrees", low=1.0, high=180.0, live=True
     )
     period_s: float = _row(
         1.0, "seconds between descriptions with trigger=period", low=0.05, high=3600.0, live=True
@@ -258,6 +276,13 @@ class Settings:
         return Thresholds(**{row.name: getattr(self, row.name) for row in fields(Thresholds)})
 
     @property
+    def activity(self) -> Activity:
+        """What counts as news with trigger=activity."""
+        return Activity(
+            self.activity_rate, self.activity_rate_factor, self.activity_cluster, self.activity_turn_deg
+        )
+
+    @property
     def degrading(self) -> Degrading:
         """What is described where a camera is missing."""
         return Degrading(self.without_events, self.without_frames, self.stale_after_s)
@@ -311,45 +336,6 @@ def _optional_path(text: str) -> Path | None:
 
 
 ROWS: dict[str, Constraint] = {row.name: row.metadata["constraint"] for row in fields(Settings)}
-
-
-def declare(node: Node) -> Settings:
-    """Declare every parameter on the node and return its start values; RosError for a bad one."""
-    defaults = Settings()
-    try:
-        for name in ROWS:
-            node.declare_parameter(name, getattr(defaults, name), _descriptor(name, defaults))
-    except ParameterException as error:
-        raise RosError(f"The node cannot start: {error}.") from error
-    settings = changed(defaults, {name: node.get_parameter(name).value for name in ROWS})
-    node.set_parameters(with_fractions(list(node.get_parameters(list(ROWS)))))
-    return settings
-
-
-def with_fractions(parameters: list[Parameter]) -> list[Parameter]:
-    """The same, `1` being 1.0 where a fraction is meant, so that nobody reads an integer there."""
-    defaults = Settings()
-    return [
-        Parameter(one.name, value=float(one.value))
-        if type(one.value) is int and isinstance(getattr(defaults, one.name, None), float)
-        else one
-        for one in parameters
-    ]
-
-
-def _descriptor(name: str, defaults: Settings) -> ParameterDescriptor:
-    row, default = ROWS[name], getattr(defaults, name)
-    descriptor = ParameterDescriptor(name=name, description=row.description)
-    descriptor.additional_constraints = " ".join(
-        [f"One of {', '.join(row.choices)}."] * bool(row.choices)
-        + ["Changeable while running." if row.live else "Read when the node is configured."]
-    )
-    if isinstance(default, float):
-        descriptor.dynamic_typing = True  # takes `1` where `1.0` is meant; changed() checks the rest
-        descriptor.floating_point_range = [FloatingPointRange(from_value=row.low, to_value=row.high)]
-    elif row.low is not None and row.high is not None:
-        descriptor.integer_range = [IntegerRange(from_value=int(row.low), to_value=int(row.high))]
-    return descriptor
 
 
 def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
