@@ -97,6 +97,10 @@ class Settings:
         "precision of the target's key/value cache, auto for what dtype computes in",
         choices=KV_PRECISIONS,
     )
+    exact_half: bool = _row(
+        False,
+        "in half precision, give all passes of the target one shape, so that drafts cannot change a near tie",
+    )
     backend: str = _row(
         "auto", "what computes the target's passes; auto picks what suits the device", choices=BACKENDS
     )
