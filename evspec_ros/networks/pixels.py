@@ -63,29 +63,6 @@ def prepared(planes: Tensor, preprocessor: ClipPreprocessor) -> Tensor:
     return (_levels(rows @ narrow) / 255 - mean) / std
 
 
-def drawn(self, events: Events) -> Tensor | NDArray[np.uint8]:
-        """EVENT_IMAGES pictures of events, as `render_event_images` gives them or on the device."""
-        return drawn(events, self._device) if self.on_device else render_event_images(events)
-
-    def events(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
-        """Of what `drawn` gives."""
-        if isinstance(images, Tensor):
-            return prepared(images, self._preprocessor).to(self._dtype)
-        return self.frames(list(images))
-
-
-def prepared(planes: Tensor, preprocessor: ClipPreprocessor) -> Tensor:
-    """uint8 [N, 3, height, width] -> float32 [N, 3, size, size]: resized, cropped and normalised."""
-    columns, rows = _weights(preprocessor, *planes.shape[-2:], planes.device)
-    narrow = _levels(planes.float() @ columns.mT)
-    levels = _levels(rows @ narrow)
-    mean, std = (
-        torch.tensor(values, device=planes.device)[:, None, None]
-        for values in (preprocessor.mean, preprocessor.std)
-    )
-    return (levels / 255 - mean) / std
-
-
 def drawn(events: Events, device: torch.device) -> Tensor:
     """`render_event_images` as uint8 [EVENT_IMAGES, 3, height, width] on a device, level for level.
 
@@ -109,15 +86,14 @@ def drawn(events: Events, device: torch.device) -> Tensor:
 @lru_cache(maxsize=32)
 def _constants(
     preprocessor: ClipPreprocessor, height: int, width: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Weights of the columns [size, width] and of the rows [size, height], mean and std [3, 1, 1]; uploaded
     once for each size of image.
     """
     columns, rows = preprocessor.filters(height, width)
     mean, std = (np.array(one, np.float32)[:, None, None] for one in (preprocessor.mean, preprocessor.std))
     arrays = columns.dense(width), rows.dense(height), mean, std
-    of_columns, of_rows, means, stds = (torch.from_numpy(one).to(device) for one in arrays)
-    return of_columns, of_rows, means, stds
+    return tuple(torch.from_numpy(one).to(device) for one in arrays)
 
 
 def _levels(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The bench of a GPU runs whole on a CPU at the tiny shape, goes on where it stopped and keeps to its time."""
+"""The bench of a GPU runs whole on a CPU at the tiny shape, goes on where it stopped, keeps to its time."""
 
 from __future__ import annotations
 
