@@ -174,9 +174,9 @@ def required() -> list[Any]:
     """The requirements of setup.py's install_requires and of its extras but ROS."""
     packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
     setup = (ROOT / "setup.py").read_text()
-    lists = r"(?:install_requires=|\"(?:quantised|dsec|peer|tensorrt)\": )\[(.*?)\]"
+    lists = r"(?:install_requires=|\"(?:quantised|dsec|peer|scores|tensorrt|watch)\": )\[(.*?)\]"
     texts = re.findall(lists, setup, re.DOTALL)
-    assert len(texts) == 5
+    assert len(texts) == 7
     return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', "".join(texts))]
 
 

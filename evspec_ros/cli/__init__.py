@@ -94,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--dtype", choices=PRECISIONS, help="default: float16, on a processor float32")
     doctor.add_argument("--kv-dtype", choices=KV_PRECISIONS, help="default: float16")
 
+    soak = add_verb(verbs, "soak", _soak, "play a scene to the node, with a fault every few seconds")
+    soak.add_argument("--minutes", type=positive, default=5.0, help="default: %(default)s")
+    soak.add_argument("--seed", type=whole, default=0, help="of the faults' order; default: %(default)s")
+
     add_features(verbs)
     add_trainings(verbs)
     return parser
@@ -130,6 +134,17 @@ def _demo(options: argparse.Namespace) -> None:
         report=options.report,
         wanted=wanted(options),
     )
+
+
+def _soak(options: argparse.Namespace) -> None:
+    from evspec_ros.ros.requirements import require_ros
+
+    require_ros()
+    from evspec_ros.ros.soak import require_well, soak_visibly
+
+    report = soak_visibly(options.minutes, options.seed)
+    print_json(report.as_dict())
+    require_well(report)
 
 
 def _info(options: argparse.Namespace) -> None:

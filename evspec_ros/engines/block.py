@@ -23,6 +23,7 @@ from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import OnnxEngine
 from evspec_ros.engines.protocol import Bound, Engine
 from evspec_ros.networks.block_head import BlockHead, BlockPass
+from evspec_ros.networks.devices import fetched
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 
@@ -79,7 +80,8 @@ class TorchBlock(BlockEngine):
         self._numbers.copy_(self._staged, non_blocking=True)
         cache.begin(count)
         output = self._compute(cache)
-        return BlockOutput(output.tokens.cpu().numpy(), output.probabilities.cpu().numpy(), output.logits)
+        tokens, probabilities = fetched(output.tokens, output.probabilities)
+        return BlockOutput(tokens, probabilities, output.logits)
 
     def _compute(self, cache: KVCache) -> BlockPass:
         return self._turn(cache)
@@ -145,7 +147,8 @@ class EngineBlock(BlockEngine):
         cache.begin(count)
         cache.k[:, :, :, length : length + output.k.shape[3]] = output.k
         cache.v[:, :, :, length : length + output.v.shape[3]] = output.v
-        return BlockOutput(output.tokens.cpu().numpy(), output.probabilities.cpu().numpy(), output.logits)
+        tokens, probabilities = fetched(output.tokens, output.probabilities)
+        return BlockOutput(tokens, probabilities, output.logits)
 
 
 class OnnxBlock(EngineBlock):

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from evspec_ros.networks.devices import uploaded
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 
@@ -85,9 +86,9 @@ class TorchDecoder:
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
         device = self._decoder.embed_tokens.weight.device
-        positions = None if rows.depths is None else cache.length + rows.depths.to(device)
-        visible = None if rows.visible is None else rows.visible.to(device)
-        embeddings = self._decoder.embed(rows.ids.to(device))[None]
+        positions = None if rows.depths is None else cache.length + uploaded(rows.depths, device)
+        visible = None if rows.visible is None else uploaded(rows.visible, device)
+        embeddings = self._decoder.embed(uploaded(rows.ids, device))[None]
         output = self._decoder(embeddings, cache, positions, visible, layers)
         features = tuple(feature[0] for feature in output.features)
         return DecoderPass(self._lm_head(output.hidden[0]), features)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evspec_ros.engines.networks import CANDIDATES
 from evspec_ros.engines.onnx_runtime import BoundPasses, CachePass, OnnxEngine, step_suffixes
+from evspec_ros.networks.devices import fetched, uploaded
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
@@ -97,15 +98,15 @@ class TorchDraftHead(HeadEngine):
     ) -> HeadPass:
         """See HeadEngine."""
         device = carried.device
-        embeddings = self._target.embed(torch.tensor([ids], device=device))
-        depths = None if depths is None else depths.to(device)
-        visible = None if visible is None else visible.to(device)
+        embeddings = self._target.embed(uploaded(torch.tensor([ids]), device))
+        depths = None if depths is None else uploaded(depths, device)
+        visible = None if visible is None else uploaded(visible, device)
         output = self._head(embeddings, carried[None], None, cache, depths, visible)[0]
         output = output[-1:] if visible is None else output
         logits = self._lm_head(self._norm(output))
         spread = torch.softmax(logits, -1, dtype=torch.float32)
         probabilities, tokens = spread.topk(min(CANDIDATES, spread.shape[-1]), dim=-1)
-        return HeadPass(output, logits, tokens.cpu().numpy(), probabilities.cpu().numpy())
+        return HeadPass(output, logits, *fetched(tokens, probabilities))
 
     def run_chain(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
         """See HeadEngine; one row."""

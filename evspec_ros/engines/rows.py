@@ -17,6 +17,7 @@ from evspec_ros.engines.draft_head import HeadEngine, HeadPass
 from evspec_ros.engines.networks import Network, decoder_rows, head_level, memory_names
 from evspec_ros.engines.onnx_runtime import BoundPasses
 from evspec_ros.engines.protocol import Bound, Engine
+from evspec_ros.networks.devices import fetched, uploaded
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
@@ -62,9 +63,9 @@ class RowsNetwork:
         for name, tensor in rows.items():
             one.inputs[name].copy_(tensor)
         places = torch.arange(count) if depths is None else depths
-        one.inputs["positions"].copy_(prefix + places)
         mask = one.inputs["mask"]
-        mask.copy_(self._mask(prefix, count, mask.shape[1] - count, visible))
+        one.inputs["positions"].copy_(uploaded(prefix + places, mask.device))
+        mask.copy_(uploaded(self._mask(prefix, count, mask.shape[1] - count, visible), mask.device))
         one.bound.run()
         for memory, new in ((cache.k, one.outputs["k"]), (cache.v, one.outputs["v"])):
             memory[:, :, :, prefix : prefix + count] = new
@@ -124,7 +125,7 @@ class RowsDecoder:
 
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
-        ids = rows.ids.to(self._decoder.embed_tokens.weight.device)
+        ids = uploaded(rows.ids, self._decoder.embed_tokens.weight.device)
         embedded = {"embeddings": self._decoder.embed(ids)[None]}
         found = self._of(layers).run(embedded, cache, rows.depths, rows.visible)
         return DecoderPass(found["logits"], tuple(found[f"feature.{layer}"] for layer in layers))
@@ -157,14 +158,14 @@ class LevelHead(HeadEngine):
         visible: Tensor | None = None,
     ) -> HeadPass:
         """See HeadEngine."""
-        embeddings = self._target.embed(torch.tensor([ids], device=carried.device))
+        embeddings = self._target.embed(uploaded(torch.tensor([ids]), carried.device))
         given = {"embeddings": embeddings, "carried": carried[None]}
         found = self._network.run(given, cache, depths, visible)
         names = ("output", "logits", "tokens", "probabilities")
         output, logits, tokens, probabilities = (
             found[name] if visible is not None else found[name][-1:] for name in names
         )
-        return HeadPass(output, logits, tokens.cpu().numpy(), probabilities.cpu().numpy())
+        return HeadPass(output, logits, *fetched(tokens, probabilities))
 
     def run_chain(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
         """See HeadEngine; one row."""

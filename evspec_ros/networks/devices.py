@@ -5,10 +5,20 @@ from __future__ import annotations
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from evspec_ros.errors import CheckpointError
+
+BANDWIDTHS = {  # of the memory, bytes a second, as the makers tell
+    "desktop": 936e9,
+    "orin_agx_64gb": 204.8e9,
+    "orin_nx_16gb": 102.4e9,
+}
 
 
 def compute_device(name: str) -> torch.device:
@@ -28,6 +38,28 @@ def compute_device(name: str) -> torch.device:
             f"The device {name} was asked for and torch sees GPUs up to cuda:{count - 1}; choose one of them."
         )
     return torch.device(name)
+
+
+def uploaded(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on a device, without waiting for it; themselves where it is the host."""
+    if device.type == "cuda" and not values.is_cuda:
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def fetched(*tensors: Tensor) -> list[NDArray[Any]]:
+    """Tensors of one device on the host, however many they are after one wait for all."""
+    if not any(tensor.is_cuda for tensor in tensors):
+        return [tensor.numpy() for tensor in tensors]
+    packed = torch.cat([tensor.flatten().contiguous().view(torch.uint8) for tensor in tensors])
+    together = packed.cpu().numpy()
+    ends = np.cumsum([tensor.nbytes for tensor in tensors])
+    parts = np.split(together, ends[:-1])
+    kinds = [torch.empty(0, dtype=tensor.dtype).numpy().dtype for tensor in tensors]
+    return [
+        part.copy().view(kind).reshape(tuple(tensor.shape))
+        for part, kind, tensor in zip(parts, kinds, tensors, strict=True)
+    ]
 
 
 def machine(device: torch.device) -> str:

@@ -91,7 +91,7 @@ async def _send(queue: asyncio.Queue[Message], socket: web.WebSocketResponse) ->
         await (socket.send_bytes(message) if isinstance(message, bytes) else socket.send_str(message))
 
 
-class Watcher(Node):
+class Eavesdropper(Node):
     """Subscribes to what a node says; tell: where it goes, by its kind."""
 
     def __init__(self, watched: str, tell: Callable[[str, Message], None], **options: Any) -> None:
@@ -160,7 +160,7 @@ async def _serve(context: Context, node: str, host: str, port: int, ready: Calla
     audience = Audience(node)
     runner = web.AppRunner(_application(audience), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
-    watcher = Watcher(node, audience.tell, context=context)
+    watcher = Eavesdropper(node, audience.tell, context=context)
     spinning = threading.Thread(target=_spin, args=(watcher, context), name="watch")
     spinning.start()
     try:
@@ -181,7 +181,7 @@ async def _serve(context: Context, node: str, host: str, port: int, ready: Calla
         spinning.join()
 
 
-def _spin(watcher: Watcher, context: Context) -> None:
+def _spin(watcher: Eavesdropper, context: Context) -> None:
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(watcher)
     with suppress(ExternalShutdownException):

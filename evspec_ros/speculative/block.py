@@ -21,7 +21,7 @@ from evspec_ros.sizes import cache_rows
 from evspec_ros.speculative.drafter import DraftLimits, Prompt, joined
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import grow_paths
-from evspec_ros.speculative.sampling import Sampling, draw
+from evspec_ros.speculative.sampling import Draws, Sampling, chances_of
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
@@ -107,10 +107,11 @@ class BlockDrafter:
         """A token of each position, while the product of their largest probabilities is high enough, which
         is decided before the draw, so that sampling stays exact.
         """
-        spread = sampling.probabilities(output.logits).cpu()
+        spread = sampling.probabilities(output.logits)
         if isinstance(self._head.lm_head, ReducedHead):
             every = spread.new_zeros(len(spread), self._head.config.vocab_size)
-            spread = every.index_copy_(1, self._head.lm_head.tokens.cpu(), spread)
+            spread = every.index_copy_(1, self._head.lm_head.tokens, spread)
+        draws = Draws(spread, generator)
         tokens: list[int] = []
         confidence = gain = 1.0
         for best in output.probabilities[: min(limits.n_max, limits.tree_size), 0].tolist():
@@ -118,12 +119,11 @@ class BlockDrafter:
             if confidence < limits.floor(len(tokens), gain):
                 break
             gain += confidence
-            tokens.append(draw(spread[len(tokens)], generator))
+            tokens.append(draws[len(tokens)])
             if tokens[-1] in limits.end_tokens:
                 break
         drawn = spread[: len(tokens)]
-        chances = drawn.gather(1, torch.tensor(tokens, dtype=torch.int64)[:, None])[:, 0].tolist()
-        return DraftTree.chain(tokens, chances, drawn if tokens else None)
+        return DraftTree.chain(tokens, chances_of(drawn, tokens), drawn if tokens else None)
 
     def _empty_cache(self, capacity: int) -> KVCache:
         """The cache, emptied; a larger one where it is too small."""

@@ -22,7 +22,7 @@ from evspec_ros.networks.llama import KVCache
 from evspec_ros.speculative.drafter import DraftLimits, Prompt, joined
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import Growth
-from evspec_ros.speculative.sampling import Sampling, draw
+from evspec_ros.speculative.sampling import Draws, Sampling, chances_of
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
@@ -144,12 +144,14 @@ class EagleDrafter:
             if confidence < limits.floor(len(tokens), expected_length):
                 break
             expected_length += confidence
-            distributions.append(sampling.probabilities(step.logits[0]).cpu())
-            tokens.append(draw(distributions[-1], generator))
+            distributions.append(sampling.probabilities(step.logits[0]))
+            tokens.append(Draws(distributions[-1][None], generator)[0])
             if tokens[-1] in limits.end_tokens:
                 break
-        probabilities = [float(q[token]) for q, token in zip(distributions, tokens, strict=True)]
-        return DraftTree.chain(tokens, probabilities, torch.stack(distributions) if distributions else None)
+        if not tokens:
+            return DraftTree.chain((), ())
+        spread = torch.stack(distributions)
+        return DraftTree.chain(tokens, chances_of(spread, tokens), spread)
 
     def _grown_tree(self, root: HeadPass, cache: KVCache, limits: DraftLimits) -> DraftTree:
         """A tree within the limits, from the head's output at its root."""

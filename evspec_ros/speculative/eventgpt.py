@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evspec_ros.engines.decoder import DecoderEngine, Rows
 from evspec_ros.engines.drafter import DrafterEngines, drafter_engines
+from evspec_ros.networks.devices import fetched
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.sizes import EVENT_AHEAD, cache_rows
@@ -108,7 +109,8 @@ class EventWriter:
     @staticmethod
     def _likeliest(logits: Tensor) -> tuple[int, float]:
         probability, token = torch.softmax(logits, -1, dtype=torch.float32).max(-1)
-        return int(token), float(probability)
+        found, chance = fetched(token, probability)
+        return int(found), float(chance)
 
     def _empty_cache(self, capacity: int) -> KVCache:
         if self._cache is None or self._cache.capacity < capacity:

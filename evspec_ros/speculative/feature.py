@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.networks.adapters import FeatureHead
+from evspec_ros.networks.devices import fetched
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.event_side import EventSide, Prefilling
@@ -66,7 +67,8 @@ class FeatureDrafter:
             runs += 1
             feature = self._head(self._adapted, feature)
             probability, token = torch.softmax(self._target.head(feature)[0], -1, dtype=torch.float32).max(-1)
-            return int(token), float(probability)
+            found, chance = fetched(token, probability)
+            return int(found), float(chance)
 
         tree = grow_chain(limits, min(limits.n_max, limits.tree_size), next_token)
         return replace(tree, passes=runs)

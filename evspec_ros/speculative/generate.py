@@ -13,7 +13,7 @@ from evspec_ros.speculative.sampling import GREEDY, Sampling
 from evspec_ros.speculative.statistics import DecodingStatistics, PassOutcome
 from evspec_ros.speculative.target import Target
 from evspec_ros.speculative.text import Text, TextSettings
-from evspec_ros.speculative.timing import Clock, TimedDrafter, TimedTarget
+from evspec_ros.speculative.timing import Clock, Span, TimedDrafter, TimedTarget
 from evspec_ros.speculative.verification import EXACT, Acceptance
 
 
@@ -100,7 +100,7 @@ def generate_together(
         passes = timed.prefill([text.prompt.embeddings for text in texts], settings.capacity, layers)
         for text, output in zip(texts, passes, strict=True):
             on_tokens(text.number, text.begin(output))
-        began_ms = clock.now_ms()
+        began = clock.now()
         for text, output in zip(texts, passes, strict=True):
             text.start(output)
 
@@ -116,13 +116,13 @@ def generate_together(
             # Accept: emit up to an end token, then let the drafters go on from the target's own features.
             for (text, tree, _), verdict in zip(drafts, verdicts, strict=True):
                 on_tokens(text.number, text.emit(tree, verdict))
-                text.count_pass(timed.pass_ms, clock.now_ms() - began_ms)
+                text.count_pass(timed.verifying, Span(began, clock.now()))
             for (text, _, output), verdict in zip(drafts, verdicts, strict=True):
                 text.accept(verdict, output)
         for text in texts:
             text.drafter.finish(text.tokens)
 
-    prefill_ms = timed.prefill_ms + sum(text.drafter.prepare_ms for text in texts)
+    prefill_ms = timed.prefilling.ms + sum(text.drafter.prepare_ms for text in texts)
     return tuple(
         Generation(
             tuple(text.tokens),

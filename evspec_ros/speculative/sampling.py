@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evspec_ros.errors import GenerationError
+from evspec_ros.networks.devices import fetched, uploaded
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,49 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> int:
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
+def drawn(weights: Tensor, chances: Tensor) -> Tensor:
+    """A token int64 [n] of each row of weights [n, V], which need not sum to one, by chances [n] below 1;
+    NO_TOKEN for a row that holds NaN.
+    """
+    sums = weights.double().cumsum(-1)
+    total = sums[:, -1:]
+    below = torch.minimum(chances[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    places = torch.searchsorted(sums, below, right=True)[:, 0]
+    return torch.where(total[:, 0].isnan(), NO_TOKEN, places)
+
+
+class Draws:
+    """A token of each distribution of float32 [n, V], in their order: `draws[row]`.
+
+    On a CPU one is drawn when it is asked for. Elsewhere all are at once, by the host's random numbers, with
+    one wait.
+    """
+
+    def __init__(self, spread: Tensor, generator: torch.Generator) -> None:
+        self._spread, self._generator = spread, generator
+        self._known: list[int] | None = None
+        if spread.is_cuda:
+            chances = torch.rand(len(spread), generator=generator, dtype=torch.float64)
+            (tokens,) = fetched(drawn(spread, uploaded(chances, spread.device)))
+            self._known = tokens.tolist()
+
+    def __getitem__(self, row: int) -> int:
+        return draw(self._spread[row], self._generator) if self._known is None else self._known[row]
+
+
+def chances_of(spread: Tensor, tokens: list[int]) -> list[float]:
+    """The probability of one token of each distribution [n, V]."""
+    places = uploaded(torch.tensor(tokens, dtype=torch.int64)[:, None], spread.device)
+    (found,) = fetched(spread.gather(1, places)[:, 0])
+    chances: list[float] = found.tolist()
+    return chances
+
+
 class Warped:
     """The distribution [V] to draw from after each row of logits [N, V], float32 on the CPU: `warped[row]`.
 
-    On a CPU a row is warped when it is asked for: of a tree those on the accepted path alone. Elsewhere all
-    are warped at once, where that costs less than a second look at the device.
+    On a CPU a row is warped when it is asked for: of a tree those on the accepted path alone. Elsewhere, for
+    trees that are not decided on the device, all are warped at once.
     """
 
     def __init__(self, logits: Tensor, sampling: Sampling) -> None:

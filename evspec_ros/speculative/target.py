@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evspec_ros.engines.decoder import DecoderEngine, Rows, TorchDecoder
 from evspec_ros.errors import GenerationError
+from evspec_ros.networks.devices import uploaded
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 from evspec_ros.sizes import cache_rows
 from evspec_ros.speculative.shared_cache import Block, SharedCache
@@ -196,11 +197,15 @@ class DecoderTarget:
         """Gather these rows of the last `extend` in the cache and forget the others."""
         assert self._cache is not None, "Cannot keep rows before a prefill"
         if self._shared is not None:
-            self._cache.keep(torch.tensor(self._shared.keep(rows, self._prefix), device=self.device))
+            self._keep(self._shared.keep(rows, self._prefix))
         elif rows[0][-1] == len(rows[0]) - 1:  # the first rows, as in every chain: they lie where they belong
             self._cache.truncate(self._prefix + len(rows[0]))
         else:
-            self._cache.keep(torch.tensor(rows[0], device=self.device))
+            self._keep(rows[0])
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        assert self._cache is not None, "Cannot keep rows before a prefill"
+        self._cache.keep(uploaded(torch.tensor(rows), self.device))
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, without special tokens."""

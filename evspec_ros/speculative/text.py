@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from evspec_ros.networks.devices import uploaded
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts, PassOutcome
 from evspec_ros.speculative.target import TargetPass
-from evspec_ros.speculative.timing import TimedDrafter
+from evspec_ros.speculative.timing import Span, TimedDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 from evspec_ros.speculative.verification import Acceptance, Verdict, verify
 
@@ -48,7 +49,8 @@ class Text:
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._counts = PassCounts()
         self._reused_rows = self._last_emitted = 0
-        self._verify_ms = self._decode_ms = 0.0
+        self._verifying: list[Span] = []
+        self._decoding = Span(0.0, 0.0)
 
     @property
     def complete(self) -> bool:
@@ -99,10 +101,10 @@ class Text:
         count = self._last_emitted
         self.drafter.accept(self.tokens[-count:], _at_rows(self._features(output), verdict.rows[:count]))
 
-    def count_pass(self, pass_ms: float, decode_ms: float) -> None:
-        """Note what the last pass took, and all since the first token."""
-        self._verify_ms += pass_ms
-        self._decode_ms = decode_ms
+    def count_pass(self, verifying: Span, decoding: Span) -> None:
+        """Note when the last pass ran, and all since the first token."""
+        self._verifying.append(verifying)
+        self._decoding = decoding
 
     @property
     def passes(self) -> tuple[PassOutcome, ...]:
@@ -117,8 +119,8 @@ class Text:
             reused_rows=self._reused_rows,
             prefill_ms=prefill_ms,
             draft_ms=self.drafter.draft_ms,
-            verify_ms=self._verify_ms,
-            decode_ms=self._decode_ms,
+            verify_ms=sum(span.ms for span in self._verifying),
+            decode_ms=self._decoding.ms,
         )
 
     def _features(self, output: TargetPass) -> tuple[Tensor, ...]:
@@ -141,4 +143,5 @@ def _at_rows(features: tuple[Tensor, ...], rows: list[int]) -> tuple[Tensor, ...
     """The features at some rows of a pass; a view where the rows are the first ones, as in every chain."""
     if rows[-1] == len(rows) - 1:
         return tuple(feature[: len(rows)] for feature in features)
-    return tuple(feature[rows] for feature in features)
+    places = uploaded(torch.tensor(rows), features[0].device) if features else None
+    return tuple(feature[places] for feature in features)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,66 +19,101 @@ from evspec_ros.speculative.tree import DraftTree
 Result = TypeVar("Result")
 
 
+Moment: TypeAlias = float | torch.cuda.Event  # milliseconds since some moment; a mark in a GPU's queue
+
+
+@dataclass(frozen=True)
+class Span:
+    """From one moment to another."""
+
+    begin: Moment
+    end: Moment
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds; on a GPU, once its queue has come to the end."""
+        if isinstance(self.begin, float) or isinstance(self.end, float):
+            assert isinstance(self.begin, float)
+            assert isinstance(self.end, float)
+            return self.end - self.begin
+        self.end.synchronize()
+        return float(self.begin.elapsed_time(self.end))
+
+
 class Clock:
-    """Wall-clock time; on an accelerator, when the work that was queued has ended."""
+    """Wall-clock time; on an accelerator, when the work that was queued ends, which nobody waits for before
+    the time is read.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
 
-    def now_ms(self) -> float:
-        """Milliseconds since some moment."""
-        if self._cuda is not None:
-            torch.cuda.current_stream(self._cuda).synchronize()  # the event model has a stream of its own
-        return time.perf_counter() * 1e3
+    def now(self) -> Moment:
+        """This moment."""
+        if self._cuda is None:
+            return time.perf_counter() * 1e3
+        mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        mark.record(torch.cuda.current_stream(self._cuda))  # the event model has a stream of its own
+        return mark
 
-    def timed(self, step: Callable[[], Result]) -> tuple[Result, float]:
-        """What a step gives, and the milliseconds that it took."""
-        started = self.now_ms()
+    def timed(self, step: Callable[[], Result]) -> tuple[Result, Span]:
+        """What a step gives, and when it ran."""
+        started = self.now()
         result = step()
-        return result, self.now_ms() - started
+        return result, Span(started, self.now())
 
 
 class TimedTarget:
-    """A target, and what its passes took: prefill_ms of the last prefill; pass_ms of the last verification,
-    from `extend` until `keep` has returned, the decision between them included.
+    """A target, and when its passes ran: the last prefill, and the last verification, from `extend` until
+    `keep` has returned, the decision between them included.
     """
 
     def __init__(self, target: Target, clock: Clock) -> None:
         self._target = target
         self._clock = clock
-        self._extended_ms = 0.0
-        self.prefill_ms = 0.0
-        self.pass_ms = 0.0
+        self._extended: Moment = 0.0
+        self.prefilling = Span(0.0, 0.0)
+        self.verifying = Span(0.0, 0.0)
 
     def prefill(self, prompts: Sequence[Tensor], capacity: int, layers: tuple[int, ...]) -> list[TargetPass]:
         """See Target."""
-        passes, self.prefill_ms = self._clock.timed(lambda: self._target.prefill(prompts, capacity, layers))
+        passes, self.prefilling = self._clock.timed(lambda: self._target.prefill(prompts, capacity, layers))
         return passes
 
     def extend(self, blocks: Sequence[Block]) -> list[TargetPass]:
         """See Target."""
-        self._extended_ms = self._clock.now_ms()
+        self._extended = self._clock.now()
         return self._target.extend(blocks)
 
     def keep(self, rows: Sequence[Sequence[int]]) -> None:
         """See Target."""
         self._target.keep(rows)
-        self.pass_ms = self._clock.now_ms() - self._extended_ms
+        self.verifying = Span(self._extended, self._clock.now())
 
 
 class TimedDrafter:
-    """A drafter, and what it took of its text's time: prepare_ms before the prefill, draft_ms after it."""
+    """A drafter, and what it took of its text's time: before the prefill, and after it."""
 
     def __init__(self, drafter: Drafter, clock: Clock) -> None:
         self._drafter = drafter
         self._clock = clock
         self.layers = drafter.layers
-        self.prepare_ms = 0.0
-        self.draft_ms = 0.0
+        self._preparing = Span(0.0, 0.0)
+        self._drafting: list[Span] = []
+
+    @property
+    def prepare_ms(self) -> float:
+        """Milliseconds before the prefill."""
+        return self._preparing.ms
+
+    @property
+    def draft_ms(self) -> float:
+        """Milliseconds after it."""
+        return sum(span.ms for span in self._drafting)
 
     def prepare(self, prompt: Prompt) -> None:
         """See Drafter."""
-        _, self.prepare_ms = self._clock.timed(lambda: self._drafter.prepare(prompt))
+        _, self._preparing = self._clock.timed(lambda: self._drafter.prepare(prompt))
 
     def start(self, prompt: Prompt, features: tuple[Tensor, ...], token: int, capacity: int) -> None:
         """See Drafter."""
@@ -96,6 +132,6 @@ class TimedDrafter:
         self._drafter.finish(tokens)
 
     def _draft(self, step: Callable[[], Result]) -> Result:
-        result, took_ms = self._clock.timed(step)
-        self.draft_ms += took_ms
+        result, span = self._clock.timed(step)
+        self._drafting.append(span)
         return result

@@ -27,10 +27,10 @@ class DraftTree:
 
     tokens: int64 [N]; parents: int64 [N], node indices, -1 = the root; depths: int64 [N], 1 below the root;
     probabilities: float32 [N], the drafter's probability of each token given its ancestors.
-    distributions: float32 [N, V] on the CPU, the distribution that node i was drawn from (after temperature,
-    top-k, top-p and after removing siblings drawn before it), or None where the nodes were chosen without
-    chance. passes: runs of a network that drafting it took, the reading of a prompt left out; 1 of a drafter
-    that has none. Raises GenerationError where the arrays do not describe a tree.
+    distributions: float32 [N, V] on the target's device, the distribution that node i was drawn from (after
+    temperature, top-k, top-p and after removing siblings drawn before it), or None where the nodes were
+    chosen without chance. passes: runs of a network that drafting it took, the reading of a prompt left out;
+    1 of a drafter that has none. Raises GenerationError where the arrays do not describe a tree.
     """
 
     tokens: NDArray[np.int64]

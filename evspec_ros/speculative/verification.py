@@ -11,11 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evspec_ros.choices import ACCEPTANCES
 from evspec_ros.errors import GenerationError
+from evspec_ros.networks.devices import fetched
+from evspec_ros.speculative.device_verification import can_decide, decide_greedily, decide_sampled
 from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, Warped, draw, likeliest
 from evspec_ros.speculative.tree import DraftTree
 
@@ -105,9 +108,25 @@ def _judged(
             return _verify_typical(tree, p, sampling, generator, acceptance)
         p = _cascade(tree, p, acceptance.alpha)
         return verify_greedy(tree, likeliest(p)) if sampling.greedy else verify_sampled(tree, p, generator)
+    if logits.is_cuda and can_decide(tree, sampling):
+        return verify_on_device(tree, logits, sampling, generator)
     if sampling.greedy:
         return verify_greedy(tree, likeliest(logits))
     return verify_sampled(tree, Warped(logits, sampling), generator)
+
+
+def verify_on_device(
+    tree: DraftTree, logits: Tensor, sampling: Sampling, generator: torch.Generator
+) -> Verdict:
+    """What `device_verification` decides, after one wait."""
+    decision = (
+        decide_greedily(tree, logits)
+        if sampling.greedy
+        else decide_sampled(tree, logits, sampling, generator)
+    )
+    (packed,) = fetched(decision.packed())
+    rows = np.flatnonzero(packed[:-1])
+    return Verdict(rows.tolist(), [*tree.tokens[rows[1:] - 1].tolist(), int(packed[-1])])
 
 
 def verify_greedy(tree: DraftTree, choices: list[int]) -> Verdict:
@@ -133,7 +152,7 @@ def verify_sampled(tree: DraftTree, target: Distributions, generator: torch.Gene
     for node, (token, parent) in enumerate(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)):
         if parent + 1 != row:
             continue
-        q = None if tree.distributions is None else tree.distributions[node]
+        q = None if tree.distributions is None else tree.distributions[node].cpu()
         if chances[node] * (1.0 if q is None else float(q[token])) < float(p[token]):
             row = node + 1
             rows.append(row)
@@ -176,7 +195,7 @@ def _cascade(tree: DraftTree, p: Tensor, alpha: float) -> Tensor:
             q = torch.nn.functional.one_hot(torch.tensor(token), p.shape[-1]).to(p)
             confidence = float(tree.probabilities[node])
         else:
-            q = tree.distributions[node]
+            q = tree.distributions[node].cpu()
             confidence = float(q.max())
         stands = confidence >= float(p[row].max()) - alpha * float((p[row] - q).abs().sum()) / 2
         if stands:

@@ -1,0 +1,260 @@
+"""Acceptance where the target's logits are, beside the host's rules; the host waits for one tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from speculative_fakes import ScriptedDrafter, excess, random_tree
+from torch import Tensor, nn
+
+from evspec_ros.engines.cuda_graphs import GraphedDecoder
+from evspec_ros.networks import devices
+from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
+from evspec_ros.speculative import DecoderTarget, DraftLimits, NoDrafter, Prompt, generate
+from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, draw, drawn, likeliest
+from evspec_ros.speculative.tree import DraftTree
+from evspec_ros.speculative.verification import verify_greedy, verify_on_device
+
+GREEDY = Sampling()
+DRAWS = 4000
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_greedy_decides_what_the_host_decides(seed: int) -> None:
+    """Any tree, siblings that are alike among them, of tokens that often agree."""
+    random = np.random.default_rng(seed)
+    size = int(random.integers(0, 20))
+    parents = [int(random.integers(-1, node)) for node in range(size)]
+    tree = DraftTree.from_parents(random.integers(0, 3, size).tolist(), parents, [0.5] * size)
+    logits = torch.randn(size + 1, 3, generator=_generator(seed))
+    logits[random.integers(size + 1)] = float("nan") if seed % 2 else 0.0
+    verdict = verify_on_device(tree, logits, GREEDY, _generator())
+    expected = verify_greedy(tree, likeliest(logits))
+    assert (verdict.rows, verdict.tokens) == (expected.rows, expected.tokens)
+
+
+def _without_chance(p: Tensor, _: torch.Generator) -> DraftTree:
+    """Three tokens behind the root, one of them said twice, and two behind the second."""
+    del p
+    return DraftTree.from_parents([2, 0, 2, 1, 3], [-1, -1, -1, 1, 1], [0.5] * 5)
+
+
+def _chain(p: Tensor, generator: torch.Generator) -> DraftTree:
+    """Drawn from other distributions than the target's."""
+    spread = p.flip(-1)[:2].contiguous()
+    tokens = [draw(row, generator) for row in spread]
+    return DraftTree.chain(tokens, [0.5, 0.5], spread)
+
+
+@pytest.mark.parametrize("propose", [_without_chance, _chain])
+def test_what_is_sampled_is_distributed_as_the_target(
+    propose: Callable[[Tensor, torch.Generator], DraftTree],
+) -> None:
+    """The first token, and the second one behind each first, of a target whose rows depend on the last token
+    alone.
+    """
+    table = 1.5 * torch.randn(5, 5, generator=_generator(8))  # logits behind each token; 4: the root's
+    p, generator, sampling = table.softmax(-1), _generator(1), Sampling(1.0)
+    firsts: Counter[int] = Counter()
+    seconds: dict[int, Counter[int]] = {token: Counter() for token in range(5)}
+    for _ in range(DRAWS):
+        tree = propose(p, generator)
+        tokens = verify_on_device(tree, table[[4, *tree.tokens.tolist()]], sampling, generator).tokens
+        firsts[tokens[0]] += 1
+        if len(tokens) > 1:
+            seconds[tokens[0]][tokens[1]] += 1
+    assert excess(torch.tensor([firsts[token] for token in range(5)]), p[4]) < 4
+    for first, counts in seconds.items():
+        if counts.total() > 300:
+            assert excess(torch.tensor([counts[token] for token in range(5)]), p[first]) < 4
+
+
+def test_logits_that_are_not_finite_yield_no_token() -> None:
+    """Where they decide; of a row beside the path they do not."""
+    tree = DraftTree.from_parents([1, 2], [-1, -1], [0.5, 0.5])
+    logits = torch.zeros(3, 4)
+    logits[:, 1] = 60.0
+    logits[2] = float("nan")
+    assert verify_on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, 1]
+    logits[1] = float("nan")
+    assert verify_on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, NO_TOKEN]
+
+
+def test_a_draw_lies_where_the_chance_says_and_never_where_there_is_none() -> None:
+    """By the cumulated weights; the largest chance below one is the last token that has any."""
+    weights = torch.tensor([[0.0, 2.0, 0.0, 6.0, 0.0]]).expand(4, -1)
+    chances = torch.tensor([0.0, 0.2, 0.3, 1.0], dtype=torch.float64)
+    assert drawn(weights, chances).tolist() == [1, 1, 3, 3]
+
+
+LOOKS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero")
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it is on a GPU; whatever is made of it does, too, and who looks at it is counted."""
+
+    looks = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`cpu` alone leads to the host."""
+        if func == torch.Tensor.is_cuda.__get__:
+            return True
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in LOOKS:
+            OnDevice.looks += 1
+            return found.as_subclass(torch.Tensor) if isinstance(found, torch.Tensor) else found
+        return torch.utils._pytree.tree_map_only(torch.Tensor, lambda one: one.as_subclass(OnDevice), found)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often somebody looked since this was asked the last time."""
+    OnDevice.looks = 0
+
+    def since() -> int:
+        found, OnDevice.looks = OnDevice.looks, 0
+        return found
+
+    def uploaded(values: Tensor, _: torch.device) -> Tensor:
+        return values.as_subclass(OnDevice)
+
+    for module in ("device_verification", "sampling", "target", "text"):
+        monkeypatch.setattr(f"evspec_ros.speculative.{module}.uploaded", uploaded)
+    monkeypatch.setattr("evspec_ros.engines.decoder.uploaded", uploaded)
+    return since
+
+
+def test_the_fake_counts_looks(looks: Callable[[], int]) -> None:
+    """And only those."""
+    tensor = torch.ones(3).as_subclass(OnDevice)
+    (tensor + 1)[:2].sum()
+    assert looks() == 0
+    assert float(tensor.sum()) == 3.0
+    assert tensor[0].item() == 1.0
+    if tensor[0] > 0:
+        tensor.tolist()
+    assert looks() == 4
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, 0.9, 20)])
+@pytest.mark.parametrize(
+    "tree", [random_tree(12, 4, range(9), np.random.default_rng(2)), DraftTree.chain([1, 2, 0], [0.5] * 3)]
+)
+def test_the_host_waits_once_for_a_verdict(
+    sampling: Sampling, tree: DraftTree, looks: Callable[[], int]
+) -> None:
+    """Of at most as many numbers as the pass has rows, and one."""
+    logits = torch.randn(len(tree) + 1, 9).as_subclass(OnDevice)
+    verify_on_device(tree, logits, sampling, _generator())
+    assert looks() == 1
+
+
+def test_what_is_fetched_together_is_what_it_was() -> None:
+    """Whatever the types and shapes, none at all among them, after one wait."""
+    tensors = [torch.tensor(7), torch.rand(2, 3), torch.tensor([True, False]), torch.zeros(0, 4)]
+    OnDevice.looks = 0
+    found = devices.fetched(*(tensor.as_subclass(OnDevice) for tensor in tensors))
+    assert OnDevice.looks == 1
+    for ours, tensor in zip(found, tensors, strict=True):
+        np.testing.assert_array_equal(ours, tensor.numpy())
+        assert ours.dtype == tensor.numpy().dtype
+
+
+def _networks() -> tuple[LlamaDecoder, nn.Linear]:
+    torch.manual_seed(4)
+    config = LlamaConfig(40, 32, 48, 2, 4, 4, 8, max_positions=256)
+    return LlamaDecoder(config).eval(), nn.Linear(32, 40, bias=False)
+
+
+def _put_on_device(network: nn.Module) -> None:
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            on_device = parameter.detach().as_subclass(OnDevice)
+            setattr(module, name, nn.Parameter(on_device, requires_grad=False))
+
+
+class _Counting(ScriptedDrafter):
+    """Trees around a text, and the looks between two proposals."""
+
+    def __init__(self, text: tuple[int, ...], looks: Callable[[], int]) -> None:
+        super().__init__(self._tree, layers=(0, 2))
+        self._looks, self._known = looks, text
+        self.counts: list[int] = []
+
+    def _tree(self, history: list[int], limits: DraftLimits, *_: object) -> DraftTree:
+        self.counts.append(self._looks())
+        ahead = self._known[len(history) :][: min(4, limits.n_max)]
+        tokens = [one for token in ahead for one in ((token + 1) % 40, token)]
+        parents = [parent for level in range(len(ahead)) for parent in (2 * level - 1,) * 2]
+        return DraftTree.from_parents(tokens, parents, [0.5] * len(tokens))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_host_waits_once_a_turn(temperature: float, looks: Callable[[], int]) -> None:
+    """From a proposal to the next: ids, mask and kept rows go to the device without a look back, features and
+    probabilities stay there. Greedily the text is that of the host's own way.
+    """
+    decoder, lm_head = _networks()
+    prompt = Prompt(torch.randn(1, 9, 32))
+    settings = {"max_new_tokens": 30, "temperature": temperature, "seed": 5}
+    text = generate(DecoderTarget(decoder, lm_head, (), str), NoDrafter(), prompt, **settings).tokens
+    _put_on_device(decoder)
+    _put_on_device(lm_head)
+    drafter = _Counting(text, looks)
+    target = DecoderTarget(decoder, lm_head, (), str)
+    found = generate(target, drafter, prompt, limits=DraftLimits(4, 8), **settings)
+    assert len(drafter.counts) > 3
+    assert set(drafter.counts[1:]) == {1}
+    if temperature == 0.0:
+        assert found.tokens == text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_turn_on_a_gpu_waits_for_the_verdict_alone(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything else in the loop is refused by torch if it waits; the text is the CPU's."""
+    decoder, lm_head = _networks()
+    prompt = Prompt(torch.randn(1, 9, 32))
+    settings = {"max_new_tokens": 30, "temperature": temperature, "seed": 5}
+    text = generate(DecoderTarget(decoder, lm_head, (), str), NoDrafter(), prompt, **settings).tokens
+    decoder, lm_head = decoder.cuda(), lm_head.cuda()
+    target = DecoderTarget(decoder, lm_head, (), str, engine=GraphedDecoder(decoder, lm_head))
+    prompt = Prompt(prompt.embeddings.cuda())
+    limits = DraftLimits(4, 8)
+    generate(target, _Counting(text, lambda: 0), prompt, limits=limits, **settings)  # captures
+
+    def waits(*tensors: Tensor) -> list[Any]:
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return devices.fetched(*tensors)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    class Strict(_Counting):
+        def propose(self, *given: Any) -> DraftTree:
+            torch.cuda.set_sync_debug_mode("error")
+            return super().propose(*given)
+
+        def finish(self, tokens: Any) -> None:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr("evspec_ros.speculative.verification.fetched", waits)
+    try:
+        found = generate(target, Strict(text, lambda: 0), prompt, limits=limits, **settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    if temperature == 0.0:
+        assert found.tokens == text
