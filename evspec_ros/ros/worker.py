@@ -17,9 +17,10 @@ from evspec_ros.ros.degrading import NothingToDescribeError
 from evspec_ros.ros.diagnostics import Age, DescriptionCounts, window_age_s
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.inputs import Inputs
+from evspec_ros.ros.live_settings import LiveSettings
 from evspec_ros.ros.mailbox import DeactivatedError, Mailbox
 from evspec_ros.ros.outputs import Outputs
-from evspec_ros.ros.parameters import LiveSettings, Settings
+from evspec_ros.ros.parameters import Settings
 from evspec_ros.ros.relief import Relief, out_of_memory
 from evspec_ros.windows import Window
 
