@@ -35,6 +35,8 @@ class Outputs:
             self._node.get_logger().info(STAMPED_REMEDY)
         self.partial = self._publisher(String, "~/description/partial", 10)
         self.result = self._publisher(String, "~/result", 10)
+        self._answer = self._publisher(String, "~/answer", 10)
+        self._answer_so_far = self._publisher(String, "~/answer/partial", 10)
         self.overlay = self._publisher(Image, "~/overlay", qos_profile_sensor_data)
         self.latency = self._publisher(DiagnosticArray, "~/latency", 10)
 
@@ -47,6 +49,14 @@ class Outputs:
         """The text so far, where somebody listens."""
         if self.partial.get_subscription_count():
             self.partial.publish(String(data=text))
+
+    def publish_answer_so_far(self, text: str) -> None:
+        """The answer to a question, as far as it is written."""
+        self._answer_so_far.publish(String(data=text))
+
+    def publish_answer(self, answer: dict[str, Any]) -> None:
+        """A whole answer, or what became of the question."""
+        self._answer.publish(String(data=json.dumps(answer)))
 
     def publish(
         self,
