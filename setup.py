@@ -32,6 +32,7 @@ setup(
     package_data={
         NAME: ["py.typed"],
         f"{NAME}.evaluation": ["*.html", "*.jinja"],
+        f"{NAME}.ros": ["*.html"],
         f"{NAME}.interfaces": ["*/msg/*.msg", "*/package.xml", "*/CMakeLists.txt"],
     },
     data_files=[
@@ -69,6 +70,8 @@ setup(
         "dsec": ["h5py>=3", "hdf5plugin>=4"],
         # What `evspec eval` scores texts with.
         "scores": ["rouge-score>=0.1.2", "sacrebleu>=2.3"],
+        # The page of `evspec watch`.
+        "watch": ["aiohttp>=3.8"],
         # What `evspec bench ingest` compares with.
         "peer": ["evt3>=0.4; platform_machine == 'x86_64'"],
         # What `colcon test` looks for before it runs pytest.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 
+import torch
+
 from evspec_ros.description import (
     DEFAULT_LIMITS,
     EXACT,
@@ -23,6 +25,7 @@ from evspec_ros.sizes import WINDOW_MS
 from evspec_ros.speculative.costs import PrefillCost, measure_costs, measure_passes, measure_prefill
 from evspec_ros.speculative.drafter import DraftLimits, NoDrafter, PassCosts
 from evspec_ros.speculative.drafters import Drafters
+from evspec_ros.speculative.event_side import EventTimes
 from evspec_ros.speculative.generate import Generation, generate_together
 from evspec_ros.speculative.guarded import GuardedDrafter
 from evspec_ros.speculative.learner import Learner
@@ -99,6 +102,13 @@ class SceneDescriber:
         """Let the next window begin a stream: what was said of earlier ones is no draft for it."""
         self._stream_ended = True
 
+    def relieve(self) -> None:
+        """Let go of what is kept between windows, on the device too: it ran out of memory."""
+        self._target.forget()
+        self.forget_stream()
+        if self._target.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of tokens that a description holds, special ones left out."""
         return self._target.detokenize(tokens)
@@ -143,6 +153,7 @@ class SceneDescriber:
         window_ms: float = WINDOW_MS,
         limits: Limits = DEFAULT_LIMITS,
         on_text: Callable[[int, str], None] = lambda *_: None,
+        drafting: bool = True,
     ) -> tuple[Description, ...]:
         """Answer prompts about one window: its events (there may be none) and its frames (at least one,
         oldest first). The window is read once, and the answers are written together, each as it would be
@@ -150,9 +161,9 @@ class SceneDescriber:
 
         A frame that an earlier window had too is not encoded again, and a prompt that begins as the last one
         did is read from where they part. A drafter that raises anything is left out of its text and asked
-        again in the next window. on_text is called with a prompt's number and its text so far whenever that
-        grows. Raises GenerationError without frames, for a prompt that is too long or holds what is no text,
-        and for impossible limits.
+        again in the next window; without `drafting` none is asked. on_text is called with a prompt's number
+        and its text so far whenever that grows. Raises GenerationError without frames, for a prompt that is
+        too long or holds what is no text, and for impossible limits.
         """
         if not prompts:
             return ()
@@ -165,7 +176,8 @@ class SceneDescriber:
         reading = self._reader.read(events, frames, prompts)
         for prompt in reading.prompts:
             self._require_positions(prompt.embeddings.shape[1], limits)
-        drafters = [GuardedDrafter(drafter) for drafter in self._drafters.get(len(prompts))]
+        used = self._drafters.get(len(prompts)) if drafting else [NoDrafter() for _ in prompts]
+        drafters = [GuardedDrafter(drafter) for drafter in used]
         generations = self._write(reading, drafters, limits, on_text)
         reading.stages.lap("generate")
 
@@ -179,11 +191,11 @@ class SceneDescriber:
                 prompt=question,
                 text=generation.text,
                 tokens=generation.tokens,
-                latency_ms=self._latencies(reading, generation),
+                latency_ms=self._latencies(reading, generation, drafting=drafting),
                 prefill_slowdown=slowdown,
                 reused_frames=reading.reused_frames,
                 statistics=generation.statistics,
-                drafter=self.drafter,
+                drafter=self.drafter if drafting else NoDrafter.name,
                 lossless=generation.lossless,
                 equality=self._equality(generation.lossless),
                 head_version=learner.version,
@@ -250,12 +262,12 @@ class SceneDescriber:
                 on_tokens=on_tokens,
             )
 
-    def _latencies(self, reading: Reading, generation: Generation) -> dict[str, float]:
+    def _latencies(self, reading: Reading, generation: Generation, *, drafting: bool) -> dict[str, float]:
         return latencies(
             reading.stages.milliseconds(),
             reading.event_stages.milliseconds(),
             generation.statistics,
-            self._drafters.event_times,
+            self._drafters.event_times if drafting else EventTimes(),
         )
 
     def _measure(self) -> None:

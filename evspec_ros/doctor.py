@@ -25,6 +25,7 @@ from evspec_ros.networks.checkpoints import (
     read_eventgpt_config,
     read_video_llava_config,
 )
+from evspec_ros.networks.devices import BANDWIDTHS
 from evspec_ros.networks.memory import (
     GIB,
     Checkpoints,
@@ -68,11 +69,12 @@ class Machine:
 
 
 MACHINES = {
-    "desktop": Machine("desktop", "a GPU with 24 GB of its own", _GPU, 24 * GIB, 2 * GIB, 936e9),
-    "orin_agx_64gb": Machine(
-        "orin_agx_64gb", "Jetson AGX Orin, 64 GB shared", _GPU, 64 * GIB, 8 * GIB, 204.8e9
-    ),
-    "orin_nx_16gb": Machine("orin_nx_16gb", "Jetson Orin NX, 16 GB shared", _GPU, 16 * GIB, 4 * GIB, 102.4e9),
+    name: Machine(name, what, _GPU, memory * GIB, reserve * GIB, BANDWIDTHS[name])
+    for name, what, memory, reserve in (
+        ("desktop", "a GPU with 24 GB of its own", 24, 2),
+        ("orin_agx_64gb", "Jetson AGX Orin, 64 GB shared", 64, 8),
+        ("orin_nx_16gb", "Jetson Orin NX, 16 GB shared", 16, 4),
+    )
 }
 
 

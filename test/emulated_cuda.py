@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from evspec_ros.networks import cuda_streams
+from evspec_ros.networks import cuda_streams, pixels
 
 
 class Stream:
@@ -57,7 +57,8 @@ class EmulatedCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.main = Stream()
         self._current = threading.local()
-        monkeypatch.setattr(cuda_streams, "has_streams", lambda device: True)
+        for module in (cuda_streams, pixels):
+            monkeypatch.setattr(module, "has_streams", lambda device: True)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "stream", self._inside)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emulated_cuda import EmulatedCuda
 
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Limits
@@ -461,6 +462,24 @@ def test_events_read_beside_the_prefill_change_no_text(drafter: str, plain: Scen
         assert stages["render"] + stages["event_features"] <= stages["event_model"]
         assert found.prefill_slowdown > 0.2
     assert max(hidden_ms) > 0  # where a core was free for the event model
+
+
+def test_events_read_in_a_stream_of_their_own_change_no_text(
+    plain: SceneDescriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a GPU with emulated streams: pixels are prepared by torch, stages timed by events, nothing
+    waits for the whole device.
+    """
+    windows = [_window(index) for index in range(3)]
+    expected = [plain.describe(events, frames, stamp_ns=1).tokens for events, frames in windows]
+    EmulatedCuda(monkeypatch)
+    beside = load_describer(TARGET, EVENT_MODEL, HEAD, overlap="on")
+    for (events, frames), tokens in zip(windows, expected, strict=True):
+        found = beside.describe(events, frames, stamp_ns=1)
+        assert found.tokens == tokens
+        stages = found.latency_ms
+        assert min(stages["render"], stages["event_preprocess"], stages["event_features"]) > 0
+        assert stages["event_hidden"] + stages["event_wait"] >= stages["event_model"] > 0
 
 
 def test_the_slowdown_of_a_prefill_is_one_number_for_all_questions() -> None:

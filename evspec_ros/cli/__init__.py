@@ -21,6 +21,7 @@ from evspec_ros.cli.options import (
     positive,
     print_json,
     wanted,
+    whole,
 )
 from evspec_ros.cli.training import add_features, add_trainings
 from evspec_ros.errors import EvspecError
@@ -62,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--report", type=Path, help="where to write; default: runs/demo/report.html")
     add_topics(demo)
 
+    watch = add_verb(verbs, "watch", _watch, "serve a page that shows a running node live")
+    watch.add_argument("--node", default="/evspec", help="its full name; default: %(default)s")
+    watch.add_argument("--host", default="127.0.0.1", help="address to serve on; default: %(default)s")
+    watch.add_argument("--port", type=whole, default=8080, help="0 for any free one; default: %(default)s")
+
     info = add_verb(verbs, "info", _info, "print what is in a recording")
     info.add_argument("recording", type=Path, help=_RECORDINGS)
     add_topics(info)
@@ -88,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--dtype", choices=PRECISIONS, help="default: float16, on a processor float32")
     doctor.add_argument("--kv-dtype", choices=KV_PRECISIONS, help="default: float16")
 
+    soak = add_verb(verbs, "soak", _soak, "play a scene to the node, with a fault every few seconds")
+    soak.add_argument("--minutes", type=positive, default=5.0, help="default: %(default)s")
+    soak.add_argument("--seed", type=whole, default=0, help="of the faults' order; default: %(default)s")
+
     add_features(verbs)
     add_trainings(verbs)
     return parser
@@ -99,6 +109,16 @@ class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         sys.stdout.write(f"evspec {version()}\n")
         parser.exit()
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from evspec_ros.ros.requirements import require_package, require_ros
+
+    require_ros()
+    require_package("aiohttp", "serves the page")
+    from evspec_ros.ros.watch import watch
+
+    watch(options.node, options.host, options.port, lambda address: print(f"Open {address}", flush=True))
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -114,6 +134,17 @@ def _demo(options: argparse.Namespace) -> None:
         report=options.report,
         wanted=wanted(options),
     )
+
+
+def _soak(options: argparse.Namespace) -> None:
+    from evspec_ros.ros.requirements import require_ros
+
+    require_ros()
+    from evspec_ros.ros.soak import require_well, soak_visibly
+
+    report = soak_visibly(options.minutes, options.seed)
+    print_json(report.as_dict())
+    require_well(report)
 
 
 def _info(options: argparse.Namespace) -> None:

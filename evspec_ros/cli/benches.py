@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from evspec_ros.choices import CONDITIONS, DRAFTER_BACKENDS, EXPORT_PRECISIONS, MIXED
+from evspec_ros.cli.comparisons import add_comparisons
 from evspec_ros.cli.export import add_networks, networks_of
+from evspec_ros.cli.gpu import add_gpu_bench
 from evspec_ros.cli.options import (
     DEVICE_HELP,
     HEADS,
@@ -61,6 +63,8 @@ def add_benches(verbs: Any) -> None:
     _add_scene_bench(benches)
     _add_results_bench(benches)
     _add_build_bench(benches)
+    add_gpu_bench(benches)
+    add_comparisons(benches)
 
 
 def _add_decode_bench(benches: Any) -> None:

@@ -146,7 +146,7 @@ class _SpeedRun:
         decoder, lm_head = _networks(settings, self._device)
         self._decoder, self._lm_head, self._sizes = decoder, lm_head, decoder.config
         self._chosen = choose_engine(decoder, lm_head, settings.backend)
-        self._theirs = _transformers(decoder, lm_head)
+        self._theirs = in_transformers(decoder, lm_head)
         prompt = _PROMPT[settings.shape]
         self._prefix = prompt + _WRITTEN
         self._prompt = self._random_ids(prompt)
@@ -259,7 +259,7 @@ def _networks(settings: DecoderBench, device: torch.device) -> tuple[LlamaDecode
     return decoder.to(device), lm_head
 
 
-def _transformers(decoder: LlamaDecoder, lm_head: nn.Linear) -> LlamaForCausalLM:
+def in_transformers(decoder: LlamaDecoder, lm_head: nn.Linear) -> LlamaForCausalLM:
     """Theirs with the same weights, which lie in memory once."""
     config = HfLlamaConfig(**decoder.config.to_hf())
     weight = lm_head.weight

@@ -16,8 +16,8 @@ def has_streams(device: torch.device) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
-    """When the work that a stream held had been done: seconds of wall clock, and on a GPU an event in the
+class Mark:
+    """When the work that a stream held was done: seconds of wall clock, and on a GPU an event in the
     stream, which nobody waits for until the time is read.
     """
 
@@ -25,21 +25,21 @@ class Moment:
     event: torch.cuda.Event | None = None
 
     @classmethod
-    def now(cls, device: torch.device) -> Moment:
+    def now(cls, device: torch.device) -> Mark:
         """In the current stream of a device."""
         if not has_streams(device):
             return cls(time.perf_counter())
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(device))  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(device))
         return cls(time.perf_counter(), event)
 
-    def ms_until(self, later: Moment) -> float:
+    def ms_until(self, later: Mark) -> float:
         """Milliseconds from this one to another, of another stream perhaps; on a GPU when both are over."""
         if self.event is None or later.event is None:
             return (later.seconds - self.seconds) * 1e3
-        self.event.synchronize()  # type: ignore[no-untyped-call]
-        later.event.synchronize()  # type: ignore[no-untyped-call]
-        took: float = self.event.elapsed_time(later.event)  # type: ignore[no-untyped-call]
+        self.event.synchronize()
+        later.event.synchronize()
+        took: float = self.event.elapsed_time(later.event)
         return took
 
 
@@ -48,24 +48,24 @@ class Stages:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._began: Moment | None = None
-        self._laps: list[tuple[str, Moment]] = []
+        self._began: Mark | None = None
+        self._laps: list[tuple[str, Mark]] = []
 
     def begin(self) -> None:
         """The first stage begins."""
         self._laps = []
-        self._began = Moment.now(self._device)
+        self._began = Mark.now(self._device)
 
     def lap(self, name: str) -> None:
         """A stage ends, and the next one begins."""
-        self._laps.append((name, Moment.now(self._device)))
+        self._laps.append((name, Mark.now(self._device)))
 
     def milliseconds(self) -> dict[str, float]:
         """Of all stages so far, none where nothing began; on a GPU when the last of them is over."""
         found, last = {}, self._began
-        for name, moment in list(self._laps):
+        for name, mark in list(self._laps):
             assert last is not None, "No stage ends before the first begins"
-            found[name], last = last.ms_until(moment), moment
+            found[name], last = last.ms_until(mark), mark
         return found
 
 
@@ -86,4 +86,4 @@ class SideStream:
         stream = self._streams[device]
         with torch.cuda.stream(stream):
             yield
-            stream.synchronize()  # type: ignore[no-untyped-call]
+            stream.synchronize()

@@ -14,6 +14,12 @@ from torch import Tensor
 
 from evspec_ros.errors import CheckpointError
 
+BANDWIDTHS = {  # of the memory, bytes a second, as the makers tell
+    "desktop": 936e9,
+    "orin_agx_64gb": 204.8e9,
+    "orin_nx_16gb": 102.4e9,
+}
+
 
 def compute_device(name: str) -> torch.device:
     """cpu, cuda or cuda:N, where there is such a thing; raises CheckpointError for all else."""

@@ -58,14 +58,9 @@ class PixelReader:
 
 def prepared(planes: Tensor, preprocessor: ClipPreprocessor) -> Tensor:
     """uint8 [N, 3, height, width] -> float32 [N, 3, size, size]: resized, cropped and normalised."""
-    columns, rows = _weights(preprocessor, *planes.shape[-2:], planes.device)
+    columns, rows, mean, std = _constants(preprocessor, *planes.shape[-2:], planes.device)
     narrow = _levels(planes.float() @ columns.mT)
-    levels = _levels(rows @ narrow)
-    mean, std = (
-        torch.tensor(values, device=planes.device)[:, None, None]
-        for values in (preprocessor.mean, preprocessor.std)
-    )
-    return (levels / 255 - mean) / std
+    return (_levels(rows @ narrow) / 255 - mean) / std
 
 
 def drawn(events: Events, device: torch.device) -> Tensor:
@@ -89,12 +84,16 @@ def drawn(events: Events, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _weights(
+def _constants(
     preprocessor: ClipPreprocessor, height: int, width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Of the columns [size, width] and of the rows [size, height]."""
+) -> tuple[Tensor, ...]:
+    """Weights of the columns [size, width] and of the rows [size, height], mean and std [3, 1, 1]; uploaded
+    once for each size of image.
+    """
     columns, rows = preprocessor.filters(height, width)
-    return torch.from_numpy(columns.dense(width)).to(device), torch.from_numpy(rows.dense(height)).to(device)
+    mean, std = (np.array(one, np.float32)[:, None, None] for one in (preprocessor.mean, preprocessor.std))
+    arrays = columns.dense(width), rows.dense(height), mean, std
+    return tuple(torch.from_numpy(one).to(device) for one in arrays)
 
 
 def _levels(values: Tensor) -> Tensor:

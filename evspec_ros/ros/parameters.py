@@ -33,6 +33,7 @@ from evspec_ros.ros.degrading import Degrading
 from evspec_ros.ros.diagnostics import Thresholds
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
+from evspec_ros.ros.relief import CALM_S
 from evspec_ros.sizes import FRAMES_SECONDS, LARGEST_TREE, WINDOW_MS
 from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 
@@ -221,6 +222,14 @@ class Settings:
         WAIT,
         "while no images arrive: wait or describe (pictures of the events; the result says `degraded`)",
         choices=(DESCRIBE, WAIT),
+        live=True,
+    )
+    relief_s: float = _row(
+        CALM_S,
+        "where the device ran out of memory, smaller limits and then no drafts help; a step is taken back "
+        "after so many seconds",
+        low=0.1,
+        high=86_400.0,
         live=True,
     )
     warn_after_s: float = _row(

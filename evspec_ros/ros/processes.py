@@ -86,7 +86,7 @@ class Child:
         """Whether it has ended well; raises RosError with its last words if it ended otherwise."""
         status = self._process.poll()
         if status:
-            raise RosError(f"The {self.name} ended with status {status}: {self._last_words()}")
+            raise RosError(f"The {self.name} ended with status {status}: {self.last_words()}")
         return status is not None
 
     def cpu_s(self) -> float:
@@ -100,9 +100,23 @@ class Child:
         pages = Path(f"/proc/{self._process.pid}/statm").read_text(encoding="utf-8").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    def _last_words(self) -> str:
+    def ended(self) -> bool:
+        """Whether it has ended, well or otherwise."""
+        return self._process.poll() is not None
+
+    def last_words(self) -> str:
+        """The last line that it wrote to stderr."""
         lines = self._stderr.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing."
+
+    def terminate(self) -> None:
+        """Send SIGTERM, which it may answer by ending."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self._process.kill()
+        self._process.wait()
 
     def stop(self) -> None:
         """End it: SIGINT, and SIGKILL where that does not help."""
@@ -113,8 +127,7 @@ class Child:
         except subprocess.TimeoutExpired:
             pass
         finally:  # a second Ctrl-C comes here too
-            self._process.kill()
-            self._process.wait()
+            self.kill()
 
 
 def as_parameter_file(parameters: Mapping[str, object]) -> str:

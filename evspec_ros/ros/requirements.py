@@ -37,6 +37,16 @@ def require_ros() -> None:
         _require(module, remedy)
 
 
+def require_package(name: str, purpose: str) -> None:
+    """Raise RosError with what to install where a Python package that serves one purpose is missing."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise RosError(
+            f"{name}, which {purpose}, cannot be imported ({error}): pip install {name}."
+        ) from error
+
+
 def message_type(name: str) -> type:
     """The class of an event message, named package/msg/Type; RosError says what to install for it."""
     package, _, kind = name.split("/")

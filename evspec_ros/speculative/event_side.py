@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evspec_ros.networks.cuda_streams import Moment, SideStream
+from evspec_ros.networks.cuda_streams import Mark, SideStream
 from evspec_ros.sizes import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
 
@@ -53,8 +53,8 @@ class EventSide:
         self._wanted = False
         self._beside = SideStream()
         self._device = torch.device("cpu")
-        self._worked: tuple[Moment, Moment] | None = None  # from when to when the event model did
-        self._waited: tuple[Moment, Moment] | None = None  # from when to when the text had nothing else to do
+        self._worked: tuple[Mark, Mark] | None = None  # from when to when the event model did
+        self._waited: tuple[Mark, Mark] | None = None  # from when to when the text had nothing else to do
 
     @property
     def times(self) -> EventTimes:
@@ -90,26 +90,26 @@ class EventSide:
             unread, self._unread = self._unread, None
             self._found = self._read(*unread)
         if self._pending is not None:
-            asked = Moment.now(self._device)
+            asked = Mark.now(self._device)
             self._wanted = False
             pending, self._pending = self._pending, None
             self._found = pending.result()
-            self._waited = asked, Moment.now(self._device)
+            self._waited = asked, Mark.now(self._device)
         return self._found
 
     def _read(self, prompt: Prompt, then: Then) -> Tensor | None:
         """The tokens, done when they are given; from when to when they were read is noted."""
         device = prompt.embeddings.device
         with torch.inference_mode(), self._beside.on(device) if self.overlap else nullcontext():
-            began = Moment.now(device)
+            began = Mark.now(device)
             features = None if prompt.events is None else pooled(prompt.events(), self._pooling)
             then(features, lambda: self._wanted)
-            worked = began, Moment.now(device)
+            worked = began, Mark.now(device)
         self._worked = worked
         return features
 
 
-def _span_ms(span: tuple[Moment, Moment]) -> float:
+def _span_ms(span: tuple[Mark, Mark]) -> float:
     began, ended = span
     return began.ms_until(ended)
 

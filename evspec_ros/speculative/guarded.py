@@ -1,7 +1,8 @@
-"""A drafter that fails costs its text the drafts and nothing else."""
+"""A drafter that fails or stalls costs its text the drafts and nothing else."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,11 +14,14 @@ from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
+STALL_S, STALL_PASSES = 2.0, 50  # a draft that takes longer than both brings nothing
+
 Result = TypeVar("Result")
 
 
 class GuardedDrafter:
-    """Another drafter for one text, left out of it from its first exception on: the target writes on alone.
+    """Another drafter for one text, left out of it from its first exception or stalled draft on: the target
+    writes on alone.
 
     failure: why it was left out; None where it was not. Every drafter begins anew with `prepare`, so the next
     text may ask it again.
@@ -39,7 +43,14 @@ class GuardedDrafter:
 
     def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
         """See Drafter."""
-        return self._ask(lambda: self._drafter.propose(limits, sampling, generator), NO_DRAFT)
+        began = time.monotonic()
+        tree = self._ask(lambda: self._drafter.propose(limits, sampling, generator), NO_DRAFT)
+        took_s = time.monotonic() - began
+        if took_s > STALL_S and limits.costs is not None:  # measured, so all is compiled
+            passes_s = STALL_PASSES * limits.costs.verify_ms[0] / 1e3
+            if self.failure is None and took_s > passes_s:
+                self.failure = Failure(f"The drafter stalled: one draft took {took_s:.1f} s.", "")
+        return tree
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """See Drafter."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from evspec_ros.networks.cuda_streams import Moment
+from evspec_ros.networks.cuda_streams import Mark
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 class Span:
     """From one moment to another."""
 
-    begin: Moment
-    end: Moment
+    begin: Mark
+    end: Mark
 
     @property
     def ms(self) -> float:
@@ -32,7 +32,7 @@ class Span:
         return self.begin.ms_until(self.end)
 
 
-NEVER = Span(Moment(0.0), Moment(0.0))
+NEVER = Span(Mark(0.0), Mark(0.0))
 
 
 class Clock:
@@ -43,9 +43,9 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def now(self) -> Moment:
+    def now(self) -> Mark:
         """This moment."""
-        return Moment.now(self._device)
+        return Mark.now(self._device)
 
     def timed(self, step: Callable[[], Result]) -> tuple[Result, Span]:
         """What a step gives, and when it ran."""

@@ -93,7 +93,7 @@ def main() -> None:
     node = EvspecNode()
     configured = node.trigger_configure()
     activated = node.trigger_activate()
-    execution = node._describer.execution if node._describer else node._problem
+    execution = node._describer.execution if node._describer else node._reports.problem
     loaded = {name.partition(".")[0] for name in sys.modules}
     node.destroy_node()
     rclpy.shutdown()

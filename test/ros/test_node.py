@@ -221,5 +221,5 @@ def test_event_arrays_arrive_over_dds_as_their_bytes(
         spinner.executor.add_node(each)
     spinner.until(publisher.get_subscription_count, "the subscription")
     publisher.publish(serialised_array([(k, k, 10**18 + k, True) for k in range(7)], SIZE, SIZE))
-    spinner.until(lambda: node._events.counts.items, "events")
-    assert (node._events.counts.items, node._events.counts.refused) == (7, 0)
+    spinner.until(lambda: node._inputs.events.counts.items, "events")
+    assert (node._inputs.events.counts.items, node._inputs.events.counts.refused) == (7, 0)

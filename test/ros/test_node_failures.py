@@ -25,7 +25,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
 from evspec_ros.describer import SceneDescriber
-from evspec_ros.ros import configuring, degrading, messages, node
+from evspec_ros.ros import configuring, degrading, inputs, messages
 
 ERRORS: list[Exception] = [
     KeyError("entering"),
@@ -70,10 +70,10 @@ def _send(bench: Bench) -> None:
         now_ns = time.time_ns()
         bench.send_image(now_ns - 10**7)
         bench.send_events(now_ns)
-        counts = bench.node._images.counts, bench.node._events.counts
+        counts = bench.node._inputs.images.counts, bench.node._inputs.events.counts
         return all(after.items > before.items for before, after in zip(before_all, counts, strict=True))
 
-    before_all = bench.node._images.counts, bench.node._events.counts
+    before_all = bench.node._inputs.images.counts, bench.node._inputs.events.counts
     bench.until(sent, "a frame and events")
 
 
@@ -186,10 +186,10 @@ def test_a_drafter_that_fails_is_left_out_of_one_window(
 
 
 CALLBACKS: dict[str, tuple[Callable[[Bench], Any], str]] = {
-    "store events": (lambda b: b.node._events, "add"),
-    "store an image": (lambda b: b.node._images, "add"),
-    "offer a window": (lambda _: node, "newest_end_ns"),
-    "publish diagnostics": (lambda b: b.node, "_own_health"),
+    "store events": (lambda b: b.node._inputs.events, "add"),
+    "store an image": (lambda b: b.node._inputs.images, "add"),
+    "offer a window": (lambda _: inputs, "newest_end_ns"),
+    "publish diagnostics": (lambda b: b.node._reports, "descriptions"),
 }
 
 
@@ -208,12 +208,12 @@ def test_a_callback_that_fails_is_told_and_called_again(
 
 def test_services_answer_whatever_fails(bench: Bench, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the reason where the answer has a place for it."""
-    _fail_once(monkeypatch, bench.node._mailbox, "offer", KeyError("mailbox"))
+    _fail_once(monkeypatch, bench.node._worker.mailbox, "offer", KeyError("mailbox"))
     answer = bench.call(Trigger, "/evspec/describe")
     assert not answer.success
     assert "KeyError: 'mailbox'" in answer.message
     _told(bench, DiagnosticStatus.ERROR, "KeyError: 'mailbox'")
-    _fail_once(monkeypatch, bench.node._mailbox, "reset_count", KeyError("count"))
+    _fail_once(monkeypatch, bench.node._worker.mailbox, "reset_count", KeyError("count"))
     bench.call(Empty, "/evspec/reset_statistics")
     _told(bench, DiagnosticStatus.ERROR, "KeyError: 'count'")
     assert bench.call(Trigger, "/evspec/describe").success
@@ -223,8 +223,8 @@ def test_a_request_that_meets_a_stopping_node_is_answered(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mailbox closes between the look at the worker and the request."""
-    offer = bench.node._mailbox.offer
-    mailbox = bench.node._mailbox
+    offer = bench.node._worker.mailbox.offer
+    mailbox = bench.node._worker.mailbox
     monkeypatch.setattr(mailbox, "offer", lambda waiter: (mailbox.close(), offer(waiter)))
     answer = bench.call(Trigger, "/evspec/describe")
     assert (answer.success, answer.message) == (False, "The node was deactivated.")
@@ -313,10 +313,10 @@ def test_activating_that_fails_can_be_repeated(
     other = make_bench(spinner, autostart=False, max_new_tokens=3)
     assert other.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     with pytest.MonkeyPatch.context() as patch:
-        _fail_once(patch, other.node, "_image_topic", KeyError("topic"))
+        _fail_once(patch, other.node._triggers, "begin", KeyError("topic"))
         assert other.node.trigger_activate() == TransitionCallbackReturn.FAILURE
-    assert other.node._worker is None
-    assert not other.node._inputs
+    assert not other.node._worker.running
+    assert not other.node._inputs.subscriptions
     _told(other, DiagnosticStatus.ERROR, "KeyError: 'topic'")
     assert other.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     other.wait_until_connected()

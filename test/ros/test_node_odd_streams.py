@@ -52,7 +52,7 @@ def test_big_endian_packets_are_read(active: Bench) -> None:
     active.send_events(now_ns, time_base=int(t[0]), events=array.array("B", swapped), is_bigendian=True)
     values = active.until(lambda: at_least(active.values("events"), "events", 50), "events")
     assert (values["events"], values["refused_messages"]) == ("50", "0")
-    newest = active.node._events.newest()
+    newest = active.node._inputs.events.newest()
     assert newest.buffer.window(newest.sensor_ns, 10 * MS).x.tolist() == x.tolist()
 
 
@@ -82,7 +82,7 @@ def test_lost_frames_are_told_by_their_stamps(active: Bench) -> None:
     sent = [k for k in range(40) if k not in (20, 30, 31)]
     for count, k in enumerate(sent, 1):
         active.send_image(start_ns + k * 33 * MS)
-        active.until(lambda count=count: active.node._images.counts.items == count, "the frame")
+        active.until(lambda count=count: active.node._inputs.images.counts.items == count, "the frame")
         if count == 5:
             few = active.until(lambda: at_least(active.values("frames"), "frames", 5), "five frames")
             assert few["lost_messages"] == "unknown"

@@ -29,8 +29,7 @@ from std_srvs.srv import Trigger
 
 from evspec_ros.errors import RosError
 from evspec_ros.files import share_directory
-from evspec_ros.ros import node as node_module
-from evspec_ros.ros import requirements
+from evspec_ros.ros import inputs, requirements
 from evspec_ros.ros.node import EvspecNode
 from evspec_ros.ros.requirements import stamped_type
 
@@ -53,7 +52,7 @@ def active(configured: Bench) -> Iterator[Bench]:
     configured.activate()
     yield configured
     assert configured.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
-    for name in ("trigger", "warn_age_s"):
+    for name in ("trigger", "warn_age_s", "error_after_s"):
         assert configured.set_parameter(name, getattr(before, name)) == ""
 
 
@@ -143,6 +142,7 @@ def test_a_frozen_window_is_no_news(active: Bench) -> None:
 
 def test_a_window_with_an_old_stamp_is_no_news(active: Bench) -> None:
     """Though it arrives just now; its age is told by the thresholds."""
+    assert active.set_parameter("error_after_s", 600.0) == ""  # or the pause becomes the error
     old_ns = time.time_ns() - 67 * 10**9
     active.until(lambda: (active.send_image(old_ns), active.received["/evspec/result"])[1], "a result")
     result = active.last_result()
@@ -188,7 +188,7 @@ def test_two_image_publishers_do_not_mix(active: Bench, spinner: Spinner) -> Non
     assert "of 'other' follow those of" in values["last_problem"]
     assert "/cameras" in values["publishers"]
     assert "/other_camera" in values["publishers"]
-    assert {frame.image.shape[1] for frame in active.node._images.buffer.sample(2**62, 1.0)} == {SIZE}
+    assert {frame.image.shape[1] for frame in active.node._inputs.images.buffer.sample(2**62, 1.0)} == {SIZE}
 
     def shared() -> bool:
         status = active.health("frames")
@@ -201,7 +201,9 @@ def test_two_image_publishers_do_not_mix(active: Bench, spinner: Spinner) -> Non
 
     values = while_sending(active, send_other, restarted, "the other one alone")
     assert "the stream began anew" in values["last_restart"]
-    assert {frame.image.shape[1] for frame in active.node._images.buffer.sample(2**62, 1.0)} == {2 * SIZE}
+    assert {frame.image.shape[1] for frame in active.node._inputs.images.buffer.sample(2**62, 1.0)} == {
+        2 * SIZE
+    }
     active.spinner.executor.remove_node(other)
     other.destroy_node()
 
@@ -210,23 +212,23 @@ def test_publishers_that_look_alike_do_not_mix(active: Bench) -> None:
     """Same node, frame, size and encoding; the middleware's numbers tell them apart."""
 
     def many() -> bool:
-        return active.node._images.counts.items >= 20
+        return active.node._inputs.images.counts.items >= 20
 
     while_sending(active, lambda: active.send_image(time.time_ns()), many, "images")
     first, second = active.images, active.cameras.create_publisher(Image, "image", BEST_EFFORT)
     active.until(second.get_subscription_count, "the second publisher")
-    before = active.node._images.counts
+    before = active.node._inputs.images.counts
 
     def send_both() -> None:
         for active.images in (first, second):
             active.send_image(time.time_ns())
 
     def more() -> bool:
-        return active.node._images.counts.messages >= before.messages + 40
+        return active.node._inputs.images.counts.messages >= before.messages + 40
 
     while_sending(active, send_both, more, "images of both")
     active.images = first
-    after = active.node._images.counts
+    after = active.node._inputs.images.counts
     assert after.refused - before.refused == pytest.approx(20, abs=3)
     active.cameras.destroy_publisher(second)
 
@@ -247,7 +249,7 @@ def test_a_publisher_that_cannot_be_heard_is_named(
     else:
         assert active.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
         strict = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT, deadline=Duration(seconds=1))
-        monkeypatch.setattr(node_module, "IMAGE_QOS", strict)
+        monkeypatch.setattr(inputs, "IMAGE_QOS", strict)
         assert active.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
         other.create_publisher(Image, "image", BEST_EFFORT)
         expected = "/qos_camera offers a QoS on /image that is not compatible"
@@ -349,7 +351,7 @@ def test_frames_that_stop_are_waited_for(active: Bench) -> None:
         active.send_events(time.time_ns())
 
     def refused() -> bool:
-        answer = active.node._try_to_describe(active.node._mailbox)
+        answer = active.node._worker.try_to_describe()
         return "No image arrives on /image" in answer[0]
 
     while_sending(active, send, refused, "the refusal")

@@ -9,6 +9,8 @@ from speculative_fakes import FakeTarget, ScriptedDrafter, fake_prompt, followin
 
 from evspec_ros.errors import GenerationError
 from evspec_ros.speculative import Drafter, DraftLimits, Generation, NoDrafter, generate
+from evspec_ros.speculative import guarded as guarded_module
+from evspec_ros.speculative.drafter import PassCosts
 from evspec_ros.speculative.guarded import GuardedDrafter
 
 FOLLOWING, PROMPT, LENGTH = markov(10, seed=3), fake_prompt([1, 2, 3]), 20
@@ -55,6 +57,22 @@ def test_a_text_goes_on_without_a_drafter_that_raises(step: str, call: int, erro
     if step != "finish":
         assert not drafter.finished
         assert found.statistics.target_passes > LENGTH // 5
+
+
+def test_a_drafter_that_stalls_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where costs are known, and so compiling is over; the text is the target's."""
+    text = _write(NoDrafter()).tokens
+    drafter = following_script(list(text))
+    monkeypatch.setattr(guarded_module, "STALL_S", 0.0)
+    monkeypatch.setattr(guarded_module, "STALL_PASSES", 0)
+    guarded = GuardedDrafter(drafter)
+    limits = DraftLimits(4, 4, costs=PassCosts((1.0,) * 8, 0.0))
+    found = generate(FakeTarget(FOLLOWING), guarded, PROMPT, max_new_tokens=LENGTH, limits=limits)
+    assert found.tokens == text
+    assert guarded.failure is not None
+    assert "stalled: one draft took" in guarded.failure.problem
+    assert _write(well := GuardedDrafter(drafter)).tokens == text
+    assert well.failure is None
 
 
 def test_the_next_text_is_drafted_again() -> None:

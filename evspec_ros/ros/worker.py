@@ -1,0 +1,193 @@
+"""The thread that describes the newest window and publishes the text, again and again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.task import Future
+
+from evspec_ros.describer import SceneDescriber
+from evspec_ros.description import Description
+from evspec_ros.errors import Failure
+from evspec_ros.ros.degrading import NothingToDescribeError
+from evspec_ros.ros.diagnostics import Age, DescriptionCounts, window_age_s
+from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
+from evspec_ros.ros.inputs import Inputs
+from evspec_ros.ros.mailbox import DeactivatedError, Mailbox
+from evspec_ros.ros.outputs import Outputs
+from evspec_ros.ros.parameters import LiveSettings, Settings
+from evspec_ros.ros.relief import Relief, out_of_memory
+from evspec_ros.windows import Window
+
+DEACTIVATED = "The node was deactivated."
+
+
+class Worker:
+    """Describes in a thread of its own what is newest whenever it is asked to, one window at a time.
+
+    relief: what is gone without for want of memory; mailbox: what asks; begun_at: monotonic seconds of the
+    description that is being written, None else.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        settings: LiveSettings,
+        inputs: Inputs,
+        outputs: Outputs,
+        counts: DescriptionCounts,
+        guard: Guard,
+    ) -> None:
+        self._node = node
+        self._settings = settings
+        self._inputs = inputs
+        self._outputs = outputs
+        self._counts = counts
+        self._guard = guard
+        self._describer: SceneDescriber | None = None
+        self.relief = Relief()
+        self._thread: threading.Thread | None = None
+        self.mailbox: Mailbox[Future] = Mailbox()
+        self.begun_at: float | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._thread is not None
+
+    @property
+    def died(self) -> bool:
+        """Whether its thread ended though nobody stopped it."""
+        return self._thread is not None and not self._thread.is_alive()
+
+    def start(self, describer: SceneDescriber) -> None:
+        """Begin to wait for requests."""
+        self._describer = describer
+        self.mailbox = Mailbox()
+        self._counts.begin()
+        self.begun_at = None
+        self._thread = threading.Thread(target=self._work, name="describe")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Describe nothing more; a description that is being written is left unfinished."""
+        if self._thread is None or self._describer is None:
+            return
+        _answer(self.mailbox.close(), DEACTIVATED)
+        self._thread.join()
+        self._thread = None
+        if (failure := self._describer.rest()) is not None:
+            self._tell_of_learning(failure)
+        self._describer = None
+
+    def offer(self) -> None:
+        """Ask for a description of what is newest."""
+        self.mailbox.offer()
+
+    def request(self, answer: Future) -> None:
+        """Likewise, for somebody who waits for the text and True, or for what went wrong and False."""
+        mailbox = self.mailbox
+        mailbox.offer(answer)
+        if mailbox.closed:  # meanwhile
+            _answer(mailbox.close(), DEACTIVATED)
+
+    def _work(self) -> None:
+        answer = self._guard("A request could not be answered", _answer)
+        while (waiting := self.mailbox.take()) is not None:
+            answer(waiting, *self.try_to_describe())
+
+    def try_to_describe(self) -> tuple[str, bool]:
+        """The text and True, or what went wrong."""
+        self.begun_at = time.monotonic()
+        try:
+            return self._describe_newest(), True
+        except NothingToDescribeError as error:
+            self._node.get_logger().warning(str(error), throttle_duration_sec=LOG_PERIOD_S)
+            return str(error), False
+        except Exception as error:  # noqa: BLE001 - it is logged and told, and the next window is described
+            failure = Failure.of(error)
+            if not isinstance(error, DeactivatedError) and self._node.context.ok():
+                self._counts.fail(failure.problem)
+                self._guard.log("A window could not be described", failure)
+            return failure.problem, False
+        finally:
+            self.begun_at = None
+
+    def _describe_newest(self) -> str:
+        settings = self._settings.current
+        begun_ns = self._now_ns()
+        window = self._inputs.window()
+        old_s = window_age_s(window.stamp_ns, begun_ns, self._inputs.silent_s())
+        stale = 0 < settings.stale_after_s < old_s
+        described = self._write(window, settings, stale)
+        self.relief.ease(settings.relief_s)
+        self._tell_of_failures(described)
+        self._publish(described, window, begun_ns, stale)
+        return described[0].text
+
+    def _write(self, window: Window, settings: Settings, stale: bool) -> tuple[Description, ...]:
+        """The texts about a window; where the device runs out of memory, written with less of it."""
+        assert self._describer is not None
+        while True:
+            try:
+                return self._describer.describe_all(
+                    window.events,
+                    window.frames,
+                    prompts=settings.prompts,
+                    stamp_ns=window.stamp_ns,
+                    window_ms=settings.window_ms,
+                    limits=self.relief.limits(settings.limits),
+                    on_text=lambda number, text: self._on_text(number, text, stale),
+                    drafting=self.relief.drafting,
+                )
+            except Exception as error:
+                if not (out_of_memory(error) and self.relief.step_down(settings.relief_s)):
+                    raise
+                what = f"The device ran out of memory and goes on with {self.relief.told}"
+                self._counts.note(self._guard.log(what, Failure.of(error)))
+            self._describer.relieve()  # behind the exception, which held what was computed
+
+    def _now_ns(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
+
+    def _on_text(self, number: int, text: str, stale: bool) -> None:
+        if self.mailbox.closed:
+            raise DeactivatedError(DEACTIVATED)
+        if number == 0 and not stale:
+            self._outputs.publish_partial(text)
+
+    def _tell_of_failures(self, described: Sequence[Description]) -> None:
+        for answer in described:
+            if answer.draft_failure is not None:
+                what = f"The target wrote on without its drafter {answer.drafter}"
+                self._counts.fail_to_draft(self._guard.log(what, answer.draft_failure))
+        if described[0].learning_failure is not None:
+            self._tell_of_learning(described[0].learning_failure)
+
+    def _tell_of_learning(self, failure: Failure) -> None:
+        self._counts.fail_to_learn(self._guard.log("The draft head could not learn or be saved", failure))
+
+    def _publish(
+        self, described: tuple[Description, ...], window: Window, begun_ns: int, stale: bool
+    ) -> None:
+        age = Age.between(window.stamp_ns, begun_ns, self._now_ns(), self._inputs.silent_s())
+        self._counts.add(described[0], age, stale=stale)
+        shared: dict[str, Any] = {
+            "age_ms": age.ms,
+            "age_problem": age.problem,
+            "replaced_windows": self.mailbox.replaced,
+            "lost_messages": self._inputs.events.counts.lost,
+            "dropped_events": self._inputs.events.dropped,
+            "degraded": window.degraded,
+            "relief": self.relief.told,
+        }
+        self._outputs.publish(described, window, age, shared, stale=stale)
+
+
+def _answer(waiting: list[Future], message: str, success: bool = False) -> None:
+    for future in waiting:
+        future.set_result((success, message))
