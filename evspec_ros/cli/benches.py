@@ -26,6 +26,7 @@ from evspec_ros.cli.options import (
     messages,
     models,
     own_checkpoint,
+    own_heads,
     placement,
     positive,
     print_json,
@@ -272,7 +273,7 @@ def _heads(options: argparse.Namespace) -> list[Path]:
     """The draft head that was named, or all of the package's own."""
     if options.draft_head:
         return [options.draft_head]
-    return [own_checkpoint(f"tiny_{kind}") for kind in HEADS]
+    return own_heads()
 
 
 def _bench_lossless(options: argparse.Namespace) -> None:
