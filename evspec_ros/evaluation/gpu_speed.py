@@ -32,7 +32,7 @@ from evspec_ros.frames.clip import ClipPreprocessor
 from evspec_ros.frames.types import Frame
 from evspec_ros.networks.block_head import BlockConfig, BlockHead
 from evspec_ros.networks.checkpoints import read_eventgpt_config, read_video_llava_config
-from evspec_ros.networks.cuda_streams import Mark, Span
+from evspec_ros.networks.cuda_streams import Mark
 from evspec_ros.networks.devices import compute_device, machine
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.memory import published
@@ -321,7 +321,7 @@ class _Sized:
         for _ in range(self._bench.repetitions + 2):
             began = Mark.now(self._device)
             call()
-            taken.append(Span(began, Mark.now(self._device)).ms)
+            taken.append(began.ms_until(Mark.now(self._device)))
         return statistics.median(taken[2:])
 
     def _made(self, kind: Callable[[Any], _Module], config: Any) -> _Module:

@@ -33,26 +33,14 @@ class Mark:
         event.record(torch.cuda.current_stream(device))
         return cls(time.perf_counter(), event)
 
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """From one mark to another, of another stream perhaps."""
-
-    begin: Mark
-    end: Mark
-
-    @property
-    def ms(self) -> float:
-        """Milliseconds; on a GPU, once both are over."""
-        begin, end = self.begin.event, self.end.event
-        if begin is None or end is None:
-            return (self.end.seconds - self.begin.seconds) * 1e3
-        begin.synchronize()
-        end.synchronize()
-        return float(begin.elapsed_time(end))
-
-
-NO_TIME = Span(Mark(0.0), Mark(0.0))
+    def ms_until(self, later: Mark) -> float:
+        """Milliseconds from this one to another, of another stream perhaps; on a GPU when both are over."""
+        if self.event is None or later.event is None:
+            return (later.seconds - self.seconds) * 1e3
+        self.event.synchronize()
+        later.event.synchronize()
+        took: float = self.event.elapsed_time(later.event)
+        return took
 
 
 class Stages:
@@ -77,7 +65,7 @@ class Stages:
         found, last = {}, self._began
         for name, mark in list(self._laps):
             assert last is not None, "No stage ends before the first begins"
-            found[name], last = Span(last, mark).ms, mark
+            found[name], last = last.ms_until(mark), mark
         return found
 
 

@@ -102,7 +102,8 @@ class DescriptionCounts:
         """Count from zero."""
         with self._lock:
             self.described = self.failed = self.errors = self.draft_failures = self.learning_failures = 0
-            self.tokens = self.stale = 0
+            self.tokens = self.stale = self.still = 0
+            self.woken_by = ""  # what happened last, with trigger activity
             self.decode_ms = 0.0
             self.problem = self.last_problem = ""
             self._untold = self._untold_draft = ""  # what no report has told of yet
@@ -113,13 +114,26 @@ class DescriptionCounts:
         """The node was activated: nothing was described since."""
         with self._lock:
             self.problem = ""
-            self._described = False
+            self._described = self._resting = False
             self._expected_at = time.monotonic()
 
     def expect(self) -> None:
         """From now on descriptions are waited for."""
         with self._lock:
+            self._resting = False
             self._expected_at = time.monotonic()
+
+    def rest(self) -> None:
+        """Count one window in which nothing happened."""
+        with self._lock:
+            self.still += 1
+            self._resting = True
+
+    def wake(self, news: str) -> None:
+        """Something happened, which is told."""
+        with self._lock:
+            self._resting = False
+            self.woken_by = news
 
     def judge_pause(self, thresholds: Thresholds, asked_s: float | None) -> tuple[bytes, str]:
         """Whether descriptions come, news among them; asked_s: the pause that was asked for, None where they
@@ -130,6 +144,8 @@ class DescriptionCounts:
             level = DiagnosticStatus.OK if asked_s is None else thresholds.judge_pause(pause_s - asked_s)
             if level != DiagnosticStatus.OK:
                 return level, f"Nothing new was described for {pause_s:.1f} s"
+            if asked_s is None and self._described and self._resting:
+                return level, f"resting, for nothing happens; the last description came {pause_s:.1f} s ago"
             return level, "describing" if self._described else "waiting for the first window"
 
     def judge_age(self, thresholds: Thresholds) -> tuple[bytes, str]:
@@ -193,6 +209,11 @@ class DescriptionCounts:
             values: dict[str, Any] = {
                 "descriptions": self.described,
                 "stale_descriptions": self.stale,
+                "still_windows": self.still,
+                "woken_by": self.woken_by,
+                "last_description_s": round(time.monotonic() - self._expected_at, 3)
+                if self._described
+                else "never",
                 "failures": self.failed,
                 "errors": self.errors,
                 "draft_failures": self.draft_failures,
@@ -208,6 +229,7 @@ class DescriptionCounts:
                     "acceptance_rate": round(self.last.statistics.acceptance_rate, 3),
                     "head_version": self.last.head_version,
                     "lossless": self.last.lossless,
+                    "equality": self.last.equality,
                 }
             return values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from evspec_ros.ros.memory import use_one_arena
 from evspec_ros.ros.requirements import require_ros
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LEAVE_S = 0.7  # from the first signal until the process is gone, whatever computes then
 PATIENCE_S = 2.0  # signals that come once more within this time of the end are not heard
 
 
@@ -40,7 +42,8 @@ def _spin(arguments: Sequence[str] | None) -> None:
     from evspec_ros.ros.node import EvspecNode
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # rclpy's handlers call those that are there
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    _leave_in_time()
     try:
         rclpy.init(args=arguments)
     except RuntimeError as error:
@@ -62,6 +65,23 @@ def _spin(arguments: Sequence[str] | None) -> None:
         rclpy.try_shutdown()
         for number in SIGNALS:  # rclpy put the handlers back that were there, and Python would let them kill
             signal.signal(number, signal.SIG_IGN)
+
+
+def _leave_in_time() -> None:
+    """Have a thread end the process LEAVE_S after the first signal: the main thread may be in the midst of a
+    prefill or of building an engine, where no Python handler runs.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def leave() -> None:
+        os.read(read, 1)
+        time.sleep(LEAVE_S)
+        os.write(2, b"evspec: ended in the midst of a step, which would have taken longer.\n")
+        os._exit(0)
+
+    threading.Thread(target=leave, name="leave", daemon=True).start()
 
 
 def tell_of_stale_memory() -> None:

@@ -18,9 +18,10 @@ from evspec_ros.ros.configuring import load
 from evspec_ros.ros.diagnostics import DescriptionCounts
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.inputs import Inputs
+from evspec_ros.ros.live_settings import LiveSettings
 from evspec_ros.ros.memory import COLLECTION_PERIOD_S, settle, unsettle
 from evspec_ros.ros.outputs import Outputs
-from evspec_ros.ros.parameters import LiveSettings, Settings
+from evspec_ros.ros.parameters import Settings
 from evspec_ros.ros.reports import Reports
 from evspec_ros.ros.requests import Requests
 from evspec_ros.ros.requirements import message_type

@@ -14,6 +14,7 @@ from std_msgs.msg import String
 from evspec_ros.description import Description
 from evspec_ros.ros.diagnostics import Age
 from evspec_ros.ros.messages import latency_message, overlay_message, stamped_message
+from evspec_ros.ros.qos import overridable
 from evspec_ros.ros.requirements import STAMPED_REMEDY, stamped_type
 from evspec_ros.windows import Window
 
@@ -34,6 +35,8 @@ class Outputs:
             self._node.get_logger().info(STAMPED_REMEDY)
         self.partial = self._publisher(String, "~/description/partial", 10)
         self.result = self._publisher(String, "~/result", 10)
+        self._answer = self._publisher(String, "~/answer", 10)
+        self._answer_so_far = self._publisher(String, "~/answer/partial", 10)
         self.overlay = self._publisher(Image, "~/overlay", qos_profile_sensor_data)
         self.latency = self._publisher(DiagnosticArray, "~/latency", 10)
 
@@ -46,6 +49,14 @@ class Outputs:
         """The text so far, where somebody listens."""
         if self.partial.get_subscription_count():
             self.partial.publish(String(data=text))
+
+    def publish_answer_so_far(self, text: str) -> None:
+        """The answer to a question, as far as it is written."""
+        self._answer_so_far.publish(String(data=text))
+
+    def publish_answer(self, answer: dict[str, Any]) -> None:
+        """A whole answer, or what became of the question."""
+        self._answer.publish(String(data=json.dumps(answer)))
 
     def publish(
         self,
@@ -75,5 +86,5 @@ class Outputs:
             self.overlay.publish(overlay_message(description, window))
 
     def _publisher(self, kind: type, topic: str, qos: Any) -> Any:
-        self._open.append(self._node.create_lifecycle_publisher(kind, topic, qos))
+        self._open.append(self._node.create_lifecycle_publisher(kind, topic, **overridable(qos)))
         return self._open[-1]

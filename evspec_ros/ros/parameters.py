@@ -1,16 +1,11 @@
-"""The node's parameters: one typed table, their declaration on a node and the check of every change."""
+"""The node's parameters: one typed table, and the check of every change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
-from rclpy.exceptions import ParameterException
-from rclpy.node import Node
-from rclpy.parameter import Parameter
 
 from evspec_ros.choices import (
     ACCEPTANCES,
@@ -25,13 +20,13 @@ from evspec_ros.choices import (
     WAIT,
 )
 from evspec_ros.description import Limits
-from evspec_ros.errors import EvspecError, Failure, GenerationError, RosError
+from evspec_ros.errors import GenerationError, RosError
 from evspec_ros.events.window import WindowSize
 from evspec_ros.files import share_directory
 from evspec_ros.prompts import DEFAULT_PROMPT, require_text
+from evspec_ros.ros.activity import Activity
 from evspec_ros.ros.degrading import Degrading
 from evspec_ros.ros.diagnostics import Thresholds
-from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.ingest import EVENT_STREAMS
 from evspec_ros.ros.relief import CALM_S
 from evspec_ros.sizes import FRAMES_SECONDS, LARGEST_TREE, WINDOW_MS
@@ -39,12 +34,13 @@ from evspec_ros.speculative.registry import DEFAULT_DRAFTER, DRAFTERS
 
 TINY_PAIR = "tiny_video_llava", "tiny_eventgpt"
 MOST_PROMPTS = 16  # about one window
+ACTIVITY = "activity"  # a trigger that rests while nothing happens
 
 
 @dataclass(frozen=True)
 class Constraint:
     """What a parameter may be: low <= value <= high, or one of choices; spoken: the models are asked it;
-    live: it may change while running.
+    live: it may change while running; path: it names a directory.
     """
 
     description: str
@@ -53,6 +49,7 @@ class Constraint:
     choices: tuple[str, ...] = ()
     spoken: bool = False
     live: bool = False
+    path: bool = False
 
 
 def _row(default: Any, description: str, **constraint: Any) -> Any:
@@ -67,7 +64,7 @@ def _shipped(checkpoint: str) -> Any:
 
 
 def _checkpoint(name: str, description: str) -> Any:
-    return field(default_factory=_shipped(name), metadata={"constraint": Constraint(description)})
+    return field(default_factory=_shipped(name), metadata={"constraint": Constraint(description, path=True)})
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,12 @@ class Settings:
         "",
         "directory of the draft head's checkpoint; new for one that begins from nothing and learns from the "
         "descriptions; empty for the package's own, which fits its tiny models",
+        path=True,
     )
     draft_head_dir: str = _row(
-        "", "directory where a new draft head is kept; empty for the user's own folder for these models"
+        "",
+        "directory where a new draft head is kept; empty for the user's own folder for these models",
+        path=True,
     )
     device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
     dtype: str = _row(
@@ -96,6 +96,10 @@ class Settings:
         "auto",
         "precision of the target's key/value cache, auto for what dtype computes in",
         choices=KV_PRECISIONS,
+    )
+    exact_half: bool = _row(
+        False,
+        "in half precision, give all passes of the target one shape, so that drafts cannot change a near tie",
     )
     backend: str = _row(
         "auto", "what computes the target's passes; auto picks what suits the device", choices=BACKENDS
@@ -137,9 +141,30 @@ class Settings:
     trigger: str = _row(
         "continuous",
         "describe as often as the networks manage and at most once per window_ms of new events or frames, "
-        "every period_s seconds, or when ~/describe is called",
-        choices=("continuous", "period", "on_request"),
+        "every period_s seconds, when the events change (see activity_rate and what follows it), or when "
+        "~/describe is called",
+        choices=("continuous", "period", ACTIVITY, "on_request"),
         live=True,
+    )
+    activity_rate: float = _row(
+        2000.0,
+        "events per second below which all is still, with trigger=activity",
+        low=0.0,
+        high=1e9,
+        live=True,
+    )
+    activity_rate_factor: float = _row(
+        2.0,
+        "activity is a rate so many times that of the last described window, or so many times less",
+        low=1.1,
+        high=1000.0,
+        live=True,
+    )
+    activity_cluster: float = _row(
+        0.2, "or so large a share of the events where that one had none", low=0.01, high=1.0, live=True
+    )
+    activity_turn_deg: float = _row(
+        60.0, "or a direction of their motion that differs by so many degrees", low=1.0, high=180.0, live=True
     )
     period_s: float = _row(
         1.0, "seconds between descriptions with trigger=period", low=0.05, high=3600.0, live=True
@@ -255,6 +280,13 @@ class Settings:
         return Thresholds(**{row.name: getattr(self, row.name) for row in fields(Thresholds)})
 
     @property
+    def activity(self) -> Activity:
+        """What counts as news with trigger=activity."""
+        return Activity(
+            self.activity_rate, self.activity_rate_factor, self.activity_cluster, self.activity_turn_deg
+        )
+
+    @property
     def degrading(self) -> Degrading:
         """What is described where a camera is missing."""
         return Degrading(self.without_events, self.without_frames, self.stale_after_s)
@@ -310,45 +342,6 @@ def _optional_path(text: str) -> Path | None:
 ROWS: dict[str, Constraint] = {row.name: row.metadata["constraint"] for row in fields(Settings)}
 
 
-def declare(node: Node) -> Settings:
-    """Declare every parameter on the node and return its start values; RosError for a bad one."""
-    defaults = Settings()
-    try:
-        for name in ROWS:
-            node.declare_parameter(name, getattr(defaults, name), _descriptor(name, defaults))
-    except ParameterException as error:
-        raise RosError(f"The node cannot start: {error}.") from error
-    settings = changed(defaults, {name: node.get_parameter(name).value for name in ROWS})
-    node.set_parameters(_with_fractions(list(node.get_parameters(list(ROWS)))))
-    return settings
-
-
-def _with_fractions(parameters: list[Parameter]) -> list[Parameter]:
-    """The same, `1` being 1.0 where a fraction is meant, so that nobody reads an integer there."""
-    defaults = Settings()
-    return [
-        Parameter(one.name, value=float(one.value))
-        if type(one.value) is int and isinstance(getattr(defaults, one.name, None), float)
-        else one
-        for one in parameters
-    ]
-
-
-def _descriptor(name: str, defaults: Settings) -> ParameterDescriptor:
-    row, default = ROWS[name], getattr(defaults, name)
-    descriptor = ParameterDescriptor(name=name, description=row.description)
-    descriptor.additional_constraints = " ".join(
-        [f"One of {', '.join(row.choices)}."] * bool(row.choices)
-        + ["Changeable while running." if row.live else "Read when the node is configured."]
-    )
-    if isinstance(default, float):
-        descriptor.dynamic_typing = True  # takes `1` where `1.0` is meant; changed() checks the rest
-        descriptor.floating_point_range = [FloatingPointRange(from_value=row.low, to_value=row.high)]
-    elif row.low is not None and row.high is not None:
-        descriptor.integer_range = [IntegerRange(from_value=int(row.low), to_value=int(row.high))]
-    return descriptor
-
-
 def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
     """Settings with other values, each checked against its row; RosError says which one is wrong and why."""
     checked = {name: _checked(name, value, getattr(settings, name)) for name, value in values.items()}
@@ -381,62 +374,3 @@ def _checked(name: str, value: Any, current: Any) -> Any:
         except GenerationError as error:
             raise RosError(f"Parameter {name} cannot be asked. {error}") from error
     return value
-
-
-class LiveSettings:
-    """The settings of a running node, replaced as a whole at every accepted change.
-
-    `configured()` says whether the node is past configuring, when only the rows marked live may change and
-    `check` tells what the loaded models have no room for; `on_change` follows every change.
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        configured: Callable[[], bool],
-        check: Callable[[Settings], None],
-        on_change: Callable[[], None],
-        guard: Guard,
-    ) -> None:
-        self.current = declare(node)
-        self._configured = configured
-        self._check = check
-        self._on_change = on_change
-        node.add_on_set_parameters_callback(guard("A parameter could not be set", self._set, _refused))
-        if hasattr(node, "add_pre_set_parameters_callback"):  # since Iron; on Humble `1` stays an integer
-            node.add_pre_set_parameters_callback(_with_fractions)
-
-    def _set(self, parameters: list[Parameter]) -> SetParametersResult:
-        values = {parameter.name: parameter.value for parameter in parameters if parameter.name in ROWS}
-        before = self.current
-        try:
-            settings = changed(before, values)
-            self._refuse_fixed(before, settings)
-            if self._configured():
-                self._check(settings)
-        except EvspecError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        self.current = settings
-        try:
-            self._on_change()
-        except BaseException:
-            self.current = before
-            raise
-        return SetParametersResult(successful=True)
-
-    def _refuse_fixed(self, before: Settings, after: Settings) -> None:
-        """Raise RosError for a change of what was read; the same value again is fine, as in a file."""
-        fixed = [
-            name
-            for name, row in ROWS.items()
-            if not row.live and getattr(before, name) != getattr(after, name)
-        ]
-        if fixed and self._configured():
-            raise RosError(
-                f"Parameter {fixed[0]} is read when the node is configured: deactivate and clean up the node "
-                "first, set it, then configure it again."
-            )
-
-
-def _refused(failure: Failure, _: list[Parameter]) -> SetParametersResult:
-    return SetParametersResult(successful=False, reason=f"The parameter could not be set: {failure.problem}.")

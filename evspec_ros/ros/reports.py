@@ -15,8 +15,8 @@ from evspec_ros.files import state_directory
 from evspec_ros.ros.degrading import last_arrivals
 from evspec_ros.ros.diagnostics import ACTIVE, INACTIVE, UNCONFIGURED, DescriptionCounts, Health
 from evspec_ros.ros.inputs import Inputs
+from evspec_ros.ros.live_settings import LiveSettings
 from evspec_ros.ros.machine import log_folder, machine_health
-from evspec_ros.ros.parameters import LiveSettings
 from evspec_ros.ros.worker import Worker
 
 LONG_S = 1.0  # a description that takes longer is told as the reason for a pause

@@ -1,20 +1,22 @@
-"""The node's services."""
+"""What is asked of the node: its services, questions, another prompt."""
 
 from __future__ import annotations
 
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.task import Future
+from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
 from evspec_ros.errors import Failure
 from evspec_ros.ros.diagnostics import DescriptionCounts
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.inputs import Inputs
-from evspec_ros.ros.worker import Worker
+from evspec_ros.ros.worker import Question, Worker
 
 
 class Requests:
-    """Answers ~/describe and ~/reset_statistics."""
+    """Answers ~/describe and ~/reset_statistics, hands on what comes on ~/ask and ~/prompt."""
 
     def __init__(
         self, node: Node, inputs: Inputs, worker: Worker, counts: DescriptionCounts, guard: Guard
@@ -27,6 +29,28 @@ class Requests:
         node.create_service(Trigger, "~/describe", describe)
         reset = guard("Statistics could not be reset", self._reset_statistics, lambda *given: given[-1])
         node.create_service(Empty, "~/reset_statistics", reset)
+        self._asked: Question | None = None
+        node.create_subscription(String, "~/ask", guard("A question could not be asked", self._ask), 10)
+        node.create_subscription(String, "~/prompt", guard("The prompt could not be set", self._prompt), 10)
+
+    def _ask(self, message: String) -> None:
+        """Have a question answered on ~/answer; an empty one cancels the last."""
+        if not message.data.strip():
+            if self._asked is not None:
+                self._asked.cancelled = True
+        elif self._worker.running:
+            self._asked = Question(message.data)
+            self._worker.ask(self._asked)
+        else:
+            self._node.get_logger().warning("A question came, but the node is not active; activate it first.")
+
+    def _prompt(self, message: String) -> None:
+        """Set the parameter, with its checks."""
+        (result,) = self._node.set_parameters([Parameter("prompt", value=message.data)])
+        if not result.successful:
+            problem = f"The prompt could not be set: {result.reason}"
+            self._node.get_logger().warning(problem)
+            self._counts.note(problem)
 
     async def _describe(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Answer with the text of the newest window, once it is written."""

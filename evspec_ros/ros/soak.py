@@ -31,7 +31,8 @@ RATE = 4.0
 SCENE_S = 8.0
 PARAMETERS = {"threads": 1, "stale_after_s": 1.0, "warn_after_s": 1.0, "error_after_s": 10.0, "relief_s": 1.0}
 PAUSE_S = 1.0  # without a fault, between two
-PATIENCE_S = 30.0  # for a fault to be told and recovered from
+PATIENCE_S = 30.0  # for a fault to be recovered from
+LONGER_S, TOLD_S = 4.0, 2.5  # a fault lasts so much longer until it is told, and may be told so late
 FRESH_S = 2.0  # a window older than this, when it is described, is no recovery
 AGE_SLACK_S = 0.5  # between the publishing of a result and its arrival here
 SAMPLE_S = 1.0
@@ -208,7 +209,9 @@ class _Run:
         self._report.faults[name] += 1
         self._watcher.forget()
         self._begin(name, fault)
-        degraded = self._spin(fault.seconds, fault.degraded)
+        self._spin(fault.seconds)
+        if not fault.process:
+            self._until(lambda: self._is_seen(fault), LONGER_S)
         self._end(fault)
         ended, began_s = time.monotonic(), time.time()
         recovered_at = self._until(lambda: self._recovered(began_s), PATIENCE_S)
@@ -216,8 +219,7 @@ class _Run:
             self._report.unrecovered += 1
         else:
             self._report.recovered_s[name].append(recovered_at - ended)
-        told = self._until(lambda: any(fault.is_told(text) for _, text in self._watcher.told), 2.5)
-        self._report.seen[name] += told is not None and degraded
+        self._report.seen[name] += self._until(lambda: self._is_seen(fault), TOLD_S) is not None
 
     def _begin(self, name: str, fault: Fault) -> None:
         if fault.process == "camera":
@@ -256,14 +258,17 @@ class _Run:
             for now_s, result in self._watcher.fresh
         )
 
-    def _spin(self, seconds: float, degraded: str = "") -> bool:
-        """Go on for so long; whether a result said what was degraded."""
-        said = not degraded
+    def _is_seen(self, fault: Fault) -> bool:
+        """Whether /diagnostics told of it, and a result said what was degraded."""
+        watcher = self._watcher
+        marked = not fault.degraded or any(r["degraded"] == fault.degraded for _, r in watcher.fresh)
+        return marked and any(fault.is_told(text) for _, text in watcher.told)
+
+    def _spin(self, seconds: float) -> None:
+        """Go on for so long."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._turn()
-            said = said or any(result["degraded"] == degraded for _, result in self._watcher.fresh)
-        return said
 
     def _until(self, condition: Callable[[], object], timeout_s: float) -> float | None:
         """When condition was first met, monotonic seconds; None where it never was."""

@@ -31,8 +31,8 @@ _SILENT = "Nothing (new was described|was received)"
 FAULTS: dict[str, Fault] = {
     "no_events": Fault(3.0, _SILENT, {"without_events": "wait"}),
     "no_frames": Fault(3.0, _SILENT, {"without_frames": "wait"}),
-    "frames_only": Fault(3.0, _SILENT, {"without_events": "describe"}, degraded="no events"),
-    "events_only": Fault(3.0, _SILENT, {"without_frames": "describe"}, degraded="no frames"),
+    "frames_only": Fault(4.0, _SILENT, {"without_events": "describe"}, degraded="no events"),
+    "events_only": Fault(4.0, _SILENT, {"without_frames": "describe"}, degraded="no frames"),
     "malformed_packets": Fault(2.0, "^(events|frames): (?!Nothing|receiving)"),
     "resolution_changes": Fault(2.0, "in the middle of a stream|began anew"),
     "time_jumps": Fault(2.0, "in the middle of a stream|began anew|stamped|old when it was described"),

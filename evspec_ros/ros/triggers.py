@@ -1,4 +1,4 @@
-"""What asks for descriptions: new data, a period, or nobody but a service."""
+"""What asks for descriptions: new data, what happens in it, a period, or nobody but a service."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import Any
 
 from rclpy.node import Node
 
+from evspec_ros.events.types import Events
+from evspec_ros.events.window import WindowSize
+from evspec_ros.ros.activity import SAMPLE, Look
 from evspec_ros.ros.diagnostics import DescriptionCounts
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.inputs import Inputs
-from evspec_ros.ros.parameters import LiveSettings
+from evspec_ros.ros.live_settings import LiveSettings
+from evspec_ros.ros.parameters import ACTIVITY, Settings
 from evspec_ros.ros.worker import Worker
 
 
@@ -32,7 +36,7 @@ class Triggers:
         self._counts = counts
         self._guard = guard
         self._timer: Any = None
-        self._offered_ns = 0
+        self.forget()
 
     def begin(self) -> None:
         """Nothing was asked for yet; with trigger period, a timer in ROS time asks for descriptions."""
@@ -56,14 +60,34 @@ class Triggers:
 
     def forget(self) -> None:
         """Time jumped: the next window is another one, whenever it ends."""
-        self._offered_ns = 0
+        self._looked_ns = 0
+        self._described: Look | None = None
 
     def arrived(self) -> None:
-        """Ask for a description where a window's worth of time has passed."""
+        """Ask for a description where a window's worth of time has passed and, with trigger activity, where
+        something happened in it. The newest window is what is described when the worker is free.
+        """
         settings = self._settings.current
-        end_ns = self._inputs.newest_end_ns()
-        if settings.trigger != "continuous" or end_ns is None:
+        if settings.trigger not in ("continuous", ACTIVITY):
             return
-        if abs(end_ns - self._offered_ns) >= settings.window_ms * 1e6:  # time may have jumped back
-            self._offered_ns = end_ns
+        end_ns = self._inputs.newest_end_ns()
+        if end_ns is None or abs(end_ns - self._looked_ns) < settings.window_ms * 1e6:
+            return  # by the amount, as time may have jumped back
+        self._looked_ns = end_ns
+        if settings.trigger == "continuous" or self._is_news(end_ns, settings):
             self._worker.offer()
+
+    def _is_news(self, end_ns: int, settings: Settings) -> bool:
+        """Whether something happened in the window that ends at end_ns, ROS time."""
+        newest, duration_ns = self._inputs.events.newest(), settings.window.duration_ns
+        events = Events.empty(1, 1)
+        if newest is not None and end_ns - newest.ros_ns < duration_ns:
+            events = newest.window(WindowSize(duration_ns, SAMPLE))
+        look = Look.at(events, duration_ns)
+        news = look.news(self._described, settings.activity)
+        if not news:
+            self._counts.rest()
+            return False
+        self._counts.wake(news)
+        self._described = look
+        return True

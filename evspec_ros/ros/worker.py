@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rclpy.node import Node
@@ -12,18 +13,44 @@ from rclpy.task import Future
 
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Description
-from evspec_ros.errors import Failure
+from evspec_ros.errors import EvspecError, Failure
 from evspec_ros.ros.degrading import NothingToDescribeError
 from evspec_ros.ros.diagnostics import Age, DescriptionCounts, window_age_s
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.inputs import Inputs
+from evspec_ros.ros.live_settings import LiveSettings
 from evspec_ros.ros.mailbox import DeactivatedError, Mailbox
 from evspec_ros.ros.outputs import Outputs
-from evspec_ros.ros.parameters import LiveSettings, Settings
+from evspec_ros.ros.parameters import Settings
 from evspec_ros.ros.relief import Relief, out_of_memory
 from evspec_ros.windows import Window
 
 DEACTIVATED = "The node was deactivated."
+
+
+@dataclass
+class Question:
+    """Asked on ~/ask at monotonic seconds; text: of the answer so far, first_word_ms: until its beginning."""
+
+    question: str
+    asked_at: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    text: str = ""
+    first_word_ms: float | None = None
+
+    def as_dict(self, problem: str = "") -> dict[str, Any]:
+        """What ~/answer says where there is no description to say it."""
+        return {
+            "prompt": self.question,
+            "text": self.text,
+            "cancelled": self.cancelled,
+            "problem": problem,
+            "first_word_ms": self.first_word_ms,
+        }
+
+
+class CancelledError(EvspecError):
+    """Stops an answer that nobody waits for any more."""
 
 
 class Worker:
@@ -49,9 +76,10 @@ class Worker:
         self._counts = counts
         self._guard = guard
         self._describer: SceneDescriber | None = None
+        self._first_word_ms: float | None = None  # of the description that is being written
         self.relief = Relief()
         self._thread: threading.Thread | None = None
-        self.mailbox: Mailbox[Future] = Mailbox()
+        self.mailbox: Mailbox[Future | Question] = Mailbox()
         self.begun_at: float | None = None
 
     @property
@@ -95,10 +123,46 @@ class Worker:
         if mailbox.closed:  # meanwhile
             _answer(mailbox.close(), DEACTIVATED)
 
+    def ask(self, question: Question) -> None:
+        """Have a question answered about what is newest, before the next description."""
+        self.mailbox.offer(question)
+
     def _work(self) -> None:
         answer = self._guard("A request could not be answered", _answer)
+        reply = self._guard("A question could not be answered", self._reply)
         while (waiting := self.mailbox.take()) is not None:
-            answer(waiting, *self.try_to_describe())
+            futures = [one for one in waiting if isinstance(one, Future)]
+            for question in waiting:
+                if isinstance(question, Question):
+                    reply(question)
+            if futures or len(futures) == len(waiting) or self._settings.current.trigger != "on_request":
+                answer(futures, *self.try_to_describe())
+
+    def _reply(self, question: Question) -> None:
+        """Answer a question; what went wrong is part of the answer."""
+        settings = self._settings.current
+        try:
+            assert self._describer is not None
+            self._describer.require_room((question.question,), settings.limits)
+            begun_ns = self._now_ns()
+            window = self._inputs.window()
+            asked = replace(settings, prompt=question.question, questions="")
+            (described,) = self._write(window, asked, lambda _, text: self._on_answer(question, text))
+        except EvspecError as error:
+            self._outputs.publish_answer(question.as_dict(str(error)))
+            return
+        age = Age.between(window.stamp_ns, begun_ns, self._now_ns(), self._inputs.silent_s())
+        shared = self._shared(window, age)
+        self._outputs.publish_answer(described.as_dict() | shared | question.as_dict())
+
+    def _on_answer(self, question: Question, text: str) -> None:
+        self._require_active()
+        if question.cancelled:
+            raise CancelledError("The question was cancelled.")
+        if question.first_word_ms is None and text:
+            question.first_word_ms = round(1000 * (time.monotonic() - question.asked_at), 1)
+        question.text = text
+        self._outputs.publish_answer_so_far(text)
 
     def try_to_describe(self) -> tuple[str, bool]:
         """The text and True, or what went wrong."""
@@ -119,17 +183,20 @@ class Worker:
 
     def _describe_newest(self) -> str:
         settings = self._settings.current
+        self._first_word_ms = None
         begun_ns = self._now_ns()
         window = self._inputs.window()
         old_s = window_age_s(window.stamp_ns, begun_ns, self._inputs.silent_s())
         stale = 0 < settings.stale_after_s < old_s
-        described = self._write(window, settings, stale)
+        described = self._write(window, settings, lambda number, text: self._on_text(number, text, stale))
         self.relief.ease(settings.relief_s)
         self._tell_of_failures(described)
         self._publish(described, window, begun_ns, stale)
         return described[0].text
 
-    def _write(self, window: Window, settings: Settings, stale: bool) -> tuple[Description, ...]:
+    def _write(
+        self, window: Window, settings: Settings, on_text: Callable[[int, str], None]
+    ) -> tuple[Description, ...]:
         """The texts about a window; where the device runs out of memory, written with less of it."""
         assert self._describer is not None
         while True:
@@ -141,7 +208,7 @@ class Worker:
                     stamp_ns=window.stamp_ns,
                     window_ms=settings.window_ms,
                     limits=self.relief.limits(settings.limits),
-                    on_text=lambda number, text: self._on_text(number, text, stale),
+                    on_text=on_text,
                     drafting=self.relief.drafting,
                 )
             except Exception as error:
@@ -155,10 +222,15 @@ class Worker:
         return int(self._node.get_clock().now().nanoseconds)
 
     def _on_text(self, number: int, text: str, stale: bool) -> None:
-        if self.mailbox.closed:
-            raise DeactivatedError(DEACTIVATED)
+        self._require_active()
+        if number == 0 and self._first_word_ms is None and text and self.begun_at is not None:
+            self._first_word_ms = round(1000 * (time.monotonic() - self.begun_at), 1)
         if number == 0 and not stale:
             self._outputs.publish_partial(text)
+
+    def _require_active(self) -> None:
+        if self.mailbox.closed:
+            raise DeactivatedError(DEACTIVATED)
 
     def _tell_of_failures(self, described: Sequence[Description]) -> None:
         for answer in described:
@@ -176,7 +248,12 @@ class Worker:
     ) -> None:
         age = Age.between(window.stamp_ns, begun_ns, self._now_ns(), self._inputs.silent_s())
         self._counts.add(described[0], age, stale=stale)
-        shared: dict[str, Any] = {
+        shared = self._shared(window, age) | {"first_word_ms": self._first_word_ms}
+        self._outputs.publish(described, window, age, shared, stale=stale)
+
+    def _shared(self, window: Window, age: Age) -> dict[str, Any]:
+        """What every result holds besides."""
+        return {
             "age_ms": age.ms,
             "age_problem": age.problem,
             "replaced_windows": self.mailbox.replaced,
@@ -185,9 +262,9 @@ class Worker:
             "degraded": window.degraded,
             "relief": self.relief.told,
         }
-        self._outputs.publish(described, window, age, shared, stale=stale)
 
 
-def _answer(waiting: list[Future], message: str, success: bool = False) -> None:
+def _answer(waiting: Sequence[Future | Question], message: str, success: bool = False) -> None:
     for future in waiting:
-        future.set_result((success, message))
+        if isinstance(future, Future):
+            future.set_result((success, message))

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evspec_ros.networks.cuda_streams import Mark, SideStream, Span
+from evspec_ros.networks.cuda_streams import Mark, SideStream
 from evspec_ros.sizes import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
+from evspec_ros.speculative.timing import Span
 
 Prefilling = Callable[[], bool]  # whether the target is still reading its prompt
 Then = Callable[[Tensor | None, Prefilling], None]

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from evspec_ros.errors import GenerationError
-from evspec_ros.networks.cuda_streams import Span
 from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import GREEDY, Sampling
 from evspec_ros.speculative.statistics import DecodingStatistics, PassOutcome
 from evspec_ros.speculative.target import Target
 from evspec_ros.speculative.text import Text, TextSettings
-from evspec_ros.speculative.timing import Clock, TimedDrafter, TimedTarget
+from evspec_ros.speculative.timing import Clock, Span, TimedDrafter, TimedTarget
 from evspec_ros.speculative.verification import EXACT, Acceptance
 
 

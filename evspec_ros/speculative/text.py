@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evspec_ros.networks.cuda_streams import NO_TIME, Span
 from evspec_ros.networks.devices import uploaded
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts, PassOutcome
 from evspec_ros.speculative.target import TargetPass
-from evspec_ros.speculative.timing import TimedDrafter
+from evspec_ros.speculative.timing import NEVER, Span, TimedDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 from evspec_ros.speculative.verification import Acceptance, Verdict, verify
 
@@ -51,7 +50,7 @@ class Text:
         self._counts = PassCounts()
         self._reused_rows = self._last_emitted = 0
         self._verifying: list[Span] = []
-        self._decoding = NO_TIME
+        self._decoding = NEVER
 
     @property
     def complete(self) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from evspec_ros.networks.cuda_streams import NO_TIME, Mark, Span
+from evspec_ros.networks.cuda_streams import Mark
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
@@ -16,6 +17,22 @@ from evspec_ros.speculative.target import Target, TargetPass
 from evspec_ros.speculative.tree import DraftTree
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Span:
+    """From one moment to another."""
+
+    begin: Mark
+    end: Mark
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds; on a GPU once its queue has come to the end."""
+        return self.begin.ms_until(self.end)
+
+
+NEVER = Span(Mark(0.0), Mark(0.0))
 
 
 class Clock:
@@ -27,7 +44,7 @@ class Clock:
         self._device = device
 
     def now(self) -> Mark:
-        """This moment, in the current stream: the event model has one of its own."""
+        """This moment."""
         return Mark.now(self._device)
 
     def timed(self, step: Callable[[], Result]) -> tuple[Result, Span]:
@@ -45,9 +62,9 @@ class TimedTarget:
     def __init__(self, target: Target, clock: Clock) -> None:
         self._target = target
         self._clock = clock
-        self._extended = NO_TIME.end
-        self.prefilling = NO_TIME
-        self.verifying = NO_TIME
+        self._extended = NEVER.begin
+        self.prefilling = NEVER
+        self.verifying = NEVER
 
     def prefill(self, prompts: Sequence[Tensor], capacity: int, layers: tuple[int, ...]) -> list[TargetPass]:
         """See Target."""
@@ -72,7 +89,7 @@ class TimedDrafter:
         self._drafter = drafter
         self._clock = clock
         self.layers = drafter.layers
-        self._preparing = NO_TIME
+        self._preparing = NEVER
         self._drafting: list[Span] = []
 
     @property

@@ -16,6 +16,7 @@ pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camer
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
+from sensor_msgs.msg import Image
 
 from evspec_ros.ros import main
 
@@ -76,6 +77,59 @@ def test_ctrl_c_at_any_moment_and_twice_is_quiet(
     said = log.read_text(encoding="utf-8")
     assert "Traceback" not in said
     assert "KeyboardInterrupt" not in said
+
+
+STUCK = """
+import sys, time
+from evspec_ros.ros import configuring, main
+from evspec_ros.describer import SceneDescriber
+
+def stuck(*_, **__):
+    print("stuck", flush=True)
+    while True:
+        time.sleep(60)
+
+if sys.argv.pop(1) == "building":
+    configuring.load_describer = stuck
+else:
+    SceneDescriber.warm_up = lambda self: None
+    SceneDescriber.describe_all = stuck
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize("told_by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("what", ["building", "describing"])
+def test_the_node_is_gone_within_a_second(
+    ros: None, checkpoints: Path, tmp_path: Path, what: str, told_by: signal.Signals
+) -> None:
+    """While an engine is built and in mid-prefill, which both take a minute here."""
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK)
+    arguments = ["--ros-args", "-p", "trigger:=period", "-p", "period_s:=0.1"]
+    node = subprocess.Popen(
+        [sys.executable, str(script), what, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    camera = Node("camera")
+    images = camera.create_publisher(Image, "image", 10)
+    message = Image(width=2, height=2, encoding="mono8", step=2, data=bytes(4))
+    try:
+        assert node.stdout is not None
+        os.set_blocking(node.stdout.fileno(), False)
+        deadline = time.monotonic() + 60
+        while not node.stdout.read():
+            assert time.monotonic() < deadline
+            message.header.stamp.sec, message.header.stamp.nanosec = divmod(time.time_ns(), 10**9)
+            images.publish(message)
+            time.sleep(0.02)
+        began = time.monotonic()
+        node.send_signal(told_by)
+        assert node.wait(timeout=30) == 0
+        assert time.monotonic() - began < 10  # a second, but for a machine that is busy with other things
+    finally:
+        node.kill()
+        node.wait()
+        camera.destroy_node()
 
 
 @pytest.mark.parametrize(

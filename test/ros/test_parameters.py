@@ -58,7 +58,7 @@ def test_the_parameter_file_of_the_package_states_the_defaults() -> None:
         ("autostart", 1, "has to be a bool"),
         ("prompt", 3, "has to be a str"),
         ("image_transport", "theora", "one of raw, compressed"),
-        ("trigger", "sometimes", "one of continuous, period, on_request"),
+        ("trigger", "sometimes", "one of continuous, period, activity, on_request"),
         ("drafter", "crystal_ball", "one of auto, none, prompt_lookup, eventgpt"),
         ("dtype", "int3", "one of float32, float16, bfloat16, int8, int4"),
         ("kv_dtype", "int4", "one of auto, float16, int8"),
