@@ -37,6 +37,7 @@ class FrameBuffer:
         self._span_ns = round(seconds * 1e9)
         self._spacing_ns = self._span_ns // max_frames
         self._frames: list[Frame] = []
+        self._origin_ns = 0  # the stamp of the stream's first frame
         self._lock = threading.Lock()
 
     @property
@@ -61,6 +62,8 @@ class FrameBuffer:
                 frames.clear()
             if frames and frame.stamp_ns < frames[-1].stamp_ns:
                 return
+            if not frames:
+                self._origin_ns = frame.stamp_ns
             if len(frames) > 1 and frames[-1].stamp_ns - frames[-2].stamp_ns < self._spacing_ns:
                 frames.pop()
             frames.append(frame)
@@ -75,17 +78,20 @@ class FrameBuffer:
         """
         with self._lock:
             frames = self._frames[: bisect.bisect_right(self._frames, stop_ns, key=_stamp)]
+            origin_ns = self._origin_ns
         if not frames:
             return ()
-        instants = grid_instants(frames[-1].stamp_ns, stop_ns, round(seconds * 1e9))
-        return tuple(_nearest(frames, instant) for instant in instants)
+        newest_ns = frames[-1].stamp_ns
+        instants = grid_instants(newest_ns - origin_ns, stop_ns - origin_ns, round(seconds * 1e9))
+        return tuple(_nearest(frames, origin_ns + instant) for instant in instants)
 
 
 def grid_instants(newest_ns: int, stop_ns: int, span_ns: int) -> list[int]:
     """Where a window that ends at stop_ns looks for its FRAMES frames: at the last multiples of span_ns /
     (FRAMES - 1) that are not later than the newest frame. Which frame is nearest to such an instant is known,
     and stays so. Once no frame has come for a whole step of the grid the instants go on without: a camera
-    that stopped shows its last picture in the end, not its last second.
+    that stopped shows its last picture in the end, not its last second. Times count from the stream's first
+    frame, so that a recording played live is seen as it is offline, whatever its stamps are shifted by.
     """
     last = max(newest_ns, stop_ns - span_ns // _STEPS) * _STEPS // span_ns
     return [(last - back) * span_ns // _STEPS for back in reversed(range(FRAMES))]

@@ -16,6 +16,7 @@ from torch import Tensor
 from evspec_ros.networks.cuda_streams import Mark, SideStream
 from evspec_ros.sizes import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
+from evspec_ros.speculative.timing import Span
 
 Prefilling = Callable[[], bool]  # whether the target is still reading its prompt
 Then = Callable[[Tensor | None, Prefilling], None]
@@ -53,18 +54,18 @@ class EventSide:
         self._wanted = False
         self._beside = SideStream()
         self._device = torch.device("cpu")
-        self._worked: tuple[Mark, Mark] | None = None  # from when to when the event model did
-        self._waited: tuple[Mark, Mark] | None = None  # from when to when the text had nothing else to do
+        self._worked: Span | None = None  # from when to when the event model did
+        self._waited: Span | None = None  # from when to when the text had nothing else to do
 
     @property
     def times(self) -> EventTimes:
         """Of the last prompt; on a GPU from events in the event model's stream and in the one that asked."""
         if self._worked is None:
             return EventTimes()
-        busy_ms = _span_ms(self._worked)
+        busy_ms = self._worked.ms
         if not self.overlap:
             return EventTimes(busy_ms, busy_ms)
-        return EventTimes(busy_ms, 0.0 if self._waited is None else _span_ms(self._waited))
+        return EventTimes(busy_ms, 0.0 if self._waited is None else self._waited.ms)
 
     def begin(self, prompt: Prompt, then: Then = lambda *_: None) -> None:
         """Have the prompt's events read, then `then` done with the pooled tokens; it may go on for as long as
@@ -94,7 +95,7 @@ class EventSide:
             self._wanted = False
             pending, self._pending = self._pending, None
             self._found = pending.result()
-            self._waited = asked, Mark.now(self._device)
+            self._waited = Span(asked, Mark.now(self._device))
         return self._found
 
     def _read(self, prompt: Prompt, then: Then) -> Tensor | None:
@@ -104,14 +105,9 @@ class EventSide:
             began = Mark.now(device)
             features = None if prompt.events is None else pooled(prompt.events(), self._pooling)
             then(features, lambda: self._wanted)
-            worked = began, Mark.now(device)
+            worked = Span(began, Mark.now(device))
         self._worked = worked
         return features
-
-
-def _span_ms(span: tuple[Mark, Mark]) -> float:
-    began, ended = span
-    return began.ms_until(ended)
 
 
 def pooled(tokens: Tensor, factor: int) -> Tensor:

@@ -52,7 +52,7 @@ def test_every_row_is_measured_on_a_cpu_at_the_tiny_shape(
     assert report["left_out"] == {}
     figures = {figure["name"]: figure for row in report["rows"].values() for figure in row}
     unmeasured = {name for name, figure in figures.items() if figure["value"] is None}
-    assert unmeasured == {"memory at most", "synchronisations a turn"}
+    assert unmeasured == {"memory at most", "waits a turn, suffix", "waits a turn, block"}
     assert figures["other than the CPU's"]["value"] == 0
     assert figures["verify 24 nodes"]["at_most"] == 1.25
     assert figures["step's share of the bandwidth"]["at_least"] == 0.75

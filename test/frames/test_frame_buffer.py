@@ -74,8 +74,8 @@ def test_nothing_seen_by_the_stop_gives_nothing() -> None:
 def test_a_sample_is_what_a_search_through_all_frames_finds(
     stamps: list[int], stop: int, seconds: float
 ) -> None:
-    """For each multiple of a seventh up to the newest frame (up to a step before the stop, where none came
-    since) the least distance of all frames seen by the stop; in ascending order.
+    """For each multiple of a seventh, from the first frame on, up to the newest frame (up to a step before
+    the stop, where none came since) the least distance of all frames seen by the stop; in ascending order.
     """
     seen = [stamp for stamp in stamps if stamp <= stop]
     sample = sampled(filled(stamps), stop, seconds)
@@ -83,7 +83,7 @@ def test_a_sample_is_what_a_search_through_all_frames_finds(
     assert sample == sorted(sample)
     step = round(seconds * 1000) // 7
     for k, stamp in enumerate(sample):
-        instant = (max(seen[-1], stop - step) // step - 7 + k) * step
+        instant = stamps[0] + ((max(seen[-1], stop - step) - stamps[0]) // step - 7 + k) * step
         assert abs(stamp - instant) == min(abs(other - instant) for other in seen)
 
 
@@ -112,7 +112,7 @@ def test_of_a_running_stream_a_window_has_a_new_frame_for_each_step_of_the_grid(
             return
         sample = sampled(buffer, stop, SPREAD)
         newest = [max(stamp for stamp in stamps if stamp <= end) for end in (stop - ahead, stop)]
-        steps = newest[1] // STEP - newest[0] // STEP
+        steps = (newest[1] - stamps[0]) // STEP - (newest[0] - stamps[0]) // STEP
         assert sample[: 8 - steps] == before[steps:]
         before = sample
 
@@ -139,9 +139,21 @@ def test_windows_whole_steps_apart_share_all_but_so_many(
         newest = max(stamp for stamp in camera if stamp <= stop)
         if stop - newest >= step:  # the camera was silent for a whole step
             return
-        last = newest // step
+        last = (newest - camera[0]) // step
         for k, stamp in enumerate(sample):
             assert seen.setdefault(last - 7 + k, stamp) == stamp
+
+
+@settings(deadline=None)
+@given(
+    stamps=st.lists(st.integers(0, 500), min_size=1, max_size=30).map(sorted),
+    stop=st.integers(0, 600),
+    shift=st.integers(-1000, 10**9),
+)
+def test_a_stream_with_other_stamps_is_seen_alike(stamps: list[int], stop: int, shift: int) -> None:
+    """As a recording is that is played live: the grid begins with the stream's first frame."""
+    there = sampled(filled([stamp + shift for stamp in stamps]), stop + shift, SPREAD)
+    assert [stamp - shift for stamp in there] == sampled(filled(stamps), stop, SPREAD)
 
 
 def test_the_start_of_a_stream_repeats_its_first_frames() -> None:

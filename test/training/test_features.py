@@ -191,8 +191,8 @@ def test_windows_of_recordings_are_what_a_describer_would_see(tmp_path: Path) ->
     events = list(recording.events(window.stop_ns - 50_000_000, window.stop_ns))
     assert np.array_equal(window.events.t, np.concatenate([part.t for part in events]))
     stamps = [frame.stamp_ns for frame in recording.frames(0, window.stop_ns + 1)]
-    last = stamps[-1] * 7 // 1_000_000_000
-    wanted = [(last - 7 + k) * 1_000_000_000 // 7 for k in range(8)]
+    last = (stamps[-1] - stamps[0]) * 7 // 1_000_000_000
+    wanted = [stamps[0] + (last - 7 + k) * 1_000_000_000 // 7 for k in range(8)]
     assert [frame.stamp_ns for frame in window.frames] == [
         min(stamps, key=lambda stamp: abs(stamp - at)) for at in wanted
     ]
