@@ -44,6 +44,7 @@ KEPT_BACK = {
     "evspec bench results": "test/evaluation/test_study.py",
     "evspec bench scenes --recording": "test/evaluation/test_scene_statistics.py",
     "evspec eval --simulated 200": "test/evaluation/test_accuracy.py",
+    "evspec soak --minutes 30": "test/ros/test_soak.py",
     "evspec features extract chain": "test/training/test_chain.py",
     "evspec train eagle3": "test/training/test_chain.py",
     "evspec train tiny": "test/training/test_chain.py",

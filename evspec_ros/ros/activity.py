@@ -31,7 +31,7 @@ class Activity:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Glance:
     """One window's statistics. rate: events a second; cells: float64 [COLUMNS * ROWS], shares that sum to 1;
     drift: how far the events move in the window, in widths of the sensor, None where that may be chance.
     """
@@ -41,7 +41,7 @@ class Look:
     drift: tuple[float, float] | None
 
     @classmethod
-    def at(cls, events: Events, duration_ns: int) -> Look:
+    def at(cls, events: Events, duration_ns: int) -> Glance:
         """Of the newest events of a window of that length, SAMPLE at most."""
         span_ns = duration_ns if len(events) < SAMPLE else max(1, int(events.t[-1] - events.t[0]))
         x, y = events.x.astype(np.float64), events.y.astype(np.float64)
@@ -50,7 +50,7 @@ class Look:
         cells = np.bincount(rows * COLUMNS + columns, minlength=COLUMNS * ROWS) / max(1, len(events))
         return cls(1e9 * len(events) / span_ns, cells, _drift(events.t, np.stack([x, y]) / events.width))
 
-    def news(self, before: Look | None, activity: Activity) -> str:
+    def news(self, before: Glance | None, activity: Activity) -> str:
         """What makes this window worth a description after the one before, "" where nothing does."""
         if before is None:
             return "the first window"

@@ -8,7 +8,7 @@ from rclpy.node import Node
 
 from evspec_ros.events.types import Events
 from evspec_ros.events.window import WindowSize
-from evspec_ros.ros.activity import SAMPLE, Look
+from evspec_ros.ros.activity import SAMPLE, Glance
 from evspec_ros.ros.diagnostics import DescriptionCounts
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.inputs import Inputs
@@ -61,7 +61,7 @@ class Triggers:
     def forget(self) -> None:
         """Time jumped: the next window is another one, whenever it ends."""
         self._looked_ns = 0
-        self._described: Look | None = None
+        self._described: Glance | None = None
 
     def arrived(self) -> None:
         """Ask for a description where a window's worth of time has passed and, with trigger activity, where
@@ -83,11 +83,11 @@ class Triggers:
         events = Events.empty(1, 1)
         if newest is not None and end_ns - newest.ros_ns < duration_ns:
             events = newest.window(WindowSize(duration_ns, SAMPLE))
-        look = Look.at(events, duration_ns)
-        news = look.news(self._described, settings.activity)
+        glance = Glance.at(events, duration_ns)
+        news = glance.news(self._described, settings.activity)
         if not news:
             self._counts.rest()
             return False
         self._counts.wake(news)
-        self._described = look
+        self._described = glance
         return True

@@ -15,7 +15,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from node_bench import MS, at_least, make_bench
 
 from evspec_ros.events.types import Events
-from evspec_ros.ros.activity import SAMPLE, Activity, Look
+from evspec_ros.ros.activity import SAMPLE, Activity, Glance
 from evspec_ros.ros.parameters import Settings
 
 WIDTH, HEIGHT, WINDOW_NS = 640, 480, 50_000_000
@@ -38,14 +38,14 @@ def _blob(seed: int, centre: float, speed: float, count: int = 4000) -> Events:
 
 
 def _news(before: Events, after: Events, activity: Activity = ACTIVITY) -> str:
-    return Look.at(after, WINDOW_NS).news(Look.at(before, WINDOW_NS), activity)
+    return Glance.at(after, WINDOW_NS).news(Glance.at(before, WINDOW_NS), activity)
 
 
 def test_noise_that_goes_on_is_no_news() -> None:
     """However much of it there is; nor is silence after silence. The first window is."""
     assert [_news(_noise(seed), _noise(seed + 1)) for seed in range(20)] == [""] * 20
     assert _news(Events.empty(1, 1), Events.empty(1, 1)) == ""
-    assert Look.at(Events.empty(1, 1), WINDOW_NS).news(None, ACTIVITY) == "the first window"
+    assert Glance.at(Events.empty(1, 1), WINDOW_NS).news(None, ACTIVITY) == "the first window"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_rate_clusters_and_turns_are_news(before: Events, after: Events, what: s
 def test_the_rate_of_a_sample_is_that_of_its_window() -> None:
     """Of many events the newest are looked at."""
     many = _noise(3, 200_000)
-    assert Look.at(many[-SAMPLE:], WINDOW_NS).rate == pytest.approx(4e6, rel=0.05)
+    assert Glance.at(many[-SAMPLE:], WINDOW_NS).rate == pytest.approx(4e6, rel=0.05)
 
 
 def test_a_still_scene_is_described_once(spinner: Spinner, checkpoints: Path) -> None:
