@@ -72,6 +72,8 @@ setup(
         "scores": ["rouge-score>=0.1.2", "sacrebleu>=2.3"],
         # The page of `evspec watch`.
         "watch": ["aiohttp>=3.8"],
+        # `evspec eval --ray`.
+        "fleet": ["ray>=2.9"],
         # What `evspec bench ingest` compares with.
         "peer": ["evt3>=0.4; platform_machine == 'x86_64'"],
         # What `colcon test` looks for before it runs pytest.

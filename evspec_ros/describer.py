@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from evspec_ros.description import DEFAULT_LIMITS, Description, Limits, latencies
+from evspec_ros.description import (
+    DEFAULT_LIMITS,
+    EXACT,
+    LOSSY,
+    UP_TO_ROUNDING,
+    Description,
+    Limits,
+    latencies,
+)
 from evspec_ros.errors import Failure, GenerationError
 from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
@@ -189,6 +197,7 @@ class SceneDescriber:
                 statistics=generation.statistics,
                 drafter=self.drafter if drafting else NoDrafter.name,
                 lossless=generation.lossless,
+                equality=self._equality(generation.lossless),
                 head_version=learner.version,
                 draft_failure=drafter.failure,
                 learning_failure=learning_failure,
@@ -196,6 +205,12 @@ class SceneDescriber:
             )
             for question, generation, drafter in zip(prompts, generations, drafters, strict=True)
         )
+
+    def _equality(self, lossless: bool) -> str:
+        """How a text is equal to the target's own."""
+        if not lossless:
+            return LOSSY
+        return UP_TO_ROUNDING if self._target.rounds else EXACT
 
     def _require_positions(self, rows: int, limits: Limits) -> None:
         """Raise GenerationError where a prompt of so many rows leaves too few positions for an answer."""

@@ -38,6 +38,11 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
+# How a text is equal to what the target alone would have written: token for token; but for near ties in half
+# precision, which a row alone and in a draft may round to different sides; not at all, as was asked for.
+EXACT, UP_TO_ROUNDING, LOSSY = "exact", "up to rounding", "lossy"
+
+
 @dataclass(frozen=True)
 class Description:
     """The text about one window, and what it cost.
@@ -50,7 +55,7 @@ class Description:
     that online distillation put into its place, and so on. draft_failure: why the drafter was left out of
     this text, which the target then wrote on alone; learning_failure: why the head learnt nothing from the
     last ones, or was not saved; None where all went well. passes: those of the target that wrote all tokens
-    but the first.
+    but the first. equality: what `lossless` means, one of EXACT, UP_TO_ROUNDING and LOSSY.
     """
 
     stamp_ns: int
@@ -68,6 +73,7 @@ class Description:
     draft_failure: Failure | None = None
     learning_failure: Failure | None = None
     passes: tuple[PassOutcome, ...] = ()
+    equality: str = EXACT
 
     @property
     def draft_problem(self) -> str:
@@ -97,6 +103,7 @@ class Description:
             "learning_problem": self.learning_problem,
             "head_version": self.head_version,
             "lossless": self.lossless,
+            "equality": self.equality,
         }
 
 

@@ -50,6 +50,7 @@ def load_describer(
     device: str = "cpu",
     dtype: str = "float32",
     kv_dtype: str = "auto",
+    exact_half: bool = False,
     backend: str = "auto",
     drafter_backend: str | DrafterEngines = "auto",
     overlap: str = "auto",
@@ -62,9 +63,10 @@ def load_describer(
     draft_head: its directory, or NEW_HEAD for one that begins from nothing, or from what an earlier start
     left in draft_head_dir (None: the user's own folder for these models). drafter: one of DRAFTERS, or
     AUTO_DRAFTER, which goes without a head that is missing or cannot be used, and says so. dtype: one of
-    `choices.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache; backend: one of BACKENDS,
-    for the target; drafter_backend: one of DRAFTER_BACKENDS, or engines; overlap: one of OVERLAPS;
-    event_pooling: as `EventSide`; learner: makes what improves the head while it drafts.
+    `choices.PRECISIONS`; kv_dtype: one of KV_PRECISIONS, for the target's cache; exact_half: as
+    `choose_engine`; backend: one of BACKENDS, for the target; drafter_backend: one of DRAFTER_BACKENDS, or
+    engines; overlap: one of OVERLAPS; event_pooling: as `EventSide`; learner: makes what improves the head
+    while it drafts.
 
     Raises CheckpointError for a checkpoint that cannot be used or does not fit the others, for an unknown
     precision and, before weights are read, where the memory does not suffice; GenerationError for an unknown
@@ -114,7 +116,7 @@ def load_describer(
         event_reader = EventReader(events, engines.encoder(events), tokenizer, _preprocessor(event_model))
 
     cache_dtype = dtype_of_cache(kv_dtype)
-    chosen = choose_engine(model.decoder, model.lm_head, backend, cache_dtype)
+    chosen = choose_engine(model.decoder, model.lm_head, backend, cache_dtype, exact_half=exact_half)
     end_tokens, decode = model.config.text.end_tokens, target_reader.tokenizer.decode
     decoder = DecoderTarget(model.decoder, model.lm_head, end_tokens, decode, cache_dtype, chosen.engine)
     taught, plan = _learner(learner, plan, model, event_reader, beginner)

@@ -355,6 +355,27 @@ def test_a_head_made_for_another_event_model_is_refused(tmp_path: Path) -> None:
         load_describer(TARGET, EVENT_MODEL, tmp_path / "head", drafter="combined")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "exact_half", "acceptance", "equality"),
+    [
+        ("float32", False, "exact", "exact"),
+        ("bfloat16", False, "exact", "up to rounding"),
+        ("bfloat16", True, "exact", "exact"),
+        ("float32", False, "typical", "lossy"),
+    ],
+)
+def test_a_description_says_how_it_equals_the_target_s_own(
+    dtype: str, exact_half: bool, acceptance: str, equality: str
+) -> None:
+    """In half precision exact where passes have one shape."""
+    describer = load_describer(TARGET, None, None, drafter="none", dtype=dtype, exact_half=exact_half)
+    events, frames = _window(0)
+    limits = Limits(max_new_tokens=3, acceptance=acceptance)
+    found = describer.describe(events, frames, stamp_ns=0, limits=limits)
+    assert found.equality == found.as_dict()["equality"] == equality
+    assert found.lossless == (equality != "lossy")
+
+
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "int8"), ("int8", "auto"), ("int4", "float16")])
 def test_drafting_is_lossless_in_every_precision(dtype: str, kv_dtype: str) -> None:
     """The text is that of the same target alone: the same weights, the same cache."""

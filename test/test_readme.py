@@ -41,8 +41,11 @@ KEPT_BACK = {
     "evspec bench ingest --json": "test/evaluation/test_ingest_speed.py",
     "evspec bench learning --scenes 440": "test/evaluation/test_learning.py",
     "evspec bench lossless --scenes 500": "test/evaluation/test_lossless.py",
+    "evspec bench peers": "test/evaluation/test_peers.py",
     "evspec bench results": "test/evaluation/test_study.py",
     "evspec bench scenes --recording": "test/evaluation/test_scene_statistics.py",
+    "evspec eval --compare": "test/evaluation/test_compare_runs.py",
+    "evspec eval recording --live": "test/ros/test_live_eval.py",
     "evspec eval --simulated 200": "test/evaluation/test_accuracy.py",
     "evspec soak --minutes 30": "test/ros/test_soak.py",
     "evspec features extract chain": "test/training/test_chain.py",
@@ -156,7 +159,7 @@ def test_the_commands_run_one_after_the_other(folder: Path) -> None:
     """In the pages' order: each succeeds, and --json prints one object."""
     if find_spec("rclpy") is None:
         pytest.skip("the demo needs rclpy, which is not installed")
-    assert len(RUN) == 16
+    assert len(RUN) == 19
     for command in RUN:
         _, *arguments = shlex.split(command)
         printed = _run([sys.executable, "-m", "evspec_ros", *arguments], folder)

@@ -26,6 +26,7 @@ from evspec_ros.cli.options import (
     messages,
     models,
     own_checkpoint,
+    own_heads,
     placement,
     positive,
     print_json,
@@ -101,6 +102,16 @@ def _add_lossless_bench(benches: Any) -> None:
     lossless.add_argument("--scenes", type=count, default=500, help="default: %(default)s")
     lossless.add_argument(
         "--first", type=whole, default=0, help="scene, to go on after an interruption; default: %(default)s"
+    )
+    lossless.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    lossless.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="in half precision texts are equal up to rounding; default: %(default)s",
+    )
+    lossless.add_argument(
+        "--exact-half", action="store_true", help="in half precision, give all passes the same shape"
     )
 
 
@@ -262,14 +273,23 @@ def _heads(options: argparse.Namespace) -> list[Path]:
     """The draft head that was named, or all of the package's own."""
     if options.draft_head:
         return [options.draft_head]
-    return [own_checkpoint(f"tiny_{kind}") for kind in HEADS]
+    return own_heads()
 
 
 def _bench_lossless(options: argparse.Namespace) -> None:
     from evspec_ros.evaluation.lossless import print_proof, prove_visibly
 
     target, event_model, _ = models(options)
-    report = prove_visibly(target, event_model, _heads(options), options.scenes, options.first)
+    report = prove_visibly(
+        target,
+        event_model,
+        _heads(options),
+        options.scenes,
+        options.first,
+        device=options.device,
+        dtype=options.dtype,
+        exact_half=options.exact_half,
+    )
     if options.json:
         print_json(report.as_dict())
     else:

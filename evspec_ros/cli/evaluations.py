@@ -18,6 +18,7 @@ from evspec_ros.cli.options import (
     messages,
     models,
     own_checkpoint,
+    own_heads,
     positive,
     print_json,
     wanted,
@@ -26,6 +27,7 @@ from evspec_ros.cli.options import (
 from evspec_ros.errors import EvspecError
 
 if TYPE_CHECKING:
+    from evspec_ros.evaluation.drafted_texts import DraftedAccuracy
     from evspec_ros.evaluation.replay.plan import ReplayPlan
     from evspec_ros.evaluation.replay.store import RunFolder
 
@@ -55,6 +57,14 @@ def add_eval(verbs: Any) -> None:
         "--highest-rate",
         action="store_true",
         help="with --live: find the highest rate with under 5 %% of the windows missed",
+    )
+    evaluate.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="offline, a task for each recording, on the Ray cluster there (local: on one of its own)",
+    )
+    evaluate.add_argument(
+        "--with-drafters", action="store_true", help="with --simulated: with every drafter, too, in float32"
     )
     add_models(evaluate, "default: the package's own")
     evaluate.add_argument(
@@ -113,10 +123,19 @@ def _score_simulated(options: argparse.Namespace) -> None:
     rows = evaluate_visibly(
         target, event_model, options.simulated, options.dtype, options.kv_dtype, options.condition
     )
+    drafted: tuple[DraftedAccuracy, ...] = ()
+    if options.with_drafters:
+        from evspec_ros.evaluation.drafted_texts import score_drafters_visibly
+
+        heads = [options.draft_head] if options.draft_head else own_heads()
+        drafted = score_drafters_visibly(target, event_model, heads, options.simulated, options.condition)
     if options.json:
-        print_json({"rows": [row.as_dict() for row in rows]})
+        print_json({"rows": [row.as_dict() for row in rows] + [row.as_dict() for row in drafted]})
     else:
-        print_accuracies(rows)
+        print_accuracies([*rows, *(row.accuracy for row in drafted)])
+        for row in drafted:
+            if row.lossless and row.same_text < 1:
+                raise EvspecError(f"{row.accuracy.model} changed {1 - row.same_text:.1%} of the texts.")
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -131,6 +150,11 @@ def _replay(options: argparse.Namespace) -> None:
     folder = RunFolder(options.out, plan.as_dict())
     if options.live:
         _play(options, plan, folder)
+    elif options.ray:
+        from evspec_ros.evaluation.replay.fleet import evaluate_on_fleet
+
+        with messages.status("Waiting for the fleet ..."):
+            evaluate_on_fleet(options.recording, plan, folder, wanted(options), options.ray)
     else:
         replay_visibly(options.recording, plan, folder, wanted(options))
     summary = write_summary(folder)

@@ -90,6 +90,11 @@ def own_checkpoint(name: str) -> Path:
     return share_directory() / "models" / name
 
 
+def own_heads() -> list[Path]:
+    """The draft heads that the package ships, one of each kind."""
+    return [own_checkpoint(f"tiny_{kind}") for kind in HEADS]
+
+
 def add_topics(parser: argparse.ArgumentParser) -> None:
     """Options that choose the topics of a bag."""
     parser.add_argument("--events", default="", metavar="TOPIC", help="of a bag; default: the busiest one")

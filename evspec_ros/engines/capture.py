@@ -40,6 +40,25 @@ class Capturing(Protocol):
         """
 
 
+class Uncaptured(Generic[Output]):
+    """A computation that runs anew each time."""
+
+    def __init__(self, compute: Callable[[], Output]) -> None:
+        self._compute = compute
+
+    def replay(self) -> Output:
+        """See Captured."""
+        return self._compute()
+
+
+class NoPool:
+    """Captures nothing: passes of fixed shapes where there are no graphs."""
+
+    def capture(self, compute: Callable[[], Output]) -> Captured[Output]:
+        """See Capturing."""
+        return Uncaptured(compute)
+
+
 class GraphPool:
     """Captures CUDA graphs on one GPU; EngineError for another device."""
 

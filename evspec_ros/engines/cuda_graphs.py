@@ -103,11 +103,6 @@ def static_pass(
     return DecoderPass(lm_head(output.hidden[0]), tuple(feature[0] for feature in output.features))
 
 
-def row_bucket(count: int) -> int | None:
-    """The rows of the graph that runs so many; None where they are more than any has."""
-    return next((rows for rows in ROW_BUCKETS if rows >= count), None)
-
-
 def key_bucket(visible: int, capacity: int) -> int:
     """How many of a cache's rows are read where so many are valid."""
     return min(-(-visible // KEY_STEP) * KEY_STEP, capacity)
@@ -131,18 +126,28 @@ class GraphedDecoder:
 
     The tensors that a pass gives are overwritten by the next passes. pool: captures the graphs, by default
     into the memory of those that run one after another with the target's; EngineError for a decoder that is
-    not on a GPU where none is given.
+    not on a GPU where none is given. same_rows: every pass has the most rows and reads the whole cache, so
+    that a row is computed by the same sums whether it stands alone or in a draft.
     """
 
     backend = "cuda_graphs"
 
-    def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module, pool: Capturing | None = None) -> None:
+    def __init__(
+        self,
+        decoder: LlamaDecoder,
+        lm_head: nn.Module,
+        pool: Capturing | None = None,
+        *,
+        same_rows: bool = False,
+    ) -> None:
         self._device = decoder.embed_tokens.weight.device
         self._pool = pool or graph_pool(self._device)
         self._decoder = decoder
         self._lm_head = lm_head
         self._modules = TorchDecoder(decoder, lm_head)
-        self._rows = {count: StaticRows.empty(count, self._device) for count in ROW_BUCKETS}
+        self.same_rows = same_rows
+        self._buckets = ROW_BUCKETS[-1:] if same_rows else ROW_BUCKETS
+        self._rows = {count: StaticRows.empty(count, self._device) for count in self._buckets}
         self._cache: KVCache | None = None  # what the graphs were captured on
         self._layers: tuple[int, ...] = ()  # all that were ever asked for
         self._graphs: dict[tuple[int, int], _CapturedRun] = {}  # by rows and keys
@@ -156,8 +161,8 @@ class GraphedDecoder:
         prefix = cache.length
         if prefix == cache.capacity:
             return
-        keys = sorted({key_bucket(rows, cache.capacity) for rows in range(prefix + 1, cache.capacity + 1)})
-        every = [(rows, count) for rows in ROW_BUCKETS for count in keys]
+        keys = sorted({self._keys(rows, cache) for rows in range(prefix + 1, cache.capacity + 1)})
+        every = [(rows, count) for rows in self._buckets for count in keys]
         self._follow(cache, layers)
         missing = [shape for shape in every if not self._has(shape, layers)]
         for done, shape in enumerate(missing, start=1):
@@ -170,13 +175,13 @@ class GraphedDecoder:
     def run(self, rows: Rows, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """See DecoderEngine."""
         count, prefix = rows.ids.numel(), cache.length
-        bucket = row_bucket(count)
+        bucket = next((rows for rows in self._buckets if rows >= count), None)
         several = rows.visible is not None and rows.visible.shape[1] > count  # texts; a graph knows one
         if bucket is None or several:
             return self._modules.run(rows, cache, layers)
         cache.begin(count)
         self._follow(cache, layers)
-        shape = bucket, key_bucket(cache.length, cache.capacity)
+        shape = bucket, self._keys(cache.length, cache)
         self._rows[bucket].fill(rows, prefix)  # before a capture, too, whose warm-ups write into the cache
         if not self._has(shape, layers):
             self._capture(shape, cache)
@@ -184,7 +189,13 @@ class GraphedDecoder:
 
     def describe(self) -> str:
         """Torch and the GPU."""
+        if self._device.type != "cuda":
+            return f"torch {torch.__version__} on {self._device}"
         return f"torch {torch.__version__} with CUDA graphs on {torch.cuda.get_device_name(self._device)}"
+
+    def _keys(self, visible: int, cache: KVCache) -> int:
+        """How many of the cache's rows a pass reads that ends at so many."""
+        return cache.capacity if self.same_rows else key_bucket(visible, cache.capacity)
 
     def _follow(self, cache: KVCache, layers: tuple[int, ...]) -> None:
         """Graphs of another cache are let go; what is captured from now on gives these layers as well."""

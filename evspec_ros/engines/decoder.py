@@ -43,10 +43,12 @@ class DecoderEngine(Protocol):
     """Computes prefills (a prompt's rows), steps (one row) and verifications (a tree's rows) of one decoder
     with its output head.
 
-    backend: its name among `choices.BACKENDS`.
+    backend: its name among `choices.BACKENDS`; same_rows: whether a row is computed by the same sums whatever
+    stands beside it.
     """
 
     backend: str
+    same_rows: bool
 
     def read(self, embeddings: Tensor, cache: KVCache, layers: tuple[int, ...]) -> DecoderPass:
         """A prompt [P, D], or what of it is not in the cache yet, appended to the cache: logits [1, V] of its
@@ -69,6 +71,7 @@ class TorchDecoder:
     """The modules themselves: any device, any precision. The other engines have to agree with it."""
 
     backend = "torch"
+    same_rows = False
 
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Module) -> None:
         self._decoder = decoder

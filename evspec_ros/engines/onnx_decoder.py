@@ -28,6 +28,7 @@ class OnnxDecoder:
     """
 
     backend = "onnxruntime"
+    same_rows = False
 
     def __init__(self, decoder: LlamaDecoder, lm_head: nn.Linear) -> None:
         from evspec_ros.engines.decoder_graph import decoder_graph  # which imports onnx

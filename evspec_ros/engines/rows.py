@@ -110,6 +110,8 @@ class RowsNetwork:
 class RowsDecoder:
     """A decoder on an engine. The tensors that a pass gives are overwritten by the next one."""
 
+    same_rows = False
+
     def __init__(self, backend: str, decoder: LlamaDecoder, lm_head: nn.Module, make: MakeEngine) -> None:
         self.backend = backend
         self._decoder, self._lm_head, self._make = decoder, lm_head, make

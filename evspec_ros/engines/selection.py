@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from evspec_ros.choices import BACKENDS
+from evspec_ros.engines.capture import NoPool
 from evspec_ros.engines.cuda_graphs import GraphedDecoder
 from evspec_ros.engines.decoder import DecoderEngine, TorchDecoder
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
@@ -32,15 +33,26 @@ class ChosenEngine:
 
 
 def choose_engine(
-    decoder: LlamaDecoder, lm_head: nn.Module, backend: str = "auto", kv_dtype: torch.dtype | None = None
+    decoder: LlamaDecoder,
+    lm_head: nn.Module,
+    backend: str = "auto",
+    kv_dtype: torch.dtype | None = None,
+    *,
+    exact_half: bool = False,
 ) -> ChosenEngine:
     """The engine of that name, or with `auto` the fastest one known to work for this decoder and its cache.
+    exact_half: of a decoder in half precision one whose passes all have the same shape.
 
     Raises EngineError for a name that is not in BACKENDS and for an engine that cannot run this decoder.
     """
     if backend not in BACKENDS:
         raise EngineError(f"There is no backend {backend!r}; choose one of {', '.join(BACKENDS)}.")
     on_gpu = decoder.embed_tokens.weight.is_cuda
+    if exact_half and decoder.embed_tokens.weight.dtype != torch.float32:
+        pool = None if on_gpu else NoPool()
+        return ChosenEngine(
+            GraphedDecoder(decoder, lm_head, pool, same_rows=True), "exact_half was asked for"
+        )
     if backend == "cuda_graphs" or (backend == "auto" and on_gpu):
         asked = "asked for" if backend == "cuda_graphs" else "launched whole, the fastest on a GPU"
         return ChosenEngine(GraphedDecoder(decoder, lm_head), asked)

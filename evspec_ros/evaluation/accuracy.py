@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from evspec_ros.choices import PLAIN
+from evspec_ros.evaluation.text_scores import score_texts
 from evspec_ros.networks.checkpoints import load_eventgpt, load_video_llava
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.quantisation import kv_dtype as cache_dtype
@@ -28,6 +29,7 @@ from evspec_ros.training.patches import normalise
 from evspec_ros.training.rollout import greedy_answers
 
 BATCH = 20
+PER_CENT = ("bleu", "chrf")  # run to 100 by themselves
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Accuracy:
     right.
 
     An object left out is wrong in everything; `counted` is the share of scenes with the right number of
-    objects, `exact` the share whose caption is true word for word.
+    objects, `exact` the share whose caption is true word for word. bleu, chrf, rouge1, rougeL: of the texts
+    beside the captions, see `text_scores`.
     """
 
     model: str
@@ -49,6 +52,10 @@ class Accuracy:
     speed: float
     counted: float
     exact: float
+    bleu: float
+    chrf: float
+    rouge1: float
+    rougeL: float  # noqa: N815 - its name
 
     def as_dict(self) -> dict[str, str | int | float]:
         """Ready for JSON."""
@@ -59,6 +66,7 @@ def score(
     model: str, texts: Iterable[str], truths: Iterable[tuple[Claim, ...]], captions: Iterable[str]
 ) -> Accuracy:
     """Compare what a model wrote about each scene with what is true of it."""
+    texts, captions = list(texts), list(captions)
     right = dict.fromkeys(("shape", "colour", "direction", "size", "speed"), 0)
     scenes = objects = counted = exact = 0
     for text, truth, caption in zip(texts, truths, captions, strict=True):
@@ -70,9 +78,8 @@ def score(
             for name in right:
                 right[name] += getattr(claim, name) == getattr(true, name)
     shares = {name: count / max(1, objects) for name, count in right.items()}
-    return Accuracy(
-        model, scenes, objects, **shares, counted=counted / max(1, scenes), exact=exact / max(1, scenes)
-    )
+    found = score_texts(texts, captions) | {"exact": exact / max(1, scenes)}
+    return Accuracy(model, scenes, objects, **shares, counted=counted / max(1, scenes), **found)
 
 
 def evaluate(
@@ -137,7 +144,8 @@ def print_accuracies(rows: Iterable[Accuracy]) -> None:
     for name in names:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(row.model, *(f"{100 * getattr(row, name):.1f}" for name in names))
+        values = (getattr(row, name) * (1 if name in PER_CENT else 100) for name in names)
+        table.add_row(row.model, *(f"{value:.1f}" for value in values))
     Console(highlight=False).print(table)
 
 

@@ -224,14 +224,18 @@ class Bench:
         max_new_tokens: int = MAX_NEW_TOKENS,
         backend: str = "auto",
         drafter_backend: str = "auto",
+        *,
+        exact_half: bool = False,
     ) -> None:
-        """heads: by their kind; backend: of the target's passes. Raises EngineError where one cannot run."""
+        """heads: by their kind; backend: of the target's passes; exact_half: as `choose_engine`. Raises
+        EngineError where one cannot run.
+        """
         self._pair = pair
         self._heads = heads
         self._limits = limits
         self._max_new_tokens = max_new_tokens
         target = pair.target
-        chosen = choose_engine(target.decoder, target.lm_head, backend)
+        chosen = choose_engine(target.decoder, target.lm_head, backend, exact_half=exact_half)
         self._engines = drafter_engines(drafter_backend, (pair.event_model, *heads.values()))
         self._encoder = self._engines.encoder(pair.event_model)
         self.engine = f"{chosen}; drafters on {self._engines}"

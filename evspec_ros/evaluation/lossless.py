@@ -15,6 +15,8 @@ from rich.progress import Progress
 
 from evspec_ros.evaluation.decoding import BASELINE, Bench, Contestant, Entry, held_out
 from evspec_ros.networks.checkpoints import load_draft_head
+from evspec_ros.networks.devices import compute_device
+from evspec_ros.networks.quantisation import compute_dtype
 from evspec_ros.speculative import DRAFTERS, DraftLimits, DraftTree, EventSide, NoDrafter, Prompt
 from evspec_ros.speculative.costs import measure_costs, measure_passes
 from evspec_ros.training.features import SceneBatch
@@ -39,9 +41,14 @@ class LosslessReport:
     texts: int
     different: tuple[tuple[int, str], ...]
 
+    @property
+    def share(self) -> float:
+        """Of the texts, those that differ."""
+        return len(self.different) / max(1, self.texts)
+
     def as_dict(self) -> dict[str, Any]:
         """The report, ready for JSON."""
-        return asdict(self)
+        return {**asdict(self), "share": self.share}
 
 
 class KnownText:
@@ -134,13 +141,23 @@ def _until_interrupted(scenes: Iterable[SceneBatch]) -> Iterator[SceneBatch]:
 
 
 def prove_visibly(
-    target: Path, event_model: Path, draft_heads: Sequence[Path], scenes: int, first: int = 0
+    target: Path,
+    event_model: Path,
+    draft_heads: Sequence[Path],
+    scenes: int,
+    first: int = 0,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    exact_half: bool = False,
 ) -> LosslessReport:
     """`prove` for checkpoint directories on held-out simulated scenes from number `first` on, with progress
-    on stderr.
+    on stderr; exact_half: as `choose_engine`.
     """
-    loaded = [load_draft_head(path) for path in draft_heads]
-    bench = Bench(load_pair(target, event_model), {head.config.kind: head for head in loaded})
+    place, number = compute_device(device), compute_dtype(dtype, compute_device(device))
+    loaded = [load_draft_head(path, number, place) for path in draft_heads]
+    heads = {head.config.kind: head for head in loaded}
+    bench = Bench(load_pair(target, event_model, device, number), heads, exact_half=exact_half)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("comparing texts", total=scenes)
 
@@ -157,7 +174,7 @@ def print_proof(report: LosslessReport) -> None:
         console.print(f"scene {number}: {setting}")
     console.print(
         f"{report.texts} texts of {report.scenes} held-out scenes, {len(report.settings)} settings each: "
-        f"{len(report.different)} differ from plain decoding."
+        f"{len(report.different)} differ from plain decoding ({report.share:.2%})."
     )
 
 

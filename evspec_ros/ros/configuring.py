@@ -33,7 +33,8 @@ def _load(settings: Settings, log: Any) -> SceneDescriber:
     describer = load_describer(
         target, event_model, draft_head,
         drafter=settings.drafter, device=settings.device, dtype=settings.dtype,
-        kv_dtype=settings.kv_dtype, backend=settings.backend, drafter_backend=settings.drafter_backend,
+        kv_dtype=settings.kv_dtype, exact_half=settings.exact_half,
+        backend=settings.backend, drafter_backend=settings.drafter_backend,
         overlap=settings.overlap, event_pooling=settings.event_pooling,
         draft_head_dir=Path(settings.draft_head_dir) if settings.draft_head_dir else None,
         learner=OnlineDistiller.between_windows if settings.learns else None,

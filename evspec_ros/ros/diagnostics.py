@@ -229,6 +229,7 @@ class DescriptionCounts:
                     "acceptance_rate": round(self.last.statistics.acceptance_rate, 3),
                     "head_version": self.last.head_version,
                     "lossless": self.last.lossless,
+                    "equality": self.last.equality,
                 }
             return values
 

@@ -17,7 +17,7 @@ from evspec_ros.ros.ingest import EVENT_STREAMS, ImageStream, newest_end_ns
 from evspec_ros.ros.live_settings import LiveSettings
 from evspec_ros.ros.messages import nanoseconds
 from evspec_ros.ros.publishers import PublisherWatch
-from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
+from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS, overridable
 from evspec_ros.windows import Window
 
 MOST_AT_ONCE = 100  # event packets between two looks at everything else
@@ -64,10 +64,12 @@ class Inputs:
         events = self._guard("An event message could not be stored", self._on_events)
         image = self._guard("An image could not be stored", self._on_image)
         subscribe = self._node.create_subscription
-        self._event_subscription = subscribe(events_type, "events", events, EVENT_QOS, raw=True)
+        self._event_subscription = subscribe(
+            events_type, "events", events, raw=True, **overridable(EVENT_QOS)
+        )
         self.subscriptions.append(self._event_subscription)
         kind = CompressedImage if self._settings.current.image_transport == "compressed" else Image
-        self.subscriptions.append(subscribe(kind, self.topics()[1], image, IMAGE_QOS))
+        self.subscriptions.append(subscribe(kind, self.topics()[1], image, **overridable(IMAGE_QOS)))
         self._watches = [PublisherWatch(self._node, subscription) for subscription in self.subscriptions]
 
     def close(self) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from evspec_ros.choices import NEW_HEAD
 from evspec_ros.errors import EvspecError, Failure, RosError
+from evspec_ros.files import share_directory
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.parameters import ROWS, Settings, changed
 
@@ -53,6 +56,14 @@ def _descriptor(name: str, defaults: Settings) -> ParameterDescriptor:
     return descriptor
 
 
+def trusted_folders(settings: Settings) -> set[Path]:
+    """Those that paths may lie in while the node runs: of the paths that it started with, the package's."""
+    given = [getattr(settings, name) for name, row in ROWS.items() if row.path]
+    return {Path(path).resolve().parent for path in given if path not in {"", NEW_HEAD}} | {
+        (share_directory() / "models").resolve()
+    }
+
+
 class LiveSettings:
     """The settings of a running node, replaced as a whole at every accepted change.
 
@@ -69,6 +80,7 @@ class LiveSettings:
         guard: Guard,
     ) -> None:
         self.current = declare(node)
+        self._folders = trusted_folders(self.current)
         self._configured = configured
         self._check = check
         self._on_change = on_change
@@ -82,6 +94,7 @@ class LiveSettings:
         try:
             settings = changed(before, values)
             self._refuse_fixed(before, settings)
+            self._refuse_foreign(before, settings)
             if self._configured():
                 self._check(settings)
         except EvspecError as error:
@@ -106,6 +119,21 @@ class LiveSettings:
                 f"Parameter {fixed[0]} is read when the node is configured: deactivate and clean up the node "
                 "first, set it, then configure it again."
             )
+
+    def _refuse_foreign(self, before: Settings, after: Settings) -> None:
+        """Raise RosError for a path outside the trusted folders: whoever reaches the node over the network
+        may choose among the robot's models, not read or write elsewhere.
+        """
+        for name in (name for name, row in ROWS.items() if row.path):
+            path = getattr(after, name)
+            if path in {"", NEW_HEAD, getattr(before, name)}:
+                continue
+            if not any(Path(path).resolve().is_relative_to(folder) for folder in self._folders):
+                folders = ", ".join(sorted(map(str, self._folders)))
+                raise RosError(
+                    f"Parameter {name} is {path!r}, which lies outside the folders of the checkpoints that "
+                    f"the node started with ({folders}): give it at the start, in a parameter file or by -p."
+                )
 
 
 def _refused(failure: Failure, _: list[Parameter]) -> SetParametersResult:

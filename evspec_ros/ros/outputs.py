@@ -14,6 +14,7 @@ from std_msgs.msg import String
 from evspec_ros.description import Description
 from evspec_ros.ros.diagnostics import Age
 from evspec_ros.ros.messages import latency_message, overlay_message, stamped_message
+from evspec_ros.ros.qos import overridable
 from evspec_ros.ros.requirements import STAMPED_REMEDY, stamped_type
 from evspec_ros.windows import Window
 
@@ -85,5 +86,5 @@ class Outputs:
             self.overlay.publish(overlay_message(description, window))
 
     def _publisher(self, kind: type, topic: str, qos: Any) -> Any:
-        self._open.append(self._node.create_lifecycle_publisher(kind, topic, qos))
+        self._open.append(self._node.create_lifecycle_publisher(kind, topic, **overridable(qos)))
         return self._open[-1]

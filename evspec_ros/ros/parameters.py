@@ -40,7 +40,7 @@ ACTIVITY = "activity"  # a trigger that rests while nothing happens
 @dataclass(frozen=True)
 class Constraint:
     """What a parameter may be: low <= value <= high, or one of choices; spoken: the models are asked it;
-    live: it may change while running.
+    live: it may change while running; path: it names a directory.
     """
 
     description: str
@@ -49,6 +49,7 @@ class Constraint:
     choices: tuple[str, ...] = ()
     spoken: bool = False
     live: bool = False
+    path: bool = False
 
 
 def _row(default: Any, description: str, **constraint: Any) -> Any:
@@ -63,7 +64,7 @@ def _shipped(checkpoint: str) -> Any:
 
 
 def _checkpoint(name: str, description: str) -> Any:
-    return field(default_factory=_shipped(name), metadata={"constraint": Constraint(description)})
+    return field(default_factory=_shipped(name), metadata={"constraint": Constraint(description, path=True)})
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ class Settings:
         "",
         "directory of the draft head's checkpoint; new for one that begins from nothing and learns from the "
         "descriptions; empty for the package's own, which fits its tiny models",
+        path=True,
     )
     draft_head_dir: str = _row(
-        "", "directory where a new draft head is kept; empty for the user's own folder for these models"
+        "",
+        "directory where a new draft head is kept; empty for the user's own folder for these models",
+        path=True,
     )
     device: str = _row("cpu", "where the networks run: cpu, cuda or cuda:N")
     dtype: str = _row(
@@ -92,6 +96,10 @@ class Settings:
         "auto",
         "precision of the target's key/value cache, auto for what dtype computes in",
         choices=KV_PRECISIONS,
+    )
+    exact_half: bool = _row(
+        False,
+        "in half precision, give all passes of the target one shape, so that drafts cannot change a near tie",
     )
     backend: str = _row(
         "auto", "what computes the target's passes; auto picks what suits the device", choices=BACKENDS

@@ -14,7 +14,7 @@ from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts, PassOutcome
 from evspec_ros.speculative.target import TargetPass
-from evspec_ros.speculative.timing import Span, TimedDrafter
+from evspec_ros.speculative.timing import NEVER, Span, TimedDrafter
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 from evspec_ros.speculative.verification import Acceptance, Verdict, verify
 
@@ -50,7 +50,7 @@ class Text:
         self._counts = PassCounts()
         self._reused_rows = self._last_emitted = 0
         self._verifying: list[Span] = []
-        self._decoding = Span(0.0, 0.0)
+        self._decoding = NEVER
 
     @property
     def complete(self) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from evspec_ros.networks.cuda_streams import Mark
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
@@ -19,25 +19,20 @@ from evspec_ros.speculative.tree import DraftTree
 Result = TypeVar("Result")
 
 
-Moment: TypeAlias = float | torch.cuda.Event  # milliseconds since some moment; a mark in a GPU's queue
-
-
 @dataclass(frozen=True)
 class Span:
     """From one moment to another."""
 
-    begin: Moment
-    end: Moment
+    begin: Mark
+    end: Mark
 
     @property
     def ms(self) -> float:
-        """Milliseconds; on a GPU, once its queue has come to the end."""
-        if isinstance(self.begin, float) or isinstance(self.end, float):
-            assert isinstance(self.begin, float)
-            assert isinstance(self.end, float)
-            return self.end - self.begin
-        self.end.synchronize()
-        return float(self.begin.elapsed_time(self.end))
+        """Milliseconds; on a GPU once its queue has come to the end."""
+        return self.begin.ms_until(self.end)
+
+
+NEVER = Span(Mark(0.0), Mark(0.0))
 
 
 class Clock:
@@ -46,15 +41,11 @@ class Clock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device if device.type == "cuda" else None
+        self._device = device
 
-    def now(self) -> Moment:
+    def now(self) -> Mark:
         """This moment."""
-        if self._cuda is None:
-            return time.perf_counter() * 1e3
-        mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        mark.record(torch.cuda.current_stream(self._cuda))  # the event model has a stream of its own
-        return mark
+        return Mark.now(self._device)
 
     def timed(self, step: Callable[[], Result]) -> tuple[Result, Span]:
         """What a step gives, and when it ran."""
@@ -71,9 +62,9 @@ class TimedTarget:
     def __init__(self, target: Target, clock: Clock) -> None:
         self._target = target
         self._clock = clock
-        self._extended: Moment = 0.0
-        self.prefilling = Span(0.0, 0.0)
-        self.verifying = Span(0.0, 0.0)
+        self._extended = NEVER.begin
+        self.prefilling = NEVER
+        self.verifying = NEVER
 
     def prefill(self, prompts: Sequence[Tensor], capacity: int, layers: tuple[int, ...]) -> list[TargetPass]:
         """See Target."""
@@ -98,7 +89,7 @@ class TimedDrafter:
         self._drafter = drafter
         self._clock = clock
         self.layers = drafter.layers
-        self._preparing = Span(0.0, 0.0)
+        self._preparing = NEVER
         self._drafting: list[Span] = []
 
     @property

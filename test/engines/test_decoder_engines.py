@@ -446,6 +446,30 @@ def test_auto_takes_captured_graphs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     assert "fastest on a GPU" in chosen.reason
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_passes_of_one_shape_compute_a_row_alone_as_in_a_draft(dtype: torch.dtype) -> None:
+    """With exact_half, bit for bit in half precision: row after row as in one pass of all, whose keys lie
+    where the single rows' lie; whatever the number of rows.
+    """
+    decoder, lm_head = (network.to(dtype) for network in _long_networks())
+    engine = choose_engine(decoder, lm_head, exact_half=True).engine
+    assert engine.same_rows
+    prompt, ids = torch.randn(250, 64, dtype=dtype), torch.arange(20) * 7 % VOCABULARY
+    caches = [KVCache(decoder.config, LONG, dtype=dtype) for _ in range(3)]
+    for cache in caches:
+        engine.read(prompt, cache, ())
+    together = engine.run(Rows(ids), caches[0], ()).logits
+    in_parts = [engine.run(Rows(part), caches[1], ()).logits for part in ids.split(7)]
+    alone = [engine.run(Rows(one), caches[2], ()).logits for one in ids.split(1)]
+    assert torch.equal(torch.cat(in_parts), together)
+    assert torch.equal(torch.cat(alone), together)
+
+
+def test_exact_half_changes_nothing_in_float32() -> None:
+    """There texts are exact anyway."""
+    assert not choose_engine(*_networks(), exact_half=True).engine.same_rows
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float16, torch.int8])
 def test_captured_passes_on_a_gpu_equal_the_modules_on_the_cpu(kv_dtype: torch.dtype) -> None:

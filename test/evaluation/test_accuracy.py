@@ -10,6 +10,7 @@ import pytest
 
 from evspec_ros import cli
 from evspec_ros.evaluation.accuracy import score
+from evspec_ros.evaluation.text_scores import score_texts
 from evspec_ros.simulation.captions import Claim, parse
 
 TRUTH = (
@@ -70,3 +71,29 @@ def test_a_tokenizer_of_another_model_is_refused(
     named = ["--target", f"{target}", "--event-model", f"{models}/tiny_eventgpt"]
     assert cli.main([*command, "1", *named]) == 1
     assert "use the tokenizer that belongs to the checkpoint" in capsys.readouterr().err
+
+
+def test_lossless_drafters_change_no_score_and_lossy_ones_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`--with-drafters`: every row but those of lossy rules has the target's own texts."""
+    pytest.importorskip("sacrebleu", reason="scores need sacrebleu")
+    assert cli.main(["eval", "--simulated", "1", "--with-drafters", "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out)["rows"] if "acceptance" in row]
+    lossless = [row for row in rows if row["lossless"]]
+    assert len(lossless) >= 10
+    assert {row["acceptance"] for row in rows} == {"exact", "typical", "cascade"}
+    assert {row["same_text"] for row in lossless} == {1.0}
+    assert len({(row["bleu"], row["chrf"], row["rougeL"], row["exact"]) for row in lossless}) == 1
+    assert lossless[0]["tokens_per_pass"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "bleu", "exact"), [(TRUTH, 100.0, 1.0), ("nothing like it at all", 0.0, 0.0)]
+)
+def test_text_scores_are_the_libraries(text: str, bleu: float, exact: float) -> None:
+    """A text that is the answer has full marks in all measures, one without a common word none."""
+    scores = score_texts([text], [TRUTH])
+    assert scores["bleu"] == pytest.approx(bleu, abs=1.0)
+    assert scores["exact"] == scores["rougeL"] == exact
+    assert scores["chrf"] == 100.0 if exact else scores["chrf"] < 20.0

@@ -19,6 +19,7 @@ from rosgraph_msgs.msg import Clock
 from evspec_ros.errors import RosError
 from evspec_ros.ros import configuring
 from evspec_ros.ros.node import EvspecNode
+from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
 
 
 @pytest.fixture
@@ -48,16 +49,42 @@ def test_kernels_are_compiled_before_the_node_activates(
     assert warmed_up == ["once"]
 
 
-def test_a_missing_checkpoint_fails_configuring_and_the_node_stays(inactive: Bench, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_fails_configuring_and_the_node_stays(inactive: Bench) -> None:
     """Configuring fails, diagnostics say why, and with the right path it succeeds."""
     good = inactive.node.get_parameter("target").value
-    assert inactive.set_parameter("target", str(tmp_path / "nowhere")) == ""
+    assert inactive.set_parameter("target", str(Path(good).with_name("nowhere"))) == ""
     assert inactive.node.trigger_configure() == TransitionCallbackReturn.FAILURE
     status = inactive.until(lambda: inactive.health("descriptions"), "diagnostics")
     assert status.level == DiagnosticStatus.ERROR
     assert "nowhere" in status.message
     assert inactive.set_parameter("target", good) == ""
     assert inactive.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+@pytest.mark.parametrize("name", ["target", "event_model", "draft_head", "draft_head_dir"])
+def test_a_path_outside_the_models_folders_is_refused(inactive: Bench, tmp_path: Path, name: str) -> None:
+    """Over the network nobody makes the node read or write elsewhere, by dots and links neither."""
+    models = Path(inactive.node.get_parameter("target").value).parent
+    (tmp_path / "elsewhere").mkdir()
+    refused = "lies outside the folders of the checkpoints"
+    assert refused in inactive.set_parameter(name, str(tmp_path / "elsewhere"))
+    assert refused in inactive.set_parameter(name, f"{models}/../../../elsewhere")
+    assert inactive.set_parameter(name, str(models / "another")) == ""
+
+
+def test_profiles_of_topics_are_overridden_at_the_start(spinner: Spinner, checkpoints: Path) -> None:
+    """By the parameters that rclpy names; activated twice, the node keeps them, and others have their own."""
+    depth = "qos_overrides./events.subscription.depth"
+    bench = make_bench(
+        spinner, **{"autostart": False, depth: 7, "qos_overrides./evspec/result.publisher.depth": 3}
+    )
+    assert bench.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    for _ in range(2):
+        assert bench.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert bench.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert bench.node.get_parameter(depth).value == 7
+    assert bench.node.get_parameter("qos_overrides./image.subscription.depth").value == IMAGE_QOS.depth
+    assert EVENT_QOS.depth == 1000
 
 
 def test_autostart_activates_the_node_by_itself(spinner: Spinner, checkpoints: Path) -> None:

@@ -9,7 +9,7 @@ from evspec_ros.choices import DESCRIBE
 from evspec_ros.evaluation.replay.plan import ReplayPlan
 from evspec_ros.events.buffer import EventBuffer
 from evspec_ros.events.types import Events
-from evspec_ros.frames.buffer import FrameBuffer
+from evspec_ros.frames.buffer import FrameBuffer, kept_seconds
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.recording import Recording
 from evspec_ros.recordings.timeline import timeline
@@ -66,7 +66,7 @@ class _Held:
     def __init__(self, plan: ReplayPlan) -> None:
         self._plan = plan
         self._events: EventBuffer | None = None
-        self._frames = FrameBuffer(plan.frames_seconds, MOST_FRAMES)
+        self._frames = FrameBuffer(kept_seconds(plan.frames_seconds), MOST_FRAMES)
 
     def add(self, item: Events | Frame) -> None:
         """One more packet or frame."""
