@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evspec_ros.engines.decoder import DecoderPass, Rows
@@ -20,6 +21,7 @@ from evspec_ros.engines.protocol import Bound, Engine
 from evspec_ros.networks.devices import fetched, uploaded
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
+from evspec_ros.sizes import ROW_BUCKETS
 
 MakeEngine = Callable[[Network], Engine]
 
@@ -59,17 +61,37 @@ class RowsNetwork:
         cache.begin(count)
         # A prompt sees no memory; there are many lengths of it, so it is bound for this once.
         alone = prefix == 0 and count > 1
-        one = self._bind((count, True), cache) if alone else self._bound.get((count, False), cache)
+        padded = count if alone else self._padded(count)
+        one = self._bind((count, True), cache) if alone else self._bound.get((padded, False), cache)
         for name, tensor in rows.items():
-            one.inputs[name].copy_(tensor)
-        places = torch.arange(count) if depths is None else depths
-        mask = one.inputs["mask"]
-        one.inputs["positions"].copy_(uploaded(prefix + places, mask.device))
-        mask.copy_(uploaded(self._mask(prefix, count, mask.shape[1] - count, visible), mask.device))
+            one.inputs[name][:, :count].copy_(tensor)
+            one.inputs[name][:, count:] = tensor[:, -1:]  # padding repeats the last row
+        mask, places = one.inputs["mask"], torch.arange(count) if depths is None else depths
+        repeated = torch.arange(padded).clamp_(max=count - 1)
+        seen = self._mask(prefix, count, mask.shape[1] - padded, visible)[repeated]
+        seen = F.pad(seen, (0, padded - count), value=-torch.inf)
+        one.inputs["positions"].copy_(uploaded(prefix + places[repeated], mask.device))
+        mask.copy_(uploaded(seen, mask.device))
         one.bound.run()
-        for memory, new in ((cache.k, one.outputs["k"]), (cache.v, one.outputs["v"])):
+        given = {name: self._first(name, tensor, count) for name, tensor in one.outputs.items()}
+        for memory, new in ((cache.k, given["k"]), (cache.v, given["v"])):
             memory[:, :, :, prefix : prefix + count] = new
-        return one.outputs
+        return given
+
+    @property
+    def _captures(self) -> bool:
+        return self._given["k"].is_cuda
+
+    def _padded(self, count: int) -> int:
+        """Rows of the pass that runs so many: on a GPU one is captured for a few numbers alone."""
+        if not self._captures:
+            return count
+        return next((rows for rows in ROW_BUCKETS if rows >= count), count)
+
+    def _first(self, name: str, tensor: Tensor, count: int) -> Tensor:
+        """Of an output the first `count` rows."""
+        (axis,) = self._network.dynamic[name]
+        return tensor.narrow(axis, 0, count)
 
     def describe(self) -> str:
         """What computes."""

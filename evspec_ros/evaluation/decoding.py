@@ -446,7 +446,5 @@ def held_out_streams(count: int) -> Iterator[list[SceneBatch]]:
 
 def _windows(samples: Samples) -> list[SceneBatch]:
     seen = as_seen(samples)
-    return [
-        SceneBatch(seen.frames[number : number + 1], seen.events[number : number + 1])
-        for number in range(len(samples))
-    ]
+    ends = range(1, len(samples) + 1)
+    return [SceneBatch(seen.frames[end - 1 : end], seen.events[end - 1 : end]) for end in ends]

@@ -281,6 +281,16 @@ def test_texts_are_those_of_plain_decoding_with_the_modules(engine: str, tempera
             assert drafted.statistics.mean_accepted_length > (0.9 if right == 0 else 2.0)
 
 
+def _head(kind: str, size: int) -> EagleHead | Eagle3Head | None:
+    """What a drafter of that kind drafts with."""
+    if kind == "suffix":
+        return None
+    if kind == "eagle":
+        return EagleHead(EagleConfig(size, 96, 4, 4, 16, 24, 128))
+    layers = (3,) if kind == "combined" else (0, 2, 3)
+    return Eagle3Head(Eagle3Config(size, layers, VOCABULARY, size, 96, 4, 16, 24, 128))
+
+
 @pytest.mark.parametrize("kind", ["eagle", "eagle3", "suffix", "combined"])
 def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
     """Drafters that keep features from pass to pass draft through captured passes what they draft through the
@@ -290,12 +300,7 @@ def test_what_the_next_pass_overwrites_is_not_read_any_more(kind: str) -> None:
     decoder, lm_head = _networks()
     size = decoder.config.hidden_size
     torch.manual_seed(2)
-    head = {
-        "eagle": lambda: EagleHead(EagleConfig(size, 96, 4, 4, 16, 24, 128)),
-        "eagle3": lambda: Eagle3Head(Eagle3Config(size, (0, 2, 3), VOCABULARY, size, 96, 4, 16, 24, 128)),
-        "suffix": lambda: None,
-        "combined": lambda: Eagle3Head(Eagle3Config(size, (3,), VOCABULARY, size, 96, 4, 16, 24, 128)),
-    }[kind]()
+    head = _head(kind, size)
     found = []
     for engine in ("torch", "graphed"):
         target = DecoderTarget(decoder, lm_head, (), str, engine=ENGINES[engine](decoder, lm_head))
@@ -487,6 +492,24 @@ def test_captured_passes_on_a_gpu_equal_the_modules_on_the_cpu(kv_dtype: torch.d
             engine.prepare(cache, (1,))
             found.append(engine.run(rows, cache, (1,)).logits.cpu())
         torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["eagle", "eagle2", "eagle3", "suffix", "combined"])
+def test_drafted_texts_on_a_gpu_are_plain_ones_of_the_cpu(kind: str) -> None:
+    """In float32, through captured graphs of target and head, text after text."""
+    networks = _networks()
+    random = torch.Generator().manual_seed(1)
+    prompts = [torch.randn(1, rows, 64, generator=random) for rows in (9, 12, 30)]
+    settings = {"max_new_tokens": 30, "limits": DraftLimits(4, 12)}
+    alone = DecoderTarget(*networks, (), str)
+    texts = [generate(alone, NoDrafter(), Prompt(prompt), **settings).tokens for prompt in prompts]
+    decoder, lm_head = (network.cuda() for network in networks)
+    target = DecoderTarget(decoder, lm_head, (), str, engine=choose_engine(decoder, lm_head).engine)
+    head = _head("eagle" if kind == "eagle2" else kind, 64)
+    drafter = make_drafter(kind, target, DraftModels(None if head is None else head.cuda()))
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert generate(target, drafter, Prompt(prompt.cuda()), **settings).tokens == text
 
 
 def test_cuda_graphs_refuse_a_decoder_on_the_cpu() -> None:

@@ -27,7 +27,7 @@ from evspec_ros.engines.export import graph
 from evspec_ros.engines.networks import Network, block, decoder_rows, encode_events
 from evspec_ros.engines.onnx_runtime import OnnxEngine
 from evspec_ros.engines.plans import Delivered, Order
-from evspec_ros.engines.rows import LevelHead, RowsDecoder
+from evspec_ros.engines.rows import LevelHead, RowsDecoder, RowsNetwork
 from evspec_ros.engines.torch_engine import TorchEngine
 from evspec_ros.errors import EngineError
 from evspec_ros.events.rendering import render_event_images
@@ -86,7 +86,13 @@ def test_events_are_encoded_as_by_the_model(model: EventGpt, name: str) -> None:
         torch.testing.assert_close(found, model.encode_events(images), rtol=0, atol=TOLERANCE)
 
 
+@pytest.fixture(params=[False, True], ids=["as many rows", "padded as on a GPU"])
+def _rows_are_padded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RowsNetwork, "_captures", request.param)
+
+
 @pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.usefixtures("_rows_are_padded")
 @torch.inference_mode()
 def test_rows_on_a_cache_are_the_decoder_s(model: EventGpt, name: str) -> None:
     """A prompt, a step, a tree whose branch is kept, rows behind it: logits, features and the cache."""
@@ -124,6 +130,7 @@ def test_rows_on_a_cache_are_the_decoder_s(model: EventGpt, name: str) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.usefixtures("_rows_are_padded")
 @torch.inference_mode()
 def test_levels_on_a_cache_are_the_head_s(target: VideoLlava, name: str, kind: str) -> None:
     """A text, then levels of a tree over it, each of which sees its ancestors alone."""

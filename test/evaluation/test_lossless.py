@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from evspec_ros.evaluation import lossless
 from evspec_ros.evaluation.decoding import Bench
-from evspec_ros.evaluation.lossless import EVENTS, LIMITS, print_proof, prove
+from evspec_ros.evaluation.lossless import EVENTS, LIMITS, LosslessReport, print_proof, prove, prove_visibly
 from evspec_ros.networks.checkpoints import DRAFT_HEADS
 from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
@@ -19,6 +21,8 @@ from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.speculative import DRAFTERS, Block, DecoderTarget, TargetPass
 from evspec_ros.training.features import ModelPair, SceneBatch
 
+MODELS = Path(__file__).parents[2] / "models"
+TARGET, EVENT_MODEL = MODELS / "tiny_video_llava", MODELS / "tiny_eventgpt"
 CLIP = ClipConfig(16, 32, 2, 2, 32, 16, projection_dim=16)
 
 
@@ -86,3 +90,16 @@ def test_a_fault_in_verification_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     report = prove(_bench(), [_scene()], first=7)
     assert {number for number, _ in report.different} == {7}
     assert not any(setting.startswith("none") for _, setting in report.different)
+
+
+@pytest.mark.parametrize("exact_half", [False, True])
+def test_half_precision_is_that_of_every_network(exact_half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And passes have one shape where that was asked for; what differs is reported as a share."""
+    benches: list[Bench] = []
+    found = LosslessReport(1, ("none",), 8, ((0, "none"),))
+    monkeypatch.setattr(lossless, "prove", lambda bench, *_: (benches.append(bench), found)[1])
+    report = prove_visibly(TARGET, EVENT_MODEL, [], 1, dtype="bfloat16", exact_half=exact_half)
+    assert report.as_dict()["share"] == 1 / 8
+    decoder = benches[0].decoder
+    assert decoder.engine.same_rows == exact_half
+    assert {parameter.dtype for parameter in decoder.decoder.parameters()} == {torch.bfloat16}

@@ -12,7 +12,7 @@ SUFFIX = ".qa.jsonl"
 
 
 @dataclass(frozen=True)
-class Question:
+class RecordedQuestion:
     """What is asked about a recording at_s seconds behind its first window (None: about its last window), and
     what would be right.
     """
@@ -22,7 +22,7 @@ class Question:
     at_s: float | None = None
 
 
-def questions_beside(recording: Path) -> tuple[Question, ...]:
+def questions_beside(recording: Path) -> tuple[RecordedQuestion, ...]:
     """Those of the file beside a recording, by time; () where there is none.
 
     Raises RecordingError for a line that is no question with an answer.
@@ -44,10 +44,10 @@ def questions_beside(recording: Path) -> tuple[Question, ...]:
     return tuple(sorted(found, key=lambda one: float("inf") if one.at_s is None else one.at_s))
 
 
-def _read(line: dict[str, object]) -> Question:
+def _read(line: dict[str, object]) -> RecordedQuestion:
     question, answer, at_s = line["question"], line["answer"], line.get("at_s")
     if not isinstance(question, str) or not isinstance(answer, str):
         raise TypeError("question and answer are texts")
     if at_s is not None and not isinstance(at_s, int | float):
         raise TypeError("at_s is a number of seconds")
-    return Question(question, answer, None if at_s is None else float(at_s))
+    return RecordedQuestion(question, answer, None if at_s is None else float(at_s))

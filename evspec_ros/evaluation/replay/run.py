@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Description
 from evspec_ros.errors import EvspecError, RecordingError
 from evspec_ros.evaluation.replay.plan import ReplayPlan
-from evspec_ros.evaluation.replay.questions import Question, questions_beside
+from evspec_ros.evaluation.replay.questions import RecordedQuestion, questions_beside
 from evspec_ros.evaluation.replay.store import Finished, RecordingId, Row, RunFolder
 from evspec_ros.evaluation.replay.sweep import replayed
 from evspec_ros.recordings import open_recording
@@ -113,7 +112,7 @@ def described_rows(
     identity: RecordingId,
     window: Window,
     first_ns: int,
-    asked: Sequence[Question] = (),
+    asked: Sequence[RecordedQuestion] = (),
 ) -> list[Row]:
     """A line for what is said of a window to the plan's prompt and to each question."""
     prompts = [plan.prompt, *(one.question for one in asked if one.question != plan.prompt)]
@@ -186,8 +185,8 @@ def _spans(describer: SceneDescriber, description: Description) -> list[tuple[st
 
 
 def _asked(
-    windows: Iterator[Window], questions: Sequence[Question]
-) -> Iterator[tuple[Window, tuple[Question, ...]]]:
+    windows: Iterator[Window], questions: Sequence[RecordedQuestion]
+) -> Iterator[tuple[Window, tuple[RecordedQuestion, ...]]]:
     """Each window with the questions whose time has come; those without a time, or of a later one, come with
     the last window.
     """
@@ -231,5 +230,7 @@ def judge(recording: Recording, windows: int, problem: str) -> tuple[str, tuple[
 
 
 def peak_mb() -> float:
-    """The most memory that this process had in use so far, megabytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """The most memory that this process had in use so far, megabytes; Linux alone tells."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage's begins with the parent's
+    (peak_kb,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak_kb) * 1024 / 1e6
