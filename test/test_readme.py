@@ -50,6 +50,7 @@ KEPT_BACK = {
     "evspec eval --compare": "test/evaluation/test_compare_runs.py",
     "evspec eval recording --live": "test/ros/test_live_eval.py",
     "evspec eval --simulated 200": "test/evaluation/test_accuracy.py",
+    "evspec soak --minutes 30": "test/ros/test_soak.py",
     "evspec features extract chain": "test/training/test_chain.py",
     "evspec train eagle3": "test/training/test_chain.py",
     "evspec train tiny": "test/training/test_chain.py",

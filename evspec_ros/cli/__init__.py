@@ -140,9 +140,9 @@ def _soak(options: argparse.Namespace) -> None:
     from evspec_ros.ros.requirements import require_ros
 
     require_ros()
-    from evspec_ros.ros.soak import require_well, soak_visibly
+    from evspec_ros.ros.soak import require_well, soak
 
-    report = soak_visibly(options.minutes, options.seed)
+    report = soak(options.minutes, options.seed, told=lambda fault: messages.print(fault, markup=False))
     print_json(report.as_dict())
     require_well(report)
 

@@ -12,7 +12,7 @@ from evspec_ros.errors import Failure
 from evspec_ros.ros.diagnostics import DescriptionCounts
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.inputs import Inputs
-from evspec_ros.ros.worker import Question, Worker
+from evspec_ros.ros.worker import AskedNow, Worker
 
 
 class Requests:
@@ -29,7 +29,7 @@ class Requests:
         node.create_service(Trigger, "~/describe", describe)
         reset = guard("Statistics could not be reset", self._reset_statistics, lambda *given: given[-1])
         node.create_service(Empty, "~/reset_statistics", reset)
-        self._asked: Question | None = None
+        self._asked: AskedNow | None = None
         node.create_subscription(String, "~/ask", guard("A question could not be asked", self._ask), 10)
         node.create_subscription(String, "~/prompt", guard("The prompt could not be set", self._prompt), 10)
 
@@ -39,7 +39,7 @@ class Requests:
             if self._asked is not None:
                 self._asked.cancelled = True
         elif self._worker.running:
-            self._asked = Question(message.data)
+            self._asked = AskedNow(message.data)
             self._worker.ask(self._asked)
         else:
             self._node.get_logger().warning("A question came, but the node is not active; activate it first.")

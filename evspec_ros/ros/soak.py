@@ -17,7 +17,6 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.signals import SignalHandlerOptions
-from rich.console import Console
 from std_msgs.msg import String
 
 from evspec_ros.errors import RosError
@@ -92,22 +91,12 @@ def soak(
         with tempfile.TemporaryDirectory(prefix="evspec_soak_") as folder:
             os.environ["ROS_LOG_DIR"] = folder
             record_scene(Path(folder) / "scene", SCENE_SEED, SCENE_S)
-            with _SoakRun(Path(folder), seed, told) as run:
+            with _Ordeal(Path(folder), seed, told) as run:
                 return run.soak(60 * minutes, names)
     finally:
         rclpy.shutdown()
         os.environ.clear()
         os.environ.update(before)
-
-
-def soak_visibly(minutes: float, seed: int) -> Soak:
-    """`soak`, each fault named on stderr with the seconds gone by."""
-    began, console = time.monotonic(), Console(stderr=True, highlight=False)
-
-    def told(what: str) -> None:
-        console.print(f"{time.monotonic() - began:7.1f} s  {what}", markup=False)
-
-    return soak(minutes, seed, told=told)
 
 
 class _Watcher(Listener):
@@ -152,7 +141,7 @@ def _is_wrong(result: dict[str, Any], now_s: float) -> bool:
     return not (true_s - AGE_SLACK_S <= result["age_ms"] / 1e3 <= true_s)
 
 
-class _SoakRun:
+class _Ordeal:
     """The two processes, and what happens to them."""
 
     def __init__(self, folder: Path, seed: int, told: Callable[[str], None]) -> None:
@@ -167,7 +156,7 @@ class _SoakRun:
         parameters.write_text(as_parameter_file(PARAMETERS), encoding="utf-8")
         self._node_arguments = ["--ros-args", "--params-file", str(parameters)]
 
-    def __enter__(self) -> _SoakRun:
+    def __enter__(self) -> _Ordeal:
         self._node = self._start_node()
         self._camera = self._start_camera()
         return self

@@ -83,11 +83,11 @@ class Triggers:
         events = Events.empty(1, 1)
         if newest is not None and end_ns - newest.ros_ns < duration_ns:
             events = newest.window(WindowSize(duration_ns, SAMPLE))
-        look = Glance.at(events, duration_ns)
-        news = look.news(self._described, settings.activity)
+        glance = Glance.at(events, duration_ns)
+        news = glance.news(self._described, settings.activity)
         if not news:
             self._counts.rest()
             return False
         self._counts.wake(news)
-        self._described = look
+        self._described = glance
         return True

@@ -29,7 +29,7 @@ DEACTIVATED = "The node was deactivated."
 
 
 @dataclass
-class Question:
+class AskedNow:
     """Asked on ~/ask at monotonic seconds; text: of the answer so far, first_word_ms: until its beginning."""
 
     question: str
@@ -79,7 +79,7 @@ class Worker:
         self._first_word_ms: float | None = None  # of the description that is being written
         self.relief = Relief()
         self._thread: threading.Thread | None = None
-        self.mailbox: Mailbox[Future | Question] = Mailbox()
+        self.mailbox: Mailbox[Future | AskedNow] = Mailbox()
         self.begun_at: float | None = None
 
     @property
@@ -123,7 +123,7 @@ class Worker:
         if mailbox.closed:  # meanwhile
             _answer(mailbox.close(), DEACTIVATED)
 
-    def ask(self, question: Question) -> None:
+    def ask(self, question: AskedNow) -> None:
         """Have a question answered about what is newest, before the next description."""
         self.mailbox.offer(question)
 
@@ -133,12 +133,12 @@ class Worker:
         while (waiting := self.mailbox.take()) is not None:
             futures = [one for one in waiting if isinstance(one, Future)]
             for question in waiting:
-                if isinstance(question, Question):
+                if isinstance(question, AskedNow):
                     reply(question)
             if futures or len(futures) == len(waiting) or self._settings.current.trigger != "on_request":
                 answer(futures, *self.try_to_describe())
 
-    def _reply(self, question: Question) -> None:
+    def _reply(self, question: AskedNow) -> None:
         """Answer a question; what went wrong is part of the answer."""
         settings = self._settings.current
         try:
@@ -155,7 +155,7 @@ class Worker:
         shared = self._shared(window, age)
         self._outputs.publish_answer(described.as_dict() | shared | question.as_dict())
 
-    def _on_answer(self, question: Question, text: str) -> None:
+    def _on_answer(self, question: AskedNow, text: str) -> None:
         self._require_active()
         if question.cancelled:
             raise CancelledError("The question was cancelled.")
@@ -264,7 +264,7 @@ class Worker:
         }
 
 
-def _answer(waiting: Sequence[Future | Question], message: str, success: bool = False) -> None:
+def _answer(waiting: Sequence[Future | AskedNow], message: str, success: bool = False) -> None:
     for future in waiting:
         if isinstance(future, Future):
             future.set_result((success, message))

@@ -1,0 +1,50 @@
+"""docs/node.md says what the node has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from spinner import Spinner
+
+pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
+
+from node_bench import make_bench
+from rclpy.lifecycle import TransitionCallbackReturn
+
+from evspec_ros.ros.requirements import stamped_type
+from evspec_ros.ros.tables import parameter_table
+
+PAGE = (Path(__file__).parents[2] / "docs" / "node.md").read_text(encoding="utf-8")
+PLAIN = ("parameter", "rosout", "transition_event", "/clock")  # what every lifecycle node has
+
+
+def test_the_parameters_are_those_of_the_code() -> None:
+    """`python -m evspec_ros.ros.tables` prints the table."""
+    assert PAGE.endswith(parameter_table() + "\n")
+
+
+def test_topics_and_services_are_those_of_an_active_node(spinner: Spinner, checkpoints: Path) -> None:
+    """Each with its type, and no other."""
+    bench = make_bench(spinner, autostart=False, max_new_tokens=3)
+    assert bench.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert bench.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    bench.wait_until_connected()
+    of_node = "evspec", "/"
+    found = [
+        *bench.node.get_publisher_names_and_types_by_node(*of_node),
+        *bench.node.get_subscriber_names_and_types_by_node(*of_node),
+        *(
+            (name, types)
+            for name, types in bench.node.get_service_names_and_types_by_node(*of_node)
+            if types[0].startswith("std_srvs")
+        ),
+    ]
+    have = {(name, types[0]) for name, types in found if not any(part in name for part in PLAIN)}
+    topics, _, _ = PAGE.partition("## When")
+    rows = re.findall(r"^\| `([\w~/]+)`.*? \| `(\w+/(?:msg|srv)/\w+)` \|", topics, re.MULTILINE)
+    told = {(f"/{name.replace('~', 'evspec').lstrip('/')}", kind) for name, kind in rows}
+    if stamped_type() is None:
+        told = {(name, kind) for name, kind in told if "stamped" not in name}
+    assert have == told
