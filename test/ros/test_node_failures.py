@@ -25,7 +25,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Empty, Trigger
 
 from evspec_ros.describer import SceneDescriber
-from evspec_ros.ros import configuring, degrading, inputs, messages
+from evspec_ros.ros import configuring, degrading, messages
 
 ERRORS: list[Exception] = [
     KeyError("entering"),
@@ -188,7 +188,7 @@ def test_a_drafter_that_fails_is_left_out_of_one_window(
 CALLBACKS: dict[str, tuple[Callable[[Bench], Any], str]] = {
     "store events": (lambda b: b.node._inputs.events, "add"),
     "store an image": (lambda b: b.node._inputs.images, "add"),
-    "offer a window": (lambda _: inputs, "newest_end_ns"),
+    "offer a window": (lambda b: b.node._inputs, "_arrived"),
     "publish diagnostics": (lambda b: b.node._reports, "descriptions"),
 }
 
