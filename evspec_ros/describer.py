@@ -80,6 +80,18 @@ class SceneDescriber:
         """Why a part of the drafter is left out, in a sentence; "" where none is."""
         return self._drafters.left_out
 
+    @property
+    def cache_precision(self) -> str:
+        """What the target's key/value cache is kept in."""
+        return str(self._target.kv_dtype).removeprefix("torch.")
+
+    @property
+    def plain_step_ms(self) -> float | None:
+        """What the target's pass over one row took while it was warmed up; None where nothing drafts, as
+        passes are not measured then.
+        """
+        return self._passes_ms[0] if self._passes_ms else None
+
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one, and
         measure what passes and drafts cost here. The first description does it, if nobody did before.

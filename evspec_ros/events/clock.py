@@ -43,6 +43,11 @@ class SensorClock:
         return restarted
 
     @property
+    def offset_ns(self) -> int:
+        """ROS time minus sensor time; 0 before the first packet."""
+        return self._offset
+
+    @property
     def known(self) -> bool:
         """Whether there was a first packet."""
         return self._packets > 0

@@ -12,9 +12,10 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +31,7 @@ from evspec_ros.networks.products import lay_together
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+ABANDONED_S = 3600.0  # nobody writes a file for so long
 _PICKLE = "pytorch_model.bin"
 _INDEX = ".index.json"  # behind the name of a file that is split into shards
 _OLD_BUFFERS = (
@@ -389,11 +391,20 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _remove_abandoned(file: Path) -> None:
+    """Remove the temporary files of those who were killed while they wrote `file`."""
+    for left in file.parent.glob(f".{file.name}.*"):
+        with suppress(FileNotFoundError):  # another one removed it
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
+                left.unlink()
+
+
 @contextmanager
 def _replacing(file: Path) -> Iterator[Path]:
     """A temporary file beside `file` that takes its place if the block succeeds and is removed if not."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(file)
         descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
         os.close(descriptor)
         temporary = Path(name)

@@ -12,6 +12,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from evspec_ros.description import Description
 from evspec_ros.events.streams import StreamCounts
+from evspec_ros.ros.recent import RecentDescriptions
 
 UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"  # the value `state` of descriptions
 SILENT_AFTER_S = 2.0  # a camera that sends nothing for this long is reported
@@ -109,6 +110,7 @@ class DescriptionCounts:
             self._untold = self._untold_draft = ""  # what no report has told of yet
             self.last: Description | None = None
             self.last_age = Age(None)
+            self._recent = RecentDescriptions()
 
     def begin(self) -> None:
         """The node was activated: nothing was described since."""
@@ -168,6 +170,7 @@ class DescriptionCounts:
             self.tokens += len(description.tokens)
             self.decode_ms += description.latency_ms["decode"]
             self.last, self.last_age = description, age
+            self._recent.add(description)
             self.problem = ""
 
     def fail(self, problem: str) -> None:
@@ -202,6 +205,16 @@ class DescriptionCounts:
             told = self._untold, self._untold_draft
             self._untold = self._untold_draft = ""
             return told
+
+    def recent_stages(self) -> dict[str, Any]:
+        """As `RecentDescriptions.stages`."""
+        with self._lock:
+            return self._recent.stages()
+
+    def recent_decoding(self, step_ms: float | None) -> dict[str, Any]:
+        """As `RecentDescriptions.decoding`."""
+        with self._lock:
+            return self._recent.decoding(step_ms)
 
     def values(self) -> dict[str, Any]:
         """The figures for /diagnostics."""

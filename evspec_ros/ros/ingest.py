@@ -67,6 +67,11 @@ class EventStream:
         """Events that left the buffer before their time, since the stream last began anew."""
         return self._held[0].dropped if self._held else 0
 
+    @property
+    def clock_offset_s(self) -> float | None:
+        """ROS time minus sensor time, 0 where events have ROS time; None while the stream has no events."""
+        return self._held[1].offset_ns / 1e9 if self._held else None
+
     def add(self, message: PacketData) -> None:
         """Take in a serialised message; raises EventDecodingError for one that is refused, and counts it."""
         now_s = time.monotonic()

@@ -108,10 +108,18 @@ class Inputs:
         healths = []
         watched = zip(self._monitors, self._watches, (self.events, self.images), strict=True)
         for monitor, watch, stream in watched:
-            more = {"dropped_events": self.events.dropped} if stream is self.events else {}
+            more = self._of_events() if stream is self.events else {}
             misfit = watch.look()
             healths.append(monitor.report(stream.counts, stream.received_at, more, misfit, watch.names))
         return healths
+
+    def _of_events(self) -> dict[str, Any]:
+        """What only the event camera's stream has."""
+        offset_s = self.events.clock_offset_s
+        return {
+            "dropped_events": self.events.dropped,
+            "clock_offset_s": "unknown" if offset_s is None else round(offset_s, 6),
+        }
 
     def _on_events(self, message: bytes) -> None:
         """Store this message and those waiting behind it: a turn of the executor costs more than decoding."""

@@ -32,6 +32,11 @@ def settle() -> None:
 
 
 def unsettle() -> None:
-    """Collect what was loaded and is no longer used."""
+    """Collect what was loaded and is no longer used, and give its memory back to the system.
+
+    glibc keeps free pages that lie below others in use until it is told otherwise.
+    """
     gc.unfreeze()
     gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

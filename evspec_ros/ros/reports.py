@@ -12,6 +12,8 @@ from rclpy.node import Node
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.engines.plans import plan_directory
 from evspec_ros.files import state_directory
+from evspec_ros.networks.devices import compute_device
+from evspec_ros.networks.quantisation import compute_dtype
 from evspec_ros.ros.degrading import last_arrivals
 from evspec_ros.ros.diagnostics import ACTIVE, INACTIVE, UNCONFIGURED, DescriptionCounts, Health
 from evspec_ros.ros.inputs import Inputs
@@ -47,6 +49,8 @@ class Reports:
     def publish(self) -> None:
         """One report."""
         healths = [self.descriptions(), self._machine()]
+        if (describer := self._describer()) is not None:
+            healths += [self._stages(), self._decoding(describer)]
         if self._worker.running:
             healths += self._inputs.health()
         name = self._node.get_fully_qualified_name()
@@ -59,6 +63,26 @@ class Reports:
         heads = Path(settings.draft_head_dir) if settings.draft_head_dir else state_directory()
         return machine_health(settings.device, (log_folder(), heads, plan_directory()))
 
+    def _stages(self) -> Health:
+        """How long the stages of the last descriptions took."""
+        values = self._counts.recent_stages()
+        return Health("stages", DiagnosticStatus.OK, "percentiles of the last descriptions", values)
+
+    def _decoding(self, describer: SceneDescriber) -> Health:
+        """What target and drafter run on, and what drafting brings."""
+        settings = self._settings.current
+        computed = compute_dtype(settings.dtype, compute_device(settings.device))
+        values = {
+            "target_runs_on": describer.execution,
+            "target_precision": settings.dtype,
+            "cache_precision": describer.cache_precision,
+            "drafter": describer.drafter,
+            "drafter_runs_on": describer.drafting,
+            "event_model_precision": settings.dtype,
+            "head_precision": str(computed).removeprefix("torch."),
+        } | self._counts.recent_decoding(describer.plain_step_ms)
+        return Health("decoding", DiagnosticStatus.OK, "sums over the last descriptions", values)
+
     def descriptions(self) -> Health:
         """How describing goes."""
         describer = self._describer()
@@ -68,7 +92,6 @@ class Reports:
             "drafter": describer.drafter if describer else self._settings.current.drafter,
             "drafter_reason": describer.chosen if describer else "",
             "left_out": describer.left_out if describer else "",
-            "drafter_runs_on": describer.drafting if describer else "",
             "relief": self._worker.relief.told,
             "last_error": self.problem or self._counts.last_problem,
         }  # fmt: skip

@@ -200,6 +200,7 @@ class Worker:
         """The texts about a window; where the device runs out of memory, written with less of it."""
         assert self._describer is not None
         while True:
+            self._require_active()  # what waited with the last one is not begun
             try:
                 return self._describer.describe_all(
                     window.events,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,66 @@ def test_saving_that_fails_leaves_what_was_saved(tmp_path: Path, monkeypatch: py
     found = _load(_store(tmp_path))
     assert found is not None
     assert torch.equal(found[0].fc.weight, head.fc.weight.half().float())
+
+
+SAVE_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from evspec_ros.networks.block_head import BlockConfig, BlockHead
+from evspec_ros.networks.head_store import HeadStore
+
+folder, config, pair = Path(sys.argv[1]), BlockConfig(**eval(sys.argv[2])), eval(sys.argv[3])
+STEPS = "open", "os.rename", "os.chmod", "os.remove", "tempfile.mkstemp"
+
+def save(value, folder):
+    head = BlockHead(config)
+    with torch.no_grad():
+        for weight in head.parameters():
+            weight.fill_(value)
+    HeadStore(folder, pair).save(head, drafts=True)
+
+def die_at(number):
+    left = iter(range(number))
+    def hook(event, _):
+        if event in STEPS and next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+number, status = 0, signal.SIGKILL
+save(1.0, folder / "0")
+while status == signal.SIGKILL:
+    save(1.0, folder / str(number))
+    if (child := os.fork()) == 0:
+        die_at(number)
+        save(2.0, folder / str(number))
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    number += 1
+"""
+
+
+def test_a_head_whose_saving_was_killed_at_any_step_is_whole(tmp_path: Path) -> None:
+    """All of it as before, or all of it new; what lies beside is removed by a later save, an hour on."""
+    arguments = [str(tmp_path), repr(asdict(CONFIG)), repr(PAIR)]
+    subprocess.run([sys.executable, "-c", SAVE_AND_DIE, *arguments], check=True)
+    steps = sorted(tmp_path.iterdir(), key=lambda path: int(path.name))
+    assert len(steps) > 6
+    found = []
+    for step in steps:
+        loaded = _load(_store(step))
+        assert loaded is not None
+        (value,) = {float(value) for weight in loaded[0].state_dict().values() for value in weight.unique()}
+        found.append(value)
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == (1.0, 2.0)
+
+    left = [path for step in steps for path in step.glob(".*")]
+    assert left
+    for path in left:
+        os.utime(path, (0, 0))
+        _store(path.parent).save(BlockHead(CONFIG), drafts=True)
+        assert not path.exists()
 
 
 def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:

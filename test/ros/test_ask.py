@@ -14,7 +14,10 @@ from spinner import Spinner
 pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
 
 from node_bench import Bench, at_least, make_bench
+from rclpy.lifecycle import TransitionCallbackReturn
 from std_msgs.msg import String
+
+from evspec_ros.ros.worker import AskedNow
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +87,36 @@ def test_a_prompt_by_topic_is_the_parameter(asked: Bench) -> None:
         lambda: "prompt is empty" in asked.values("descriptions").get("last_error", ""), "the refusal"
     )
     assert asked.node._settings.current.prompt == "Who is there?"
+
+
+def test_deactivating_takes_one_step_however_much_is_asked(
+    asked: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text under way ends behind the pass under way, and questions that wait are not begun."""
+    describer, worker = asked.node._describer, asked.node._worker
+    assert describer is not None
+    passes: list[str] = []
+    begun: list[str] = []
+    extend, prefill = describer._target.extend, describer._target.prefill
+
+    def step(*arguments: Any) -> Any:
+        passes.append("step")
+        if len(passes) == 1:
+            worker.mailbox.close()
+        return extend(*arguments)
+
+    def read(*arguments: Any) -> Any:
+        begun.append("text")
+        return prefill(*arguments)
+
+    monkeypatch.setattr(describer._target, "extend", step)
+    monkeypatch.setattr(describer._target, "prefill", read)
+    asked.received["/evspec/answer"].clear()
+    with worker.mailbox._condition:  # both are taken together
+        for question in ("What moves?", "And what rests?"):
+            worker.ask(AskedNow(question))
+    asked.until(lambda: len(asked.received["/evspec/answer"]) == 2, "both answers")
+    problems = {json.loads(answer.data)["problem"] for answer in asked.received["/evspec/answer"]}
+    assert problems == {"The node was deactivated."}
+    assert (len(passes), len(begun)) == (1, 1)
+    assert asked.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
