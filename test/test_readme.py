@@ -44,6 +44,7 @@ KEPT_BACK = {
     "evspec bench lossless --scenes 500": "test/evaluation/test_lossless.py",
     "evspec bench lossless --scenes 1 --dtype float16": "test/evaluation/test_lossless.py",
     "evspec bench lossless --scenes 1 --dtype bfloat16": "test/evaluation/test_lossless.py",
+    "evspec bench node --seconds 20": "test/ros/test_node_speed.py",
     "evspec bench peers": "test/evaluation/test_peers.py",
     "evspec bench results": "test/evaluation/test_study.py",
     "evspec bench scenes --recording": "test/evaluation/test_scene_statistics.py",
