@@ -209,7 +209,7 @@ class SceneDescriber:
                 statistics=generation.statistics,
                 drafter=self.drafter if drafting else NoDrafter.name,
                 lossless=generation.lossless,
-                equality=self._equality(generation.lossless),
+                equality=self._equality(generation),
                 head_version=learner.version,
                 draft_failure=drafter.failure,
                 learning_failure=learning_failure,
@@ -218,11 +218,11 @@ class SceneDescriber:
             for question, generation, drafter in zip(prompts, generations, drafters, strict=True)
         )
 
-    def _equality(self, lossless: bool) -> str:
+    def _equality(self, generation: Generation) -> str:
         """How a text is equal to the target's own."""
-        if not lossless:
+        if not generation.lossless:
             return LOSSY
-        return UP_TO_ROUNDING if self._target.rounds else EXACT
+        return UP_TO_ROUNDING if self._target.rounds(branched=generation.branched) else EXACT
 
     def _require_positions(self, rows: int, limits: Limits) -> None:
         """Raise GenerationError where a prompt of so many rows leaves too few positions for an answer."""

@@ -376,6 +376,20 @@ def test_a_description_says_how_it_equals_the_target_s_own(
     assert found.lossless == (equality != "lossy")
 
 
+@pytest.mark.parametrize(("tree_size", "equality"), [(1, "exact"), (12, "up to rounding")])
+def test_a_branched_draft_is_exact_up_to_rounding(tree_size: int, equality: str) -> None:
+    """Also where all passes have one shape; a chain, here of one token, is exact there."""
+    describer = load_describer(
+        TARGET, EVENT_MODEL, HEAD, drafter="eagle3", overlap="off", dtype="bfloat16", exact_half=True
+    )
+    describer.warm_up()
+    describer._costs = None  # measured ones may keep drafts short
+    limits = Limits(max_new_tokens=12, tree_size=tree_size)
+    found = describer.describe(*_window(0), stamp_ns=0, limits=limits)
+    assert found.statistics.drafted > 0
+    assert found.equality == equality
+
+
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "int8"), ("int8", "auto"), ("int4", "float16")])
 def test_drafting_is_lossless_in_every_precision(dtype: str, kv_dtype: str) -> None:
     """The text is that of the same target alone: the same weights, the same cache."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import evspec_ros.reading
+import evspec_ros.networks.pixels
 import evspec_ros.speculative.text
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Description, Limits
@@ -71,7 +71,7 @@ STAGES = {
     "judge": Stage(lambda _: evspec_ros.speculative.text, "verify", True),
     "keep": Stage(lambda d: d._target, "keep", True),
     "detokenise": Stage(lambda d: d._target, "detokenize", True),
-    "render": Stage(lambda _: evspec_ros.reading, "render_event_images", False),
+    "render": Stage(lambda _: evspec_ros.networks.pixels, "render_event_images", False),
     "event preprocess": Stage(lambda d: d._reader.events.preprocessor, "run", False),
     "encode events": Stage(lambda d: d._reader.events.encoder, "encode", False),
     "read the head's prompt": Stage(lambda d: _combined(d)._head._head, "fuse", False),

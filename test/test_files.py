@@ -60,7 +60,7 @@ def test_verbs_that_need_no_files_run_without_them(code_alone: Path, command: st
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("command", ["--version", "eval --scenes 1", "bench decoder"])
+@pytest.mark.parametrize("command", ["--version", "eval --simulated 1", "bench decoder"])
 def test_what_needs_the_files_says_so_in_one_sentence(code_alone: Path, command: str) -> None:
     """Without the files beside the code, a verb that reads them names what is missing."""
     result = _evspec(code_alone, *command.split())

@@ -44,6 +44,7 @@ KEPT_BACK = {
     "evspec bench lossless --scenes 500": "test/evaluation/test_lossless.py",
     "evspec bench lossless --scenes 1 --dtype float16": "test/evaluation/test_lossless.py",
     "evspec bench lossless --scenes 1 --dtype bfloat16": "test/evaluation/test_lossless.py",
+    "evspec bench node --seconds 20": "test/ros/test_node_speed.py",
     "evspec bench peers": "test/evaluation/test_peers.py",
     "evspec bench results": "test/evaluation/test_study.py",
     "evspec bench scenes --recording": "test/evaluation/test_scene_statistics.py",
@@ -65,6 +66,9 @@ SETTING_UP = {
     "source install/setup.bash": "test/test_package.py",
     "ros2 launch": "test/ros/test_launch_file.py",
     "ros2 topic echo": "needs ROS",
+    "ros2 security": "needs ROS",
+    "ROS_SECURITY_KEYSTORE": "needs ROS",
+    "pip-audit": "needs the internet",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,7 +143,12 @@ def _soak(options: argparse.Namespace) -> None:
     require_ros()
     from evspec_ros.ros.soak import require_well, soak
 
-    report = soak(options.minutes, options.seed, told=lambda fault: messages.print(fault, markup=False))
+    began = time.monotonic()
+
+    def told(what: str) -> None:
+        messages.print(f"{time.monotonic() - began:7.1f} s  {what}", markup=False, soft_wrap=True)
+
+    report = soak(options.minutes, options.seed, told=told)
     print_json(report.as_dict())
     require_well(report)
 

@@ -12,6 +12,7 @@ from evspec_ros.choices import CONDITIONS, DRAFTER_BACKENDS, EXPORT_PRECISIONS, 
 from evspec_ros.cli.comparisons import add_comparisons
 from evspec_ros.cli.export import add_networks, networks_of
 from evspec_ros.cli.gpu import add_gpu_bench
+from evspec_ros.cli.node import add_node_bench
 from evspec_ros.cli.options import (
     DEVICE_HELP,
     HEADS,
@@ -65,6 +66,7 @@ def add_benches(verbs: Any) -> None:
     _add_results_bench(benches)
     _add_build_bench(benches)
     add_gpu_bench(benches)
+    add_node_bench(benches)
     add_comparisons(benches)
 
 

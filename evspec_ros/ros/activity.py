@@ -11,7 +11,7 @@ from evspec_ros.events.types import Events
 
 SAMPLE = 20_000  # of a window's events, the newest ones, are looked at
 COLUMNS, ROWS = 16, 12  # cells over the sensor
-SPARSE = 0.25  # of the mean share: a cell with less was quiet
+SPARSE = 0.25  # of the mean share: a cell was quiet that, with its neighbours, had less on average
 SIGNIFICANT = 4.0  # standard errors; a drift of the events below this is chance
 SMALL_DRIFT = 0.01  # of the sensor's width in a window; below this nothing moves
 FEWEST = 16  # events that tell a direction
@@ -59,11 +59,18 @@ class Glance:
         quieter, louder = sorted((max(self.rate, 1.0), max(before.rate, 1.0)))
         if louder >= activity.rate_factor * quieter:
             return f"{before.rate:.0f} events a second have become {self.rate:.0f}"
-        quiet = before.cells < SPARSE / len(before.cells)
+        quiet = _around(before.cells) < SPARSE / len(before.cells)
         if (share := float(self.cells[quiet].sum())) >= activity.cluster:
             return f"{share:.0%} of the events are where none were"
         turned = _angle_deg(self.drift, before.drift)
         return f"the direction turned by {turned:.0f} degrees" if turned >= activity.turn_deg else ""
+
+
+def _around(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The means of each cell with its neighbours: where events are few, one alone is empty by chance."""
+    grid = np.pad(cells.reshape(ROWS, COLUMNS), 1, mode="edge")
+    means: NDArray[np.float64] = np.lib.stride_tricks.sliding_window_view(grid, (3, 3)).mean((2, 3))
+    return means.ravel()
 
 
 def _drift(t: NDArray[np.int64], places: NDArray[np.float64]) -> tuple[float, float] | None:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
-
-import rclpy
-from rclpy.signals import SignalHandlerOptions
 
 from evspec_ros.errors import RosError
 from evspec_ros.evaluation.ingest_speed import NodeLoad
 from evspec_ros.ros.demo import Listener
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
+from evspec_ros.ros.processes import Child, as_parameter_file, isolated_ros
 
 RATES = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)  # million events a second
 # Of what is offered; the node reports once a second, which makes its rate uncertain by this much.
@@ -24,16 +19,8 @@ PARAMETERS = {"threads": 1}  # as on a robot, where the networks do not have all
 
 def measure_node(seconds: float, rates: tuple[float, ...] = RATES) -> NodeLoad:
     """Each rate for so many seconds, from low to high, until the node falls behind; raises RosError."""
-    before = dict(os.environ)
-    os.environ.update(isolated_environment())
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        with tempfile.TemporaryDirectory(prefix="evspec_load_") as folder:
-            return _measure(Path(folder), seconds, rates)
-    finally:
-        rclpy.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
+    with isolated_ros("load") as folder:
+        return _measure(folder, seconds, rates)
 
 
 def _measure(folder: Path, seconds: float, rates: tuple[float, ...]) -> NodeLoad:

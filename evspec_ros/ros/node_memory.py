@@ -6,20 +6,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import rclpy
-from rclpy.signals import SignalHandlerOptions
-
 from evspec_ros.errors import RosError
 from evspec_ros.ros.demo import SCENE_SEED, Listener
-from evspec_ros.ros.processes import Child, isolated_environment
+from evspec_ros.ros.processes import Child, isolated_ros
 from evspec_ros.simulation.recorded_scene import record_scene
 
 SETTLED_AFTER_S = 120.0  # by then caches, pools of threads and allocators have what they will have
@@ -45,19 +40,11 @@ class NodeMemory:
 
 def measure_memory(recording: Path | None, seconds: float, settle_s: float) -> NodeMemory:
     """Play the recording (None: a simulated scene) in a loop for so long; raises RosError."""
-    before = dict(os.environ)
-    os.environ.update(isolated_environment())
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        with tempfile.TemporaryDirectory(prefix="evspec_memory_") as folder:
-            path = recording or Path(folder) / "scene"
-            if recording is None:
-                record_scene(path, SCENE_SEED, SCENE_S)
-            return _measure(path, seconds, settle_s, Path(folder))
-    finally:
-        rclpy.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
+    with isolated_ros("memory") as folder:
+        path = recording or folder / "scene"
+        if recording is None:
+            record_scene(path, SCENE_SEED, SCENE_S)
+        return _measure(path, seconds, settle_s, folder)
 
 
 def _measure(recording: Path, seconds: float, settle_s: float, folder: Path) -> NodeMemory:

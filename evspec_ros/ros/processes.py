@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -34,6 +36,26 @@ def isolated_environment() -> dict[str, str]:
         "FASTDDS_DEFAULT_PROFILES_FILE": profile,
         **local,
     }
+
+
+@contextmanager
+def isolated_ros(name: str) -> Iterator[Path]:
+    """ROS in this process and its children as `isolated_environment` has it, and a folder for their files,
+    which begins with `name`; both are gone afterwards.
+    """
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    before = dict(os.environ)
+    os.environ.update(isolated_environment())
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"evspec_{name}_") as folder:
+            yield Path(folder)
+    finally:
+        rclpy.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _free_domain() -> int:

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 from evspec_ros.errors import RosError
 from evspec_ros.ros.demo import SCENE_SEED, Listener
 from evspec_ros.ros.node_memory import SETTLED_AFTER_S, growth_per_10_min
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
+from evspec_ros.ros.processes import Child, as_parameter_file, isolated_ros
 from evspec_ros.ros.soak_faults import FAULT_TOPIC, FAULTS, Fault
 from evspec_ros.simulation.recorded_scene import record_scene
 
@@ -84,19 +81,11 @@ def soak(
     told: Callable[[str], None] = lambda _: None,
 ) -> Soak:
     """Soak the node in its own ROS domain. names: of the faults; told: hears of each. Raises RosError."""
-    before = dict(os.environ)
-    os.environ.update(isolated_environment())
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        with tempfile.TemporaryDirectory(prefix="evspec_soak_") as folder:
-            os.environ["ROS_LOG_DIR"] = folder
-            record_scene(Path(folder) / "scene", SCENE_SEED, SCENE_S)
-            with _Ordeal(Path(folder), seed, told) as run:
-                return run.soak(60 * minutes, names)
-    finally:
-        rclpy.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
+    with isolated_ros("soak") as folder:
+        os.environ["ROS_LOG_DIR"] = str(folder)
+        record_scene(folder / "scene", SCENE_SEED, SCENE_S)
+        with _Ordeal(folder, seed, told) as run:
+            return run.soak(60 * minutes, names)
 
 
 class _Watcher(Listener):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,19 @@ from evspec_ros.simulation.sensors import open_camera
 PACKET_S = 0.01
 
 
-def record_scene(path: Path, seed: int, seconds: float, condition: str = PLAIN) -> None:
+def record_scene(
+    path: Path, seed: int, seconds: float, condition: str = PLAIN, *, still: bool = False
+) -> None:
     """Write a rosbag2 of one scene drawn from `seed`: RGB at 30 Hz and events, both starting at time 0.
 
-    It can be described without ambiguity at its end. condition: one of `conditions.CONDITIONS`. Raises
-    RecordingError where the path is taken or cannot be written.
+    It can be described without ambiguity at its end. condition: one of `conditions.CONDITIONS`; still: no
+    object moves, so that the event camera of a plain scene sends noise alone. Raises RecordingError where the
+    path is taken or cannot be written.
     """
     random = np.random.default_rng(seed)
     scene = draw_scene(condition, random, at_s=seconds)
+    if still:
+        scene = replace(scene, objects=tuple(replace(one, vx=0.0, vy=0.0) for one in scene.objects))
     camera = open_camera(scene, seed)
     next_frame = 0
     with BagWriter(path) as bag:

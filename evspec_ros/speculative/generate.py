@@ -20,13 +20,16 @@ from evspec_ros.speculative.verification import EXACT, Acceptance
 @dataclass(frozen=True)
 class Generation:
     """tokens: what was emitted, the end token included where it was reached; text: without special tokens;
-    lossless: the acceptance was exact; passes: those that wrote all tokens but the first."""
+    lossless: the acceptance was exact; passes: those that wrote all tokens but the first;
+    branched: whether a draft was no chain.
+    """
 
     tokens: tuple[int, ...]
     text: str
     statistics: DecodingStatistics
     lossless: bool = True
     passes: tuple[PassOutcome, ...] = ()
+    branched: bool = False
 
 
 def generate(
@@ -130,6 +133,7 @@ def generate_together(
             text.statistics(prefill_ms),
             acceptance.lossless,
             text.passes,
+            text.branched,
         )
         for text in texts
     )

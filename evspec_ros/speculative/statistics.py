@@ -94,6 +94,7 @@ class PassCounts:
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
     passes: list[PassOutcome] = field(default_factory=list)
+    branched: bool = False
 
     def add(self, tree: DraftTree, emitted: int, agreed: int) -> None:
         """One pass more: its tree, how many tokens it emitted, how many nodes the target agreed with."""
@@ -104,6 +105,7 @@ class PassCounts:
         for position in range(tree.depth):
             self.drafted_by_position[position] += 1
             self.accepted_by_position[position] += position < accepted
+        self.branched = self.branched or not tree.is_chain
         self.passes.append(PassOutcome(len(tree), accepted, emitted))
         self.target_passes += 1
         self.draft_passes += tree.passes

@@ -207,12 +207,13 @@ class DecoderTarget:
         assert self._cache is not None, "Cannot keep rows before a prefill"
         self._cache.keep(uploaded(torch.tensor(rows), self.device))
 
-    @property
-    def rounds(self) -> bool:
+    def rounds(self, *, branched: bool) -> bool:
         """Whether a row alone and in a draft are computed by sums that round differently enough to matter: in
-        half precision, where passes have different shapes.
+        half precision, where passes have different shapes, or where a draft branched, as the keys of a branch
+        lie elsewhere than those of a text.
         """
-        return self.decoder.embed_tokens.weight.dtype != torch.float32 and not self.engine.same_rows
+        half = self.decoder.embed_tokens.weight.dtype != torch.float32
+        return half and (branched or not self.engine.same_rows)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, without special tokens."""

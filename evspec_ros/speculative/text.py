@@ -111,6 +111,11 @@ class Text:
         """What became of each of the target's passes, which wrote all tokens but the first."""
         return tuple(self._counts.passes)
 
+    @property
+    def branched(self) -> bool:
+        """Whether a draft was no chain."""
+        return self._counts.branched
+
     def statistics(self, prefill_ms: float) -> DecodingStatistics:
         """What it cost."""
         return self._counts.statistics(

@@ -17,11 +17,13 @@ from typing import Any
 from packaging.requirements import Requirement
 
 ROSDEP = {
+    "python3-aiohttp": "aiohttp",
     "python3-jinja2": "jinja2",
     "python3-matplotlib": "matplotlib",
     "python3-numba": "numba",
     "python3-numpy": "numpy",
     "python3-opencv": "opencv-python-headless",
+    "python3-psutil": "psutil",
     "python3-rich": "rich",
 }  # the distribution behind each key of package.xml
 ROS = re.compile(r"(ros|ament|rosidl)[-_].*|.*_(msgs|srvs|interfaces)|rcl.*|rpyutils|rosidl_.*")

@@ -48,6 +48,12 @@ def test_noise_that_goes_on_is_no_news() -> None:
     assert Glance.at(Events.empty(1, 1), WINDOW_NS).news(None, ACTIVITY) == "the first window"
 
 
+@pytest.mark.parametrize("count", [100, 150, 250, 400, 1000])
+def test_little_noise_is_no_news_either(count: int) -> None:
+    """Fewer events than leave none of the cells empty by chance."""
+    assert [_news(_noise(seed, count), _noise(seed + 1, count)) for seed in range(50)] == [""] * 50
+
+
 @pytest.mark.parametrize(
     ("before", "after", "what"),
     [

@@ -188,7 +188,7 @@ def test_a_drafter_that_fails_is_left_out_of_one_window(
 CALLBACKS: dict[str, tuple[Callable[[Bench], Any], str]] = {
     "store events": (lambda b: b.node._inputs.events, "add"),
     "store an image": (lambda b: b.node._inputs.images, "add"),
-    "offer a window": (lambda b: b.node._triggers, "arrived"),
+    "offer a window": (lambda b: b.node._inputs, "_arrived"),
     "publish diagnostics": (lambda b: b.node._reports, "descriptions"),
 }
 

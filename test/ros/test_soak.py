@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
 
+from evspec_ros.cli import main
 from evspec_ros.errors import RosError
 from evspec_ros.ros.soak import Soak, require_well
 from evspec_ros.ros.soak_faults import FAULTS
@@ -48,3 +51,20 @@ def test_a_soak_that_went_ill_is_an_error() -> None:
     require_well(Soak(0))
     with pytest.raises(RosError, match="did not recover from 1 faults"):
         require_well(Soak(0, unrecovered=1))
+
+
+def test_the_command_tells_when_each_fault_began(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr, with the seconds gone by; the report alone is on stdout."""
+
+    def suffer(minutes: float, seed: int, *, told: Callable[[str], None]) -> Soak:
+        told("no_events")
+        return Soak(seed, minutes)
+
+    monkeypatch.setattr("evspec_ros.ros.soak.soak", suffer)
+    assert main(["soak", "--minutes", "2", "--seed", "3", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert re.fullmatch(r" +0\.\d s  no_events\n", printed.err)
+    report = json.loads(printed.out)
+    assert (report["seed"], report["minutes"]) == (3, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from spinner import Spinner
@@ -16,7 +17,17 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from evspec_ros.ros.requirements import stamped_type
 from evspec_ros.ros.tables import parameter_table
 
-PAGE = (Path(__file__).parents[2] / "docs" / "node.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "node.md").read_text(encoding="utf-8")
+POLICY = ElementTree.parse(ROOT / "config" / "security_policy.xml")  # noqa: S314 - our own
+SOMETIMES = {
+    "/image",
+    "/image/compressed",
+    "/clock",
+    "/parameter_events",  # heard by some versions
+    "/evspec/description/stamped",
+    "/evspec/get_type_description",
+}
 PLAIN = ("parameter", "rosout", "transition_event", "/clock")  # what every lifecycle node has
 
 
@@ -48,3 +59,27 @@ def test_topics_and_services_are_those_of_an_active_node(spinner: Spinner, check
     if stamped_type() is None:
         told = {(name, kind) for name, kind in told if "stamped" not in name}
     assert have == told
+
+
+def _allowed(kind: str, how: str) -> set[str]:
+    """Full names of what the policy lets the node `how` (publish, subscribe, reply)."""
+    found = POLICY.iterfind(f".//{kind}s[@{how}='ALLOW']/{kind}")
+    return {f"/{(one.text or '').replace('~', 'evspec').lstrip('/')}" for one in found}
+
+
+@pytest.mark.parametrize("image_transport", ["raw", "compressed"])
+def test_the_security_policy_allows_what_an_active_node_opens(
+    spinner: Spinner, checkpoints: Path, image_transport: str
+) -> None:
+    """And nothing else, but for the other transport of images, simulated time and what some versions lack."""
+    bench = make_bench(spinner, autostart=False, max_new_tokens=3, image_transport=image_transport)
+    node = bench.node
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    for kind, how, look in (
+        ("topic", "publish", node.get_publisher_names_and_types_by_node),
+        ("topic", "subscribe", node.get_subscriber_names_and_types_by_node),
+        ("service", "reply", node.get_service_names_and_types_by_node),
+    ):
+        opened, allowed = {name for name, _ in look("evspec", "/")}, _allowed(kind, how)
+        assert opened <= allowed <= opened | SOMETIMES
