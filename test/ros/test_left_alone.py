@@ -23,6 +23,7 @@ from evspec_ros.ros.shared_memory import stale_segments
 
 CYCLES = 3
 GIVEN_BACK_MB = 100.0  # of 170: caches and arrays of the tiny networks, which are 35 MB themselves
+DISCOVERY_S = 0.5  # from when a service is known until it knows where its answers go
 KEPT_MB = 8.0  # what a cycle may leave; one that kept the networks would leave four times as much
 
 
@@ -43,8 +44,12 @@ class Manager:
     def change(self, transition: int) -> None:
         """Have the node make a transition, which succeeds."""
         self._spinner.until(self._change.service_is_ready, "the node")
+        settled_at = time.monotonic() + DISCOVERY_S
+        self._spinner.until(lambda: time.monotonic() > settled_at, "the way back")
         future = self._change.call_async(ChangeState.Request(transition=Transition(id=transition)))
-        assert self._spinner.until(lambda: future.done() and future.result(), "the transition").success
+        assert self._spinner.until(
+            lambda: future.done() and future.result(), f"the end of transition {transition}"
+        ).success
 
     def film_until(self, condition: Callable[[], Any], what: str) -> Any:
         """Send images until condition is true."""
