@@ -48,7 +48,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Phase:
+class ScenePhase:
     """Some seconds of playing. cpu_percent: of one core, by the node's process."""
 
     seconds: float
@@ -71,8 +71,8 @@ class NodeSpeed:
     """
 
     machine: str
-    moving: Phase
-    still: Mapping[str, Phase]
+    moving: ScenePhase
+    still: Mapping[str, ScenePhase]
 
     def times_ms(self) -> dict[str, dict[str, float]]:
         """Percentiles of what was measured while the scene moved; raises RosError where too little was."""
@@ -123,16 +123,16 @@ def measure_speed(seconds: float) -> NodeSpeed:
         parameters.write_text(as_parameter_file(PARAMETERS), encoding="utf-8")
         arguments = ["--ros-args", "--params-file", str(parameters)]
         with Child("node", "evspec_ros.ros.measured_node", arguments, folder) as node:
-            bench = _Bench(node, folder)
+            bench = _NodeBench(node, folder)
             moving = bench.play("moving", seconds)
-            still: dict[str, Phase] = {}
+            still: dict[str, ScenePhase] = {}
             for trigger in (CONTINUOUS, ACTIVITY):
                 bench.set_trigger(trigger)
                 still[trigger] = bench.play("still", seconds)
     return NodeSpeed(processor(), moving, still)
 
 
-class _Bench(Listener):
+class _NodeBench(Listener):
     """A node that describes, and who plays to it."""
 
     def __init__(self, node: Child, folder: Path) -> None:
@@ -153,7 +153,7 @@ class _Bench(Listener):
                 raise RosError(f"The node did not answer within {ANSWER_TIMEOUT_S:g} s; see its log.")
             self.spin_once()
 
-    def play(self, scene: str, seconds: float) -> Phase:
+    def play(self, scene: str, seconds: float) -> ScenePhase:
         """Play a scene for a while and look at the seconds after the first one."""
         arguments = [str(self._folder / scene), "--seconds", str(SETTLED_AFTER_S + seconds)]
         with Child("player", "evspec_ros.ros.player", arguments, self._folder) as player:
@@ -164,7 +164,7 @@ class _Bench(Listener):
             self._spin(seconds)
             ended, spent_s = time.monotonic(), self._measured.cpu_s() - spent_s
         told = tuple(one for one in self._told() if began <= one.at_s <= ended)
-        return Phase(ended - began, 100 * spent_s / (ended - began), told)
+        return ScenePhase(ended - began, 100 * spent_s / (ended - began), told)
 
     def _told(self) -> list[Told]:
         """All descriptions so far; a line that is being written is left out."""

@@ -58,7 +58,7 @@ def test_a_browser_shows_it_and_its_buttons_work(run: Path, tmp_path: Path) -> N
     """One recording is chosen by a click, colours go by another, and what is drawn changes."""
     assert CHROMIUM
     with Browser(CHROMIUM, tmp_path / "profile") as browser:
-        browser.open(run / "report.html")
+        browser.open((run / "report.html").as_uri())
         shown = "document.querySelectorAll('section:not(.hidden)').length"
         coloured = "getComputedStyle(document.querySelector('.drafted')).backgroundColor"
         assert browser.value(shown) == 3

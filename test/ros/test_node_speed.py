@@ -15,7 +15,7 @@ pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camer
 
 from evspec_ros.errors import RosError
 from evspec_ros.ros.measured_node import Watch
-from evspec_ros.ros.node_speed import ACTIVITY, CONTINUOUS, NodeSpeed, Phase, Told, print_speed
+from evspec_ros.ros.node_speed import ACTIVITY, CONTINUOUS, NodeSpeed, ScenePhase, Told, print_speed
 
 TIMES = ("overhead_ms", "publish_ms", "pictures_ms", "callback_ms")
 BUSY = {"cpu_percent", "descriptions", "descriptions_per_s"}
@@ -31,8 +31,8 @@ class _Sleeper:
 def _speed(overhead_ms: float, described_still: int) -> NodeSpeed:
     """Two seconds of a hundred descriptions, each with two callbacks of 1 and 2 ms."""
     told = (Told(0.0, overhead_ms, 0.5, 0.2, [1.0, 2.0]),) * 100
-    still = {CONTINUOUS: Phase(2.0, 50.0, told), ACTIVITY: Phase(2.0, 10.0, told[:described_still])}
-    return NodeSpeed("a machine", Phase(2.0, 60.0, told), still)
+    still = {CONTINUOUS: ScenePhase(2.0, 50.0, told), ACTIVITY: ScenePhase(2.0, 10.0, told[:described_still])}
+    return NodeSpeed("a machine", ScenePhase(2.0, 60.0, told), still)
 
 
 def test_a_watch_measures_what_it_is_put_around() -> None:
@@ -56,7 +56,7 @@ def test_goals_are_met_or_not(capsys: pytest.CaptureFixture[str]) -> None:
     print_speed(_speed(1.0, 0))
     assert "50.0 descriptions a second" in capsys.readouterr().out
     with pytest.raises(RosError, match="more seconds"):
-        NodeSpeed("a machine", Phase(2.0, 60.0, ()), {}).times_ms()
+        NodeSpeed("a machine", ScenePhase(2.0, 60.0, ()), {}).times_ms()
 
 
 @pytest.mark.slow

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
 import pytest
+from browser import Browser, found_chromium
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -22,7 +26,8 @@ from std_msgs.msg import String
 from evspec_ros.cli import main
 from evspec_ros.ros.watch import WAITING, Audience
 
-RESULT = {
+CHROMIUM = found_chromium()
+RESULT: dict[str, Any] = {
     "stamp": 1.5,
     "text": "a <b>red</b> square",
     "latency_ms": {"prefill": 8.5},
@@ -56,10 +61,10 @@ def address() -> Iterator[str]:
 class Talk:
     """Everything that a node says, again and again until somebody has heard it."""
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: Any, result: dict[str, Any] = RESULT) -> None:
         publisher = node.create_publisher
         self._messages = [
-            (publisher(String, "/robot/evspec/result", 10), String(data=json.dumps(RESULT))),
+            (publisher(String, "/robot/evspec/result", 10), String(data=json.dumps(result))),
             (publisher(String, "/robot/evspec/result", 10), String(data="no JSON")),
             (publisher(String, "/robot/evspec/description/partial", 10), String(data="a <b>red")),
             (publisher(Image, "/robot/evspec/overlay", 10), _picture()),
@@ -119,6 +124,34 @@ def test_everything_that_a_node_says_reaches_a_browser(speaker: Any, address: st
         assert heard["overlay"].startswith(b"\xff\xd8\xff")
         (row,) = heard["diagnostics"]["status"]
         assert row == {"name": "describing", "level": "WARN", "message": "late"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which is not installed")
+def test_a_browser_shows_it_as_text(speaker: Any, address: str, tmp_path: Path) -> None:
+    """What the node says appears while it is said; markup in it stays letters and runs nothing."""
+    assert CHROMIUM is not None
+    hostile = "<img src=x onerror='window.hacked = true'> a red square"
+    talk = Talk(speaker, {**RESULT, "text": hostile})
+    with Browser(CHROMIUM, tmp_path / "profile") as browser:
+        browser.open(address)
+        ended = threading.Event()
+        talking = threading.Thread(target=lambda: [talk.again() for _ in iter(lambda: ended.wait(0.1), True)])
+        talking.start()
+        try:
+            browser.until("document.querySelectorAll('#diagnostics tr').length == 1")
+            browser.until("document.getElementById('overlay').naturalWidth == 6")
+            browser.until(f"document.getElementById('text').dataset.last == {json.dumps(hostile)}")
+        finally:
+            ended.set()
+            talking.join()
+        assert browser.value("document.getElementById('link').textContent") == "live"
+        assert browser.value("document.getElementById('accepted').textContent") == "4.00"
+        assert browser.value("document.getElementById('text').childElementCount") == 0
+        assert browser.value("window.hacked === undefined") is True
+        picture = browser.screenshot()
+    assert picture.startswith(b"\x89PNG")
+    if folder := os.environ.get("EVSPEC_SCREENSHOTS"):
+        (Path(folder) / "watch.png").write_bytes(picture)
 
 
 def test_another_site_s_page_may_not_listen(ros: None, address: str) -> None:

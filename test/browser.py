@@ -47,12 +47,16 @@ class Browser:
         self._process.terminate()
         self._process.wait(TIMEOUT_S)
 
-    def open(self, page: Path) -> None:
-        """Load a file and wait until it is there."""
-        self._ask("Page.navigate", url=page.as_uri())
+    def open(self, address: str) -> None:
+        """Load a page and wait until it is there."""
+        self._ask("Page.navigate", url=address)
+        self.until(f"document.readyState == 'complete' && location.href == {json.dumps(address)}")
+
+    def until(self, expression: str) -> None:
+        """Wait for JavaScript to say that something is true."""
         deadline = time.monotonic() + TIMEOUT_S
-        while self.value("document.readyState + location.protocol") != "completefile:":
-            assert time.monotonic() < deadline
+        while self.value(expression) is not True:
+            assert time.monotonic() < deadline, expression
             time.sleep(0.05)
 
     def value(self, expression: str) -> Any:
