@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -34,6 +35,18 @@ PLAIN = ("parameter", "rosout", "transition_event", "/clock")  # what every life
 def test_the_parameters_are_those_of_the_code() -> None:
     """`python -m evspec_ros.ros.tables` prints the table."""
     assert PAGE.endswith(parameter_table() + "\n")
+
+
+def test_the_foxglove_layout_shows_topics_that_there_are() -> None:
+    """Every panel of the arrangement is configured, with a topic of the node's."""
+    layout = json.loads((ROOT / "config" / "foxglove.json").read_text(encoding="utf-8"))
+    panels = layout["configById"]
+    assert set(re.findall(r'"(\w+!\w+)"', json.dumps(layout["layout"]))) == set(panels)
+    named = set(re.findall(r'"(/[\w/]+)', json.dumps(panels)))
+    topics = re.findall(r"^\| `([~/][\w/]+)`", PAGE, re.MULTILINE)
+    assert named <= {topic.replace("~", "/evspec") for topic in topics}
+        name.replace("~", "/evspec") for name in re.findall(r"^\| `([~/][\w/]+)`", PAGE, re.MULTILINE)
+    }
 
 
 def test_topics_and_services_are_those_of_an_active_node(spinner: Spinner, checkpoints: Path) -> None:
