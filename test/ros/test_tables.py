@@ -45,8 +45,6 @@ def test_the_foxglove_layout_shows_topics_that_there_are() -> None:
     named = set(re.findall(r'"(/[\w/]+)', json.dumps(panels)))
     topics = re.findall(r"^\| `([~/][\w/]+)`", PAGE, re.MULTILINE)
     assert named <= {topic.replace("~", "/evspec") for topic in topics}
-        name.replace("~", "/evspec") for name in re.findall(r"^\| `([~/][\w/]+)`", PAGE, re.MULTILINE)
-    }
 
 
 def test_topics_and_services_are_those_of_an_active_node(spinner: Spinner, checkpoints: Path) -> None:
