@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -143,7 +144,10 @@ class Eavesdropper(Node):
 
 
 def watch(node: str, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until interrupted; ready: told the address. Raises RosError where the port is taken."""
+    """Serve the page until SIGINT or SIGTERM; ready: told the address. Raises RosError where the port is taken.
+
+    To be called from the main thread, where signals arrive.
+    """
     context = Context()
     rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -174,11 +178,19 @@ async def _serve(context: Context, node: str, host: str, port: int, ready: Calla
             ) from error
         bound = runner.addresses[0]
         ready(f"http://{bound[0]}:{bound[1]}/")
-        await asyncio.Event().wait()
+        await _signalled()
     finally:
         await runner.cleanup()
         context.try_shutdown()
         spinning.join()
+
+
+async def _signalled() -> None:
+    """Until a signal says that it is enough, also where whoever started this process ignores them."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    await stopped.wait()
 
 
 def _spin(watcher: Eavesdropper, context: Context) -> None:

@@ -54,8 +54,11 @@ def address() -> Iterator[str]:
         found = re.match(r"Open (http://127\.0\.0\.1:\d+/)", process.stdout.readline())
         assert found is not None
         yield found[1]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        try:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 class Talk:
