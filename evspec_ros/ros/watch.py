@@ -144,7 +144,7 @@ class Eavesdropper(Node):
 
 
 def watch(node: str, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until SIGINT or SIGTERM; ready: told the address. Raises RosError where the port is taken.
+    """Serve the page until SIGINT or SIGTERM; ready: told the address. Raises RosError for a port in use.
 
     To be called from the main thread, where signals arrive.
     """
