@@ -1,7 +1,8 @@
 """Images and events as the pixels that a CLIP tower reads, made where it computes.
 
 On a processor by `ClipPreprocessor`, to the bit as Pillow does it. On a GPU as two products with the same
-filter's weights, rounded to levels between them as there: sums of another order, within one level of 255.
+filter's weights, rounded to levels between them as there: sums of another order, within one level of 255,
+hardly ever two.
 """
 
 from __future__ import annotations

@@ -49,14 +49,18 @@ def events_of(count: int, width: int, height: int, seed: int = 0) -> Events:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([7, 64, 224]))
 def test_frames_prepared_on_a_device_are_the_processor_s(height: int, width: int, size: int) -> None:
-    """Up and down, tall and wide, of any picture: within one level of 255."""
+    """Up and down, tall and wide, of any picture: within one level of 255, of a thousand values less than one
+    within two, where a level that was rounded otherwise is weighed above one.
+    """
     if max(height, width) > 60 * min(height, width):
         height = width
     host, other = readers(size)
     images = [noise(height, width), np.full((height, width, 3), 200, np.uint8)]
     expected, found = host.frames(images), other.frames(images)
     assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= LEVEL * 1.001
+    apart = (found - expected).abs()
+    assert apart.max() <= 2 * LEVEL * 1.001
+    assert (apart > LEVEL * 1.001).float().mean() < 1e-3
 
 
 def test_of_usual_cameras_hardly_a_level_differs() -> None:
@@ -91,7 +95,9 @@ def test_event_pictures_are_within_a_level_of_the_processor_s() -> None:
     host, other = readers(336)
     expected, found = (reader.events(reader.drawn(events)) for reader in (host, other))
     assert found.shape == expected.shape == (5, 3, 336, 336)
-    assert (found - expected).abs().max() <= LEVEL * 1.001
+    apart = (found - expected).abs()
+    assert apart.max() <= 2 * LEVEL * 1.001
+    assert (apart > LEVEL * 1.001).float().mean() < 1e-3
 
 
 def test_what_is_no_picture_is_refused_there_too() -> None:
