@@ -12,8 +12,8 @@ from spinner import Spinner
 
 pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
 
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -23,8 +23,16 @@ from evspec_ros.ros.shared_memory import stale_segments
 
 CYCLES = 3
 GIVEN_BACK_MB = 100.0  # of 170: caches and arrays of the tiny networks, which are 35 MB themselves
-DISCOVERY_S = 0.5  # from when a service is known until it knows where its answers go
+ASK_AGAIN_S = 2.0  # a service may answer before it knows where to
 KEPT_MB = 8.0  # what a cycle may leave; one that kept the networks would leave four times as much
+
+
+GOALS = {
+    Transition.TRANSITION_CONFIGURE: State.PRIMARY_STATE_INACTIVE,
+    Transition.TRANSITION_ACTIVATE: State.PRIMARY_STATE_ACTIVE,
+    Transition.TRANSITION_DEACTIVATE: State.PRIMARY_STATE_INACTIVE,
+    Transition.TRANSITION_CLEANUP: State.PRIMARY_STATE_UNCONFIGURED,
+}
 
 
 class Manager:
@@ -35,6 +43,7 @@ class Manager:
         self._node = Node("manager")
         self._images = self._node.create_publisher(Image, "image", 10)
         self._change = self._node.create_client(ChangeState, "/evspec/change_state")
+        self._state = self._node.create_client(GetState, "/evspec/get_state")
         self.results: list[Any] = []
         self.partials: list[Any] = []
         self._node.create_subscription(String, "/evspec/result", self.results.append, 10)
@@ -44,12 +53,22 @@ class Manager:
     def change(self, transition: int) -> None:
         """Have the node make a transition, which succeeds."""
         self._spinner.until(self._change.service_is_ready, "the node")
-        settled_at = time.monotonic() + DISCOVERY_S
-        self._spinner.until(lambda: time.monotonic() > settled_at, "the way back")
-        future = self._change.call_async(ChangeState.Request(transition=Transition(id=transition)))
-        assert self._spinner.until(
-            lambda: future.done() and future.result(), f"the end of transition {transition}"
-        ).success
+        self._change.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        asked, asked_at = None, 0.0
+
+        def there() -> bool:
+            nonlocal asked, asked_at
+            if asked is None or asked.done() or time.monotonic() - asked_at > ASK_AGAIN_S:
+                if (
+                    asked is not None
+                    and asked.done()
+                    and asked.result().current_state.id == GOALS[transition]
+                ):
+                    return True
+                asked, asked_at = self._state.call_async(GetState.Request()), time.monotonic()
+            return False
+
+        self._spinner.until(there, f"the end of transition {transition}")
 
     def film_until(self, condition: Callable[[], Any], what: str) -> Any:
         """Send images until condition is true."""
