@@ -13,7 +13,6 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 SHARE = Path(get_package_share_directory("evspec_ros"))
-SCENE_SEED, SCENE_SECONDS = 7, 12.0
 ARGUMENTS = {
     "recording": ("", "what `evspec info` reads, to be played; empty for a simulated scene"),
     "seconds": ("3600.0", "how long it is played, again and again"),
@@ -43,6 +42,7 @@ def _player(context: LaunchContext) -> list[ExecuteProcess]:
 
 
 def _simulated_scene() -> str:
+    from evspec_ros.ros.demo import SCENE_SECONDS, SCENE_SEED
     from evspec_ros.simulation.recorded_scene import record_scene
 
     place = Path(mkdtemp(prefix="evspec_")) / "simulated_scene"
