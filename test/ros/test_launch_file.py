@@ -194,7 +194,7 @@ from rclpy.executors import ExternalShutdownException
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 from evspec_ros.recordings import open_recording
-from evspec_ros.ros.player import Player
+from evspec_ros.ros.trials.player import Player
 
 verb, arguments = sys.argv[2], sys.argv[3:]
 rclpy.init()

@@ -24,9 +24,9 @@ from evspec_ros.evaluation.replay.store import Finished, RecordingId, Row, RunFo
 from evspec_ros.evaluation.replay.sweep import replayed
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import Recording, Wanted
-from evspec_ros.ros.demo import Listener
-from evspec_ros.ros.player import Playback, Played
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
+from evspec_ros.ros.trials.demo import Listener
+from evspec_ros.ros.trials.player import Playback, Played
+from evspec_ros.ros.trials.processes import Child, as_parameter_file, isolated_environment
 
 SETTLE_S = 1.5  # without a result behind the last message: everything is described
 SLOWEST, FASTEST, NEAR = 0.1, 16.0, 0.1  # rates that are tried, and how narrowly the highest one is found
@@ -123,7 +123,7 @@ class _Stage:
         began_cpu_s, began_s = self._node.cpu_s(), time.monotonic()
         arguments = [str(recording.path), "--once", "--rate", str(rate)]
         arguments += ["--events", wanted.events, "--image", wanted.image]
-        with Child("player", "evspec_ros.ros.player", arguments, self._folder) as player:
+        with Child("player", "evspec_ros.ros.trials.player", arguments, self._folder) as player:
             last_s = time.monotonic()
             while not player.finished() or time.monotonic() - last_s < SETTLE_S:
                 before = len(listener.results)

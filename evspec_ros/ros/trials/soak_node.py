@@ -14,7 +14,7 @@ from std_msgs.msg import String
 
 from evspec_ros.errors import Failure
 from evspec_ros.ros import machine, main, node
-from evspec_ros.ros.soak_faults import FAULT_TOPIC, FAULTS
+from evspec_ros.ros.trials.soak_faults import FAULT_TOPIC, FAULTS
 
 SHORTAGES = 2  # allocations that fail in a row: smaller limits, then no drafts
 STALL_S = 2.5

@@ -31,7 +31,7 @@ def test_live_and_offline_write_the_same_texts(ros: None, checkpoints: Path, tmp
     arguments = ["eval", str(tmp_path / "scene"), "--threads", "1", "--out", str(tmp_path / "run")]
     result = subprocess.run(
         [sys.executable, "-m", "evspec_ros", *arguments, "--live", "--rate", "0.25", "--json"],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
