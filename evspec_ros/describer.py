@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import torch
 
@@ -22,7 +24,13 @@ from evspec_ros.frames.types import Frame
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.reading import Reading, WindowReader
 from evspec_ros.sizes import WINDOW_MS
-from evspec_ros.speculative.costs import PrefillCost, measure_costs, measure_passes, measure_prefill
+from evspec_ros.speculative.costs import (
+    PrefillCost,
+    measure_costs,
+    measure_passes,
+    measure_prefill,
+    time_step,
+)
 from evspec_ros.speculative.drafter import DraftLimits, NoDrafter, PassCosts
 from evspec_ros.speculative.drafters import Drafters
 from evspec_ros.speculative.event_side import EventTimes
@@ -32,6 +40,8 @@ from evspec_ros.speculative.learner import Learner
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.verification import Acceptance
+
+STEPS_KEPT = 5  # timings of a plain step, of whose median nothing is seen that happened once
 
 
 class SceneDescriber:
@@ -62,6 +72,7 @@ class SceneDescriber:
         self._warm = False
         self._stream_ended = False
         self._passes_ms: tuple[float, ...] = ()
+        self._steps_ms: deque[float] = deque(maxlen=STEPS_KEPT)
         self._costs: PassCosts | None = None
         self._prefill_cost: PrefillCost | None = None  # None where no event model runs beside the prefill
 
@@ -87,10 +98,19 @@ class SceneDescriber:
 
     @property
     def plain_step_ms(self) -> float | None:
-        """What the target's pass over one row took while it was warmed up; None where nothing drafts, as
-        passes are not measured then.
+        """What the target's pass over one row takes: the median of what `time_step` found last, before that
+        what it took while it was warmed up; None where nothing drafts, as passes are not measured then.
         """
-        return self._passes_ms[0] if self._passes_ms else None
+        if not self._passes_ms:
+            return None
+        return median(self._steps_ms or self._passes_ms[:1])
+
+    def time_step(self, description: Description) -> None:
+        """Time one pass over one row, as plain decoding makes it, behind the description that was written
+        last (of several the first); nothing where nothing drafts.
+        """
+        if self._passes_ms:
+            self._steps_ms.append(time_step(self._target, description.tokens[-1]))
 
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one, and

@@ -13,6 +13,7 @@ import pytest
 import torch
 from emulated_cuda import EmulatedCuda
 
+from evspec_ros import describer as describer_module
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Limits
 from evspec_ros.errors import CheckpointError, GenerationError
@@ -184,6 +185,23 @@ def test_limits_are_kept(eagle: SceneDescriber) -> None:
     # the first may read its prompt, which the others find read: sums of other shapes round otherwise
     assert texts[1] == texts[2]
     assert len(set(texts[2:])) > 1
+
+
+def test_timing_a_step_changes_no_text(eagle: SceneDescriber, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next window is described as it is without; the plain step's pace is the median of the timings."""
+    events, frames = _window(8)
+    eagle.warm_up()
+    first = eagle.describe(events, frames, stamp_ns=0)
+    eagle.forget_stream()
+    again = eagle.describe(events, frames, stamp_ns=0)
+    eagle.time_step(again)
+    eagle.forget_stream()
+    assert eagle.describe(events, frames, stamp_ns=0).tokens == first.tokens
+    taken = iter((40.0, 3.0, 4.0, 5.0, 6.0, 7.0))
+    monkeypatch.setattr(describer_module, "time_step", lambda *_: next(taken))
+    for _ in range(6):
+        eagle.time_step(again)
+    assert eagle.plain_step_ms == 5.0
 
 
 def test_a_prompt_too_long_is_refused(eagle: SceneDescriber) -> None:

@@ -15,7 +15,7 @@ from evspec_ros.speculative.generate import generate
 from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget, Target
-from evspec_ros.speculative.tree import DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
 _NODES, _TOKENS = 32, 64  # of drafts and texts that are timed
 
@@ -128,6 +128,16 @@ def line(one: tuple[float, float], many: tuple[float, float]) -> tuple[float, fl
         return spent, 0.0
     each = min(max(0.0, (spent - begun) / (nodes - first)), spent / nodes)
     return spent - nodes * each, each
+
+
+@torch.inference_mode()
+def time_step(target: Target, token: int) -> float:
+    """Milliseconds of one pass over one row, behind the text that was written last and its last token."""
+    started = time.perf_counter()
+    target.extend([Block(0, token, NO_DRAFT)])[0].logits.argmax(-1).tolist()
+    taken_ms = (time.perf_counter() - started) * 1e3
+    target.keep([[0]])
+    return taken_ms
 
 
 def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
