@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import torch
 
@@ -24,14 +22,8 @@ from evspec_ros.frames.types import Frame
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.reading import Reading, WindowReader
 from evspec_ros.sizes import WINDOW_MS
-from evspec_ros.speculative.costs import (
-    PrefillCost,
-    measure_costs,
-    measure_passes,
-    measure_prefill,
-    time_step,
-)
-from evspec_ros.speculative.drafter import DraftLimits, NoDrafter, PassCosts
+from evspec_ros.speculative.costs import Pace
+from evspec_ros.speculative.drafter import DraftLimits, NoDrafter
 from evspec_ros.speculative.drafters import Drafters
 from evspec_ros.speculative.event_side import EventTimes
 from evspec_ros.speculative.generate import Generation, generate_together
@@ -40,8 +32,6 @@ from evspec_ros.speculative.learner import Learner
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.verification import Acceptance
-
-STEPS_KEPT = 5  # timings of a plain step, of whose median nothing is seen that happened once
 
 
 class SceneDescriber:
@@ -71,10 +61,7 @@ class SceneDescriber:
         weakref.finalize(self, self._learner.close)
         self._warm = False
         self._stream_ended = False
-        self._passes_ms: tuple[float, ...] = ()
-        self._steps_ms: deque[float] = deque(maxlen=STEPS_KEPT)
-        self._costs: PassCosts | None = None
-        self._prefill_cost: PrefillCost | None = None  # None where no event model runs beside the prefill
+        self._pace = Pace()
 
     @property
     def drafter(self) -> str:
@@ -98,19 +85,12 @@ class SceneDescriber:
 
     @property
     def plain_step_ms(self) -> float | None:
-        """What the target's pass over one row takes: the median of what `time_step` found last, before that
-        what it took while it was warmed up; None where nothing drafts, as passes are not measured then.
-        """
-        if not self._passes_ms:
-            return None
-        return median(self._steps_ms or self._passes_ms[:1])
+        """What plain decoding takes for a token here; see `Pace`."""
+        return self._pace.plain_step_ms
 
     def time_step(self, description: Description) -> None:
-        """Time one pass over one row, as plain decoding makes it, behind the description that was written
-        last (of several the first); nothing where nothing drafts.
-        """
-        if self._passes_ms:
-            self._steps_ms.append(time_step(self._target, description.tokens[-1]))
+        """Time a plain step behind the description that was written last; see `Pace`."""
+        self._pace.time_step(self._target, description.tokens[-1])
 
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one, and
@@ -213,8 +193,8 @@ class SceneDescriber:
         generations = self._write(reading, drafters, limits, on_text)
         reading.stages.lap("generate")
 
-        cost, learner = self._prefill_cost, self._learner
-        slowdown = cost.slowdown([one.statistics for one in generations]) if cost else 1.0
+        learner = self._learner
+        slowdown = self._pace.slowdown([one.statistics for one in generations])
         learning_failure = learner.take_failure()
         return tuple(
             Description(
@@ -289,7 +269,7 @@ class SceneDescriber:
                 max_new_tokens=limits.max_new_tokens,
                 sampling=Sampling(limits.temperature, limits.top_p, limits.top_k),
                 seed=limits.seed,
-                limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._costs),
+                limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._pace.costs),
                 acceptance=Acceptance(limits.acceptance),
                 on_tokens=on_tokens,
             )
@@ -308,11 +288,7 @@ class SceneDescriber:
         self.describe(*blank, stamp_ns=0)
         (prompt,) = self._reader.read(*blank, (DEFAULT_PROMPT,)).prompts
         (drafter,) = self._drafters.get(1)
-        if not isinstance(drafter, NoDrafter):
-            self._passes_ms = self._passes_ms or measure_passes(self._target, prompt)
-            self._costs = measure_costs(self._target, GuardedDrafter(drafter), prompt, self._passes_ms)
-        if self._drafters.overlap:
-            self._prefill_cost = measure_prefill(self._target, prompt)
+        self._pace.measure(self._target, drafter, prompt, overlap=self._drafters.overlap)
         self.forget_stream()
         self._target.forget()
         self._drafters.learn()  # the first blank windows teach nothing
