@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from evspec_ros.engines.capture import Captured, Capturing, graph_pool
 from evspec_ros.engines.decoder import DecoderPass, Rows, TorchDecoder
+from evspec_ros.networks.attention import hidden_score
+from evspec_ros.networks.kernels import rotate_into
 from evspec_ros.networks.llama import KVCache, LlamaDecoder, dequantise_rows, quantise_rows
 from evspec_ros.sizes import KEY_STEP, ROW_BUCKETS
 
@@ -78,6 +80,17 @@ class _StaticCache(KVCache):
         rows.index_copy_(2, self._rows, new.to(rows.dtype))
         return rows[:, :, : self._keys].to(new.dtype)
 
+    def turn(
+        self, layer: int, heads: Tensor, sizes: tuple[int, int], cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See KVCache; turned and stored at once where rows are kept as they are computed."""
+        memory = self._kv[:, layer]
+        if memory.dtype != heads.dtype:
+            return super().turn(layer, heads, sizes, cos, sin)
+        q = rotate_into(heads, cos, sin, memory, self._rows)
+        k, v = memory[:, :, :, : self._keys]
+        return q, k, v
+
 
 def static_pass(
     decoder: LlamaDecoder,
@@ -96,7 +109,7 @@ def static_pass(
     columns = torch.arange(keys, device=rows.ids.device)
     seen = (columns < rows.start).repeat(len(rows.ids), 1)  # [B, keys]: the prefix, then the rows of the tree
     seen.index_copy_(1, new_rows, rows.visible)
-    mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, float("-inf"))
+    mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, hidden_score(hidden.dtype))
 
     memory = _StaticCache(cache, new_rows, keys)
     output = decoder.through(hidden, rotary, mask, memory, layers)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.config_entries import entries
 from evspec_ros.networks.draft_head import ReducedHead, spread_layers, with_draft_tokens
+from evspec_ros.networks.kernels import rotate
 from evspec_ros.networks.llama import (
     DecoderLayer,
     KVCache,
@@ -35,7 +36,6 @@ from evspec_ros.networks.llama import (
     RMSNorm,
     Rotary,
     initialise,
-    rotate,
 )
 
 BLOCK = 16  # rows
