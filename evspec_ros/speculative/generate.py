@@ -112,15 +112,15 @@ def generate_together(
 
             # Verify all nodes in one pass; the rows that the target agrees with stay in the cache.
             passes = timed.extend([text.block(tree) for text, tree in zip(writing, trees, strict=True)])
-            drafts = list(zip(writing, trees, passes, strict=True))
-            verdicts = [text.judge(tree, output) for text, tree, output in drafts]
+            judged = zip(writing, trees, passes, strict=True)
+            verdicts = [text.judge(tree, output) for text, tree, output in judged]
             timed.keep([verdict.rows for verdict in verdicts])
 
             # Accept: emit up to an end token, then let the drafters go on from the target's own features.
-            for (text, tree, _), verdict in zip(drafts, verdicts, strict=True):
-                on_tokens(text.number, text.emit(tree, verdict))
+            for text, verdict in zip(writing, verdicts, strict=True):
+                on_tokens(text.number, text.emit(verdict))
                 text.count_pass(timed.verifying, Span(began, clock.now()))
-            for (text, _, output), verdict in zip(drafts, verdicts, strict=True):
+            for text, verdict, output in zip(writing, verdicts, passes, strict=True):
                 text.accept(verdict, output)
         for text in texts:
             text.drafter.finish(text.tokens)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from evspec_ros.errors import Failure
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
-from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT
 
 STALL_S, STALL_PASSES = 2.0, 50  # a draft that takes longer than both brings nothing
 
@@ -41,10 +42,11 @@ class GuardedDrafter:
         """See Drafter."""
         self._ask(lambda: self._drafter.start(prompt, features, token, capacity), None)
 
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> Draft:
         """See Drafter."""
         began = time.monotonic()
-        tree = self._ask(lambda: self._drafter.propose(limits, sampling, generator), NO_DRAFT)
+        tree: Draft = NO_DRAFT
+        tree = self._ask(lambda: self._drafter.propose(limits, sampling, generator), tree)
         took_s = time.monotonic() - began
         if took_s > STALL_S and limits.costs is not None:  # measured, so all is compiled
             passes_s = STALL_PASSES * limits.costs.verify_ms[0] / 1e3

@@ -18,7 +18,8 @@ from torch import Tensor
 from evspec_ros.choices import ACCEPTANCES
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.devices import fetched
-from evspec_ros.speculative.device_verification import can_decide, decide_greedily, decide_sampled
+from evspec_ros.speculative.device_tree import DeviceTree, Draft
+from evspec_ros.speculative.device_verification import decide
 from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, Warped, draw, likeliest
 from evspec_ros.speculative.tree import DraftTree
 
@@ -60,10 +61,12 @@ EXACT = Acceptance()
 class Verdict:
     """rows: the pass's rows to keep, root first, then the accepted nodes from the root downwards.
     tokens: the accepted tokens and, always last, the one that the target adds itself (the bonus token).
+    tree: what was judged, on the host.
     """
 
     rows: list[int]
     tokens: list[int]
+    tree: DraftTree
 
 
 class Distributions(Protocol):
@@ -73,7 +76,7 @@ class Distributions(Protocol):
 
 
 def verify(
-    tree: DraftTree,
+    tree: Draft,
     logits: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
@@ -97,36 +100,36 @@ def verify(
 
 
 def _judged(
-    tree: DraftTree, logits: Tensor, sampling: Sampling, generator: torch.Generator, acceptance: Acceptance
+    tree: Draft, logits: Tensor, sampling: Sampling, generator: torch.Generator, acceptance: Acceptance
 ) -> Verdict:
     """By the rule that was asked for; the last token is NO_TOKEN where the logits that decide are not
     finite.
     """
+    if isinstance(tree, DeviceTree) or logits.is_cuda:
+        return verify_on_device(tree, logits, sampling, generator, acceptance)
     if not acceptance.lossless:
-        p = (logits.float().softmax(-1) if sampling.greedy else sampling.probabilities(logits)).cpu()
+        p = logits.float().softmax(-1) if sampling.greedy else sampling.probabilities(logits)
         if acceptance.mode == "typical":
             return _verify_typical(tree, p, sampling, generator, acceptance)
         p = _cascade(tree, p, acceptance.alpha)
         return verify_greedy(tree, likeliest(p)) if sampling.greedy else verify_sampled(tree, p, generator)
-    if logits.is_cuda and can_decide(tree, sampling):
-        return verify_on_device(tree, logits, sampling, generator)
     if sampling.greedy:
         return verify_greedy(tree, likeliest(logits))
     return verify_sampled(tree, Warped(logits, sampling), generator)
 
 
 def verify_on_device(
-    tree: DraftTree, logits: Tensor, sampling: Sampling, generator: torch.Generator
+    tree: Draft,
+    logits: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    acceptance: Acceptance = EXACT,
 ) -> Verdict:
-    """What `device_verification` decides, after one wait."""
-    decision = (
-        decide_greedily(tree, logits)
-        if sampling.greedy
-        else decide_sampled(tree, logits, sampling, generator)
-    )
-    (packed,) = fetched(decision.packed())
-    rows = np.flatnonzero(packed[:-1])
-    return Verdict(rows.tolist(), [*tree.tokens[rows[1:] - 1].tolist(), int(packed[-1])])
+    """What `device_verification` decides, after one wait for that and for a tree that nobody has seen."""
+    here = tree if isinstance(tree, DeviceTree) else DeviceTree.of(tree, logits.device)
+    accepted, bonus, *found = fetched(*decide(here, logits, sampling, generator, acceptance), *here.unseen)
+    rows, known = np.flatnonzero(accepted), here.told(found)
+    return Verdict(rows.tolist(), [*known.tokens[rows[1:] - 1].tolist(), int(bonus[0])], known)
 
 
 def verify_greedy(tree: DraftTree, choices: list[int]) -> Verdict:
@@ -137,7 +140,7 @@ def verify_greedy(tree: DraftTree, choices: list[int]) -> Verdict:
             row = node + 1
             rows.append(row)
             tokens.append(token)
-    return Verdict(rows, [*tokens, choices[row]])
+    return Verdict(rows, [*tokens, choices[row]], tree)
 
 
 def verify_sampled(tree: DraftTree, target: Distributions, generator: torch.Generator) -> Verdict:
@@ -152,7 +155,7 @@ def verify_sampled(tree: DraftTree, target: Distributions, generator: torch.Gene
     for node, (token, parent) in enumerate(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)):
         if parent + 1 != row:
             continue
-        q = None if tree.distributions is None else tree.distributions[node].cpu()
+        q = None if tree.distributions is None else tree.distributions[node]
         if chances[node] * (1.0 if q is None else float(q[token])) < float(p[token]):
             row = node + 1
             rows.append(row)
@@ -160,7 +163,7 @@ def verify_sampled(tree: DraftTree, target: Distributions, generator: torch.Gene
             p = target[row]
         else:
             p = _residual(p, q, token)
-    return Verdict(rows, [*tokens, _drawn(p, generator)])
+    return Verdict(rows, [*tokens, _drawn(p, generator)], tree)
 
 
 def _verify_typical(
@@ -176,7 +179,7 @@ def _verify_typical(
     rows = max(paths.values(), key=len)
     last = p[rows[-1]]
     bonus = likeliest(last[None])[0] if sampling.greedy else _drawn(last, generator)
-    return Verdict(rows, [*(int(tree.tokens[row - 1]) for row in rows[1:]), bonus])
+    return Verdict(rows, [*(int(tree.tokens[row - 1]) for row in rows[1:]), bonus], tree)
 
 
 def _cascade(tree: DraftTree, p: Tensor, alpha: float) -> Tensor:
@@ -195,7 +198,7 @@ def _cascade(tree: DraftTree, p: Tensor, alpha: float) -> Tensor:
             q = torch.nn.functional.one_hot(torch.tensor(token), p.shape[-1]).to(p)
             confidence = float(tree.probabilities[node])
         else:
-            q = tree.distributions[node].cpu()
+            q = tree.distributions[node]
             confidence = float(q.max())
         stands = confidence >= float(p[row].max()) - alpha * float((p[row] - q).abs().sum()) / 2
         if stands:
