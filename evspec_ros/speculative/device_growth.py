@@ -1,5 +1,6 @@
 """Draft trees grown where the networks compute, in shapes that the limits alone decide and without a look at
-a value: the same nodes as those that `growth` takes on the host, in the same order.
+a value: the same nodes as those that `growth` takes on the host, in the same order, as far as the limits
+allow, whether or not they pay.
 
 A tree grows level by level. Of each level as many of the likeliest nodes are kept as there may be in the
 tree, which holds all of its nodes, since no path is likelier than its beginning; the best of all levels are
@@ -10,67 +11,67 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from evspec_ros.networks.devices import uploaded
 from evspec_ros.speculative.device_tree import DeviceTree, lineage
-from evspec_ros.speculative.drafter import DraftLimits, PassCosts
+from evspec_ros.speculative.drafter import DraftLimits
+from evspec_ros.speculative.text_drafter import AcceptanceRate
 from evspec_ros.speculative.tree import ROOT
 
-FIRST_DEPTH = 8  # of a stream's first draft
 _CLOSED = -1.0  # the probability of a path that nothing may follow, and of what follows it
 
 
 class UnseenDepth:
-    """How deep the next draft is whose levels all have to be computed, as nobody sees where it should end:
-    twice as deep as one that was accepted as a whole, else one level less than the last one. This is
-    transformers' heuristic schedule with doubled steps upwards.
+    """How deep a draft is all of whose levels cost, as nobody sees where it should end: as deep as it pays
+    where each token is accepted as often as those before were, as far as costs are known.
     """
 
     def __init__(self) -> None:
-        self._depth, self._drafted = FIRST_DEPTH, 0
+        self._rate = AcceptanceRate(9.0, 10.0)
+        self._drafted = 0
 
     def limits(self, limits: DraftLimits) -> DraftLimits:
         """The limits of a draft, no deeper than that."""
-        self._drafted = min(limits.n_max, self._depth)
+        self._drafted = limits.n_max
+        path, gain = self._rate.value, 1.0
+        for depth in range(limits.n_max if limits.costs else 0):
+            if limits.costs and path < limits.costs.floor(depth, gain):
+                self._drafted = max(1, depth)
+                break
+            gain += path
+            path *= self._rate.value
         return replace(limits, n_max=self._drafted)
 
     def accepted(self, tokens: int) -> None:
         """So many tokens followed, the bonus token counted; without a draft they say nothing."""
-        if tokens > self._drafted > 0:
-            self._depth = max(self._depth, 2 * self._drafted)
-        elif self._drafted > 0:
-            self._depth = max(1, self._depth - 1)
+        for depth in range(min(tokens, self._drafted)):
+            self._rate.count(depth < tokens - 1)
         self._drafted = 0
 
 
 class NodeLimits:
-    """What limits say of each of N nodes, on a device; brought there without waiting for it."""
+    """What limits say of nodes on a device, brought there without waiting for it. What nodes cost is left to
+    the size of the tree: all of them are computed, and one that would not pay costs nothing more.
+    """
 
-    def __init__(self, limits: DraftLimits, nodes: int, device: torch.device) -> None:
-        whole = uploaded(torch.from_numpy(_numbers(limits.costs, nodes, limits.end_tokens)), device)
-        self._costs, self._more = whole[: 2 * nodes].view(torch.float64).view(2, nodes)
-        self._ends = whole[2 * nodes :]
-        self._p_min = limits.p_min
+    def __init__(self, limits: DraftLimits, device: torch.device) -> None:
+        ends = torch.tensor(sorted(limits.end_tokens), dtype=torch.int64)
+        self._ends, self._p_min = uploaded(ends, device), limits.p_min
 
     def end(self, tokens: Tensor) -> Tensor:
         """Bool [n], which tokens nothing follows."""
         return (tokens[:, None] == self._ends).any(1)
 
-    def worth(self, paths: Tensor) -> Tensor:
-        """Bool [n], the first nodes as far as the probabilities float64 [n] of their paths are at least the
-        limits' floor.
+    def hold(self, paths: Tensor) -> Tensor:
+        """Bool [n], the first nodes as far as the probabilities float64 [n] of their paths, which fall, are
+        high enough.
         """
-        count = len(paths)
-        gains = torch.cat((paths.new_ones(1), paths)).cumsum(0)[:count]
-        floor = (gains / self._costs[:count] * self._more[:count]).clamp(min=self._p_min)
-        return all_before(paths >= floor)
+        return all_before(paths >= self._p_min)
 
 
 class _Level(NamedTuple):
@@ -94,7 +95,7 @@ class LevelGrowth:
     def __init__(self, limits: DraftLimits, branches: int, device: torch.device) -> None:
         """branches: children that a node may have."""
         self._of, self._size, self._branches = limits, limits.most_nodes, branches
-        self._limits = NodeLimits(limits, self._size, device)
+        self._limits = NodeLimits(limits, device)
         self._levels: list[_Level] = []
         self._open = torch.ones(1, dtype=torch.float64, device=device)  # of the root's path
         self.frontier = min(1, self._size)
@@ -162,7 +163,7 @@ class UnseenNodes(NamedTuple):
         places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         places = torch.cat((torch.full_like(order[:1], ROOT), places))
         order, paths = order[:nodes], paths[:nodes]
-        there = limits.worth(paths)
+        there = limits.hold(paths)
         parents = torch.where(there, places[self.parents[order]], ROOT)
         return DeviceTree(
             torch.where(there, self.tokens[order], 0),
@@ -192,11 +193,11 @@ def grown_chain(
     probabilities; impossible: bool [N], the first of them ends the chain before it.
     """
     count = len(tokens)
-    node_limits = NodeLimits(limits, count, tokens.device)
+    node_limits = NodeLimits(limits, tokens.device)
     paths = probabilities.double().cumprod(0)
     sure = paths if confidences is None else confidences.double().cumprod(0)
     ended = node_limits.end(tokens).roll(1) & (torch.arange(count, device=tokens.device) > 0)
-    there = node_limits.worth(sure) & all_before(~ended)
+    there = node_limits.hold(sure) & all_before(~ended)
     if impossible is not None:
         there &= all_before(~impossible)
     places = torch.arange(count, device=tokens.device)
@@ -258,7 +259,7 @@ def united(paths: Mapping[tuple[int, ...], float], grown: DeviceTree, limits: Dr
         depths[order],
     )
     size = min(limits.most_nodes, count + drafted)
-    return nodes.best(NodeLimits(limits, size, device), size, max(most, limits.n_max), grown.passes)
+    return nodes.best(NodeLimits(limits, device), size, max(most, limits.n_max), grown.passes)
 
 
 def frontier_rows(limits: DraftLimits, branches: int) -> int:
@@ -273,11 +274,3 @@ def frontier_rows(limits: DraftLimits, branches: int) -> int:
 def all_before(flags: Tensor) -> Tensor:
     """Bool [n], True up to the first flag that is not."""
     return flags.long().cumprod(0).bool()
-
-
-@lru_cache(maxsize=16)
-def _numbers(costs: PassCosts | None, nodes: int, ends: frozenset[int]) -> NDArray[np.int64]:
-    """What n passes cost and what each node adds to it, float64 [2, n] as whole numbers, then end tokens."""
-    terms = [(1.0, 0.0) if costs is None else costs.terms(node) for node in range(nodes)]
-    of_nodes = np.array(terms, np.float64).reshape(nodes, 2).T.ravel()
-    return np.concatenate((of_nodes.view(np.int64), np.array(sorted(ends), np.int64)))

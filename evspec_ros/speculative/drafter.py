@@ -39,23 +39,17 @@ class PassCosts:
     draft_ms: float
     begin_ms: float = 0.0
 
-    def terms(self, nodes: int) -> tuple[float, float]:
-        """What drafting and verifying so many nodes costs, and what the next one adds, infinite where no
-        larger pass was measured.
-        """
-        if nodes + 1 >= len(self.verify_ms):
-            return 1.0, float("inf")
-        cost = self.verify_ms[nodes] + self.begin_ms + nodes * self.draft_ms
-        return cost, self.verify_ms[nodes + 1] - self.verify_ms[nodes] + self.draft_ms
-
     def floor(self, nodes: int, gain: float) -> float:
         """How likely the next node must be accepted to be worth it, behind so many that gain so many tokens.
 
         The pass yields gain / cost tokens a millisecond without it; a node pays where its own probability
-        over its own cost is more; what was spent before the first node is spent either way.
+        over its own cost is more; what was spent before the first node is spent either way. Infinite where no
+        larger pass was measured.
         """
-        cost, more = self.terms(nodes)
-        return gain / cost * more
+        if nodes + 1 >= len(self.verify_ms):
+            return float("inf")
+        cost = self.verify_ms[nodes] + self.begin_ms + nodes * self.draft_ms
+        return gain / cost * (self.verify_ms[nodes + 1] - self.verify_ms[nodes] + self.draft_ms)
 
 
 @dataclass(frozen=True)

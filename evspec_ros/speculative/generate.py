@@ -14,7 +14,7 @@ from evspec_ros.speculative.statistics import DecodingStatistics, PassOutcome
 from evspec_ros.speculative.target import Target
 from evspec_ros.speculative.text import Text, TextSettings
 from evspec_ros.speculative.timing import Clock, Span, TimedDrafter, TimedTarget
-from evspec_ros.speculative.verification import EXACT, Acceptance
+from evspec_ros.speculative.verification import EXACT, Acceptance, verify
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def generate_together(
 
             # Verify all nodes in one pass; the rows that the target agrees with stay in the cache.
             passes = timed.extend([text.block(tree) for text, tree in zip(writing, trees, strict=True)])
-            judged = zip(writing, trees, passes, strict=True)
-            verdicts = [text.judge(tree, output) for text, tree, output in judged]
+            drafts = zip(writing, trees, passes, strict=True)
+            verdicts = verify([text.judging(tree, output) for text, tree, output in drafts])
             timed.keep([verdict.rows for verdict in verdicts])
 
             # Accept: emit up to an end token, then let the drafters go on from the target's own features.

@@ -17,7 +17,7 @@ from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts, Pa
 from evspec_ros.speculative.target import TargetPass
 from evspec_ros.speculative.timing import NEVER, Span, TimedDrafter
 from evspec_ros.speculative.tree import NO_DRAFT
-from evspec_ros.speculative.verification import Acceptance, Verdict, verify
+from evspec_ros.speculative.verification import Acceptance, Judging, Verdict, verify
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Text:
 
     def begin(self, output: TargetPass) -> list[int]:
         """The first token, from the pass over the prompt."""
-        self.tokens = self.judge(NO_DRAFT, output).tokens
+        (verdict,) = verify([self.judging(NO_DRAFT, output)])
+        self.tokens = verdict.tokens
         self._reused_rows = output.reused
         return list(self.tokens)
 
@@ -84,10 +85,10 @@ class Text:
         """What the target reads of it: the last token and the tree behind that."""
         return Block(self.number, self.tokens[-1], tree)
 
-    def judge(self, tree: Draft, output: TargetPass) -> Verdict:
-        """What the target accepts of a tree."""
+    def judging(self, tree: Draft, output: TargetPass) -> Judging:
+        """What decides how much of a tree the target accepts."""
         settings, written = self._settings, len(self.tokens)
-        return verify(tree, output.logits, settings.sampling, self._generator, settings.acceptance, written)
+        return Judging(tree, output.logits, settings.sampling, self._generator, settings.acceptance, written)
 
     def emit(self, verdict: Verdict) -> list[int]:
         """The text's next tokens, up to an end token."""

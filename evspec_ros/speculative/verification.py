@@ -8,8 +8,10 @@ Greedy: walk the tree along the target's most likely tokens. Sampling: the resid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -75,38 +77,45 @@ class Distributions(Protocol):
     def __getitem__(self, row: int, /) -> Tensor: ...
 
 
-def verify(
-    tree: Draft,
-    logits: Tensor,
-    sampling: Sampling,
-    generator: torch.Generator,
-    acceptance: Acceptance = EXACT,
-    written: int = 0,
-) -> Verdict:
-    """Judge a tree of N nodes by the target's logits [N + 1, V] at its rows.
+class Judging(NamedTuple):
+    """A tree of N nodes, the target's logits [N + 1, V] at its rows, and what it is judged by.
 
-    The lossy modes read p at temperature 1 where the sampling is greedy. written: how long the text is that
-    the tree follows. Raises GenerationError where the logits that decide are not finite.
+    written: how long the text is that the tree follows.
     """
-    verdict = _judged(tree, logits, sampling, generator, acceptance)
-    if verdict.tokens[-1] == NO_TOKEN:
-        emitted = written + len(verdict.tokens) - 1
-        raise GenerationError(
-            f"The target's logits behind {f'token {emitted} of the text' if emitted else 'the prompt'} are "
-            "not finite (NaN or infinite), so that no token can follow; check the target's files, or choose "
-            "float32 or bfloat16 where its values are too large for float16."
-        )
-    return verdict
+
+    tree: Draft
+    logits: Tensor
+    sampling: Sampling
+    generator: torch.Generator
+    acceptance: Acceptance = EXACT
+    written: int = 0
 
 
-def _judged(
-    tree: Draft, logits: Tensor, sampling: Sampling, generator: torch.Generator, acceptance: Acceptance
-) -> Verdict:
+def verify(judgings: Sequence[Judging]) -> list[Verdict]:
+    """Judge the trees of one pass; on a GPU the host waits once for all of them.
+
+    The lossy modes read p at temperature 1 where the sampling is greedy. Raises GenerationError where the
+    logits that decide are not finite.
+    """
+    on_device = any(isinstance(one.tree, DeviceTree) or one.logits.is_cuda for one in judgings)
+    verdicts = verify_on_device(judgings) if on_device else [_judged(one) for one in judgings]
+    for one, verdict in zip(judgings, verdicts, strict=True):
+        if verdict.tokens[-1] == NO_TOKEN:
+            emitted = one.written + len(verdict.tokens) - 1
+            raise GenerationError(
+                f"The target's logits behind {f'token {emitted} of the text' if emitted else 'the prompt'} "
+                "are not finite (NaN or infinite), so that no token can follow; check the target's files, or "
+                "choose float32 or bfloat16 where its values are too large for float16."
+            )
+    return verdicts
+
+
+def _judged(judging: Judging) -> Verdict:
     """By the rule that was asked for; the last token is NO_TOKEN where the logits that decide are not
     finite.
     """
-    if isinstance(tree, DeviceTree) or logits.is_cuda:
-        return verify_on_device(tree, logits, sampling, generator, acceptance)
+    tree, logits, sampling, generator, acceptance, _ = judging
+    assert isinstance(tree, DraftTree), "What the host has not seen is judged where it is"
     if not acceptance.lossless:
         p = logits.float().softmax(-1) if sampling.greedy else sampling.probabilities(logits)
         if acceptance.mode == "typical":
@@ -118,18 +127,21 @@ def _judged(
     return verify_sampled(tree, Warped(logits, sampling), generator)
 
 
-def verify_on_device(
-    tree: Draft,
-    logits: Tensor,
-    sampling: Sampling,
-    generator: torch.Generator,
-    acceptance: Acceptance = EXACT,
-) -> Verdict:
-    """What `device_verification` decides, after one wait for that and for a tree that nobody has seen."""
-    here = tree if isinstance(tree, DeviceTree) else DeviceTree.of(tree, logits.device)
-    accepted, bonus, *found = fetched(*decide(here, logits, sampling, generator, acceptance), *here.unseen)
-    rows, known = np.flatnonzero(accepted), here.told(found)
-    return Verdict(rows.tolist(), [*known.tokens[rows[1:] - 1].tolist(), int(bonus[0])], known)
+def verify_on_device(judgings: Sequence[Judging]) -> list[Verdict]:
+    """What `device_verification` decides, after one wait for that and for the trees that nobody has seen."""
+    trees: list[DeviceTree] = []
+    decided: list[Tensor] = []
+    for tree, logits, sampling, generator, acceptance, _ in judgings:
+        trees.append(tree if isinstance(tree, DeviceTree) else DeviceTree.of(tree, logits.device))
+        decided += decide(trees[-1], logits, sampling, generator, acceptance)
+        decided += trees[-1].unseen
+    told, verdicts = iter(fetched(*decided)), list[Verdict]()
+    for here in trees:
+        accepted, bonus, *found = islice(told, 2 + len(here.unseen))
+        rows, known = np.flatnonzero(accepted), here.told(found)
+        tokens = known.tokens[rows[1:] - 1].tolist()
+        verdicts.append(Verdict(rows.tolist(), [*tokens, int(bonus[0])], known))
+    return verdicts
 
 
 def verify_greedy(tree: DraftTree, choices: list[int]) -> Verdict:

@@ -19,7 +19,6 @@ from evspec_ros.speculative import (
     DraftLimits,
     DraftTree,
     Prompt,
-    device_growth,
     generate,
     generate_together,
 )
@@ -47,13 +46,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _limits(random: np.random.Generator, tokens: int) -> DraftLimits:
     """Some that bind and some that do not."""
-    costs = None
-    if random.random() < 0.5:
-        rows = np.cumsum(random.random(int(random.integers(2, 40))) * 0.2) + 1.0
-        costs = PassCosts(tuple(rows.tolist()), 0.05 * random.random(), 0.2 * random.random())
     ends = frozenset(random.choice(tokens, int(random.integers(0, 4)), replace=False).tolist())
     p_min = float(random.choice([0.0, 0.0, 0.01, 0.1]))
-    return DraftLimits(int(random.integers(1, 7)), int(random.integers(1, 20)), p_min, costs, ends)
+    return DraftLimits(int(random.integers(1, 7)), int(random.integers(1, 20)), p_min, None, ends)
 
 
 def _same(one: DraftTree, other: DraftTree) -> None:
@@ -137,7 +132,6 @@ def test_a_drafter_drafts_unseen_what_the_host_grows(
     host = _turns(name, target, prompt, every, choices)
     with monkeypatch.context() as patched:
         EmulatedCuda(patched)
-        patched.setattr(device_growth, "FIRST_DEPTH", 40)  # as deep as the limits allow
         unseen = _turns(name, target, prompt, every, choices)
     assert any(isinstance(tree, DeviceTree) for tree in unseen)
     for tree, expected in zip(unseen, host, strict=True):
@@ -208,17 +202,33 @@ def test_chains_are_drawn_from_the_distributions_that_they_declare(name: str) ->
         assert len(tree) == 4 if p_min == 0.0 else len(tree) < 4
 
 
-def test_a_draft_that_nobody_sees_is_as_deep_as_the_last_one_was_accepted() -> None:
-    """Twice as deep behind one that was accepted as a whole, one level less behind any other; a turn without
-    a draft and the limits' own end change nothing.
+def test_a_draft_that_nobody_sees_is_as_deep_as_the_last_ones_pay() -> None:
+    """Deeper the further they were accepted, one level at least; without costs, and behind a turn without a
+    draft, nothing is known.
     """
-    depth, limits = UnseenDepth(), DraftLimits(40, 40)
-    asked = []
-    for accepted in (9, 17, 3, 3):
-        asked.append(depth.limits(limits).n_max)
-        depth.accepted(accepted)
-    depth.accepted(5)
-    assert [*asked, depth.limits(limits).n_max] == [8, 16, 32, 31, 30]
-    assert depth.limits(DraftLimits(2, 40)).n_max == 2
-    depth.accepted(3)
-    assert depth.limits(limits).n_max == 30
+    costs = PassCosts(tuple(1.0 + 0.01 * rows for rows in range(64)), 0.1)
+    limits, asked = DraftLimits(40, 40, costs=costs), list[list[int]]()
+    for accepted in (41, 1):  # everything, nothing
+        depth, depths = UnseenDepth(), list[int]()
+        for _ in range(60):
+            depths.append(depth.limits(limits).n_max)
+            depth.accepted(min(accepted, depths[-1] + 1))
+            depth.accepted(1)
+        asked.append(depths)
+    deeper, flatter = asked
+    assert deeper == sorted(deeper)
+    assert flatter == sorted(flatter, reverse=True)
+    assert 1 == flatter[-1] < flatter[0] == deeper[0] < deeper[-1]
+    assert UnseenDepth().limits(DraftLimits(2, 40, costs=costs)).n_max == 2
+    assert UnseenDepth().limits(DraftLimits(40, 40)).n_max == 40
+
+
+def test_no_draft_is_larger_than_one_that_pays_for_certain() -> None:
+    """A node that costs as much as a step of the target never pays; free ones do as far as passes were
+    measured.
+    """
+    steps = tuple(1.0 + 0.01 * rows for rows in range(24))
+    assert DraftLimits(40, 40, costs=PassCosts(steps, 1.0)).most_nodes == 0
+    assert DraftLimits(40, 40, costs=PassCosts(steps, 0.0)).most_nodes == 23
+    assert DraftLimits(40, 9, costs=PassCosts(steps, 0.0)).most_nodes == 9
+    assert DraftLimits(40, 40).most_nodes == 40

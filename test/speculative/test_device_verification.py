@@ -42,7 +42,14 @@ from evspec_ros.speculative import (
 from evspec_ros.speculative.device_tree import DeviceTree
 from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, draw, drawn, likeliest
 from evspec_ros.speculative.tree import DraftTree
-from evspec_ros.speculative.verification import Acceptance, verify, verify_greedy, verify_on_device
+from evspec_ros.speculative.verification import (
+    Acceptance,
+    Judging,
+    Verdict,
+    verify,
+    verify_greedy,
+    verify_on_device,
+)
 
 GREEDY = Sampling()
 DRAWS = 4000
@@ -58,6 +65,12 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def _on_device(*given: Any) -> Verdict:
+    """Of one tree alone."""
+    (verdict,) = verify_on_device([Judging(*given)])
+    return verdict
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_greedy_decides_what_the_host_decides(seed: int) -> None:
     """Any tree, siblings that are alike among them, of tokens that often agree."""
@@ -67,7 +80,7 @@ def test_greedy_decides_what_the_host_decides(seed: int) -> None:
     tree = DraftTree.from_parents(random.integers(0, 3, size).tolist(), parents, [0.5] * size)
     logits = torch.randn(size + 1, 3, generator=_generator(seed))
     logits[random.integers(size + 1)] = float("nan") if seed % 2 else 0.0
-    verdict = verify_on_device(tree, logits, GREEDY, _generator())
+    verdict = _on_device(tree, logits, GREEDY, _generator())
     expected = verify_greedy(tree, likeliest(logits))
     assert (verdict.rows, verdict.tokens) == (expected.rows, expected.tokens)
 
@@ -83,8 +96,8 @@ def test_lossy_modes_decide_what_the_host_decides(seed: int, rule: Acceptance) -
     tokens, chances = random.integers(0, 4, size).tolist(), random.random(size).tolist()
     tree = DraftTree.from_parents(tokens, parents, chances, spread)
     logits = 2 * torch.randn(size + 1, 4, generator=_generator(seed))
-    verdict = verify_on_device(tree, logits, GREEDY, _generator(), rule)
-    expected = verify(tree, logits, GREEDY, _generator(), rule)
+    verdict = _on_device(tree, logits, GREEDY, _generator(), rule)
+    (expected,) = verify([Judging(tree, logits, GREEDY, _generator(), rule)])
     assert (verdict.rows, verdict.tokens) == (expected.rows, expected.tokens)
 
 
@@ -99,7 +112,7 @@ def test_a_cascade_draws_from_the_mixture_that_its_rule_makes(alpha: float) -> N
         generator, counts, mode = _generator(seed), torch.zeros(6), Acceptance("cascade", alpha=alpha)
         for token in torch.multinomial(q, DRAWS // 8, True, generator=generator).tolist():
             tree = DraftTree.chain([token], [float(q[token])], q[None])
-            found = verify_on_device(tree, p.log().repeat(2, 1), Sampling(1.0), generator, mode)
+            found = _on_device(tree, p.log().repeat(2, 1), Sampling(1.0), generator, mode)
             counts[found.tokens[0]] += 1
         assert excess(counts, q if stands else p) < 5
 
@@ -113,7 +126,7 @@ def test_what_is_not_there_is_never_accepted() -> None:
     logits[[0, 1, 2], [1, 3, 3]] = 60.0
     for sampling in (GREEDY, Sampling(1.0)):
         for mode in (Acceptance(), Acceptance("typical"), Acceptance("cascade")):
-            verdict = verify_on_device(here, logits, sampling, _generator(), mode)
+            verdict = _on_device(here, logits, sampling, _generator(), mode)
             assert len(verdict.tree) == 2
             assert (verdict.rows, verdict.tokens) == ([0, 1], [1, 3])
 
@@ -160,7 +173,7 @@ def test_what_is_sampled_is_distributed_as_the_target(
     seconds: dict[int, Counter[int]] = {token: Counter() for token in range(5)}
     for _ in range(DRAWS):
         tree = propose(p, generator)
-        tokens = verify_on_device(tree, table[[4, *tree.tokens.tolist()]], sampling, generator).tokens
+        tokens = _on_device(tree, table[[4, *tree.tokens.tolist()]], sampling, generator).tokens
         firsts[tokens[0]] += 1
         if len(tokens) > 1:
             seconds[tokens[0]][tokens[1]] += 1
@@ -176,9 +189,9 @@ def test_logits_that_are_not_finite_yield_no_token() -> None:
     logits = torch.zeros(3, 4)
     logits[:, 1] = 60.0
     logits[2] = float("nan")
-    assert verify_on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, 1]
+    assert _on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, 1]
     logits[1] = float("nan")
-    assert verify_on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, NO_TOKEN]
+    assert _on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, NO_TOKEN]
 
 
 def test_a_draw_lies_where_the_chance_says_and_never_where_there_is_none() -> None:
@@ -248,9 +261,12 @@ def test_the_fake_counts_looks(looks: Callable[[], int]) -> None:
 def test_the_host_waits_once_for_a_verdict(
     sampling: Sampling, tree: DraftTree, mode: str, looks: Callable[[], int]
 ) -> None:
-    """Whatever decides, and of whatever kind the tree is."""
+    """Whatever decides, of whatever kind the tree is; for several texts in a pass as well."""
     logits = torch.randn(len(tree) + 1, 9).as_subclass(OnDevice)
-    verify(tree, logits, sampling, _generator(), Acceptance(mode))
+    judging = Judging(tree, logits, sampling, _generator(), Acceptance(mode))
+    verify([judging])
+    assert looks() == 1
+    verify([judging] * 3)
     assert looks() == 1
 
 
