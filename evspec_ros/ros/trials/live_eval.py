@@ -109,7 +109,7 @@ def _stage(plan: ReplayPlan) -> Iterator[_Stage]:
         with tempfile.TemporaryDirectory(prefix="evspec-eval-") as name:
             file = Path(name) / "parameters.yaml"
             file.write_text(as_parameter_file({**plan.as_dict(), **_NODE}), encoding="utf-8")
-            listener = _Audience()
+            listener = _RenewingListener()
             arguments = ["--ros-args", "--params-file", str(file)]
             with Child("node", "evspec_ros.ros.main", arguments, Path(name)) as node:
                 listener.spin_until_describing(node)
@@ -118,7 +118,7 @@ def _stage(plan: ReplayPlan) -> Iterator[_Stage]:
         rclpy.shutdown()
 
 
-class _Audience(Listener):
+class _RenewingListener(Listener):
     """Listens, and has the node begin anew."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class _Audience(Listener):
 class _Stage:
     """Plays recordings to one node, one after the other."""
 
-    def __init__(self, listener: _Audience, node: Child, folder: Path) -> None:
+    def __init__(self, listener: _RenewingListener, node: Child, folder: Path) -> None:
         self._listener, self._node, self._folder = listener, node, folder
 
     def play(
