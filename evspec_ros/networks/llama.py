@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evspec_ros.cancellation import check
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.config_entries import number, refuse_other, whole_numbers
 from evspec_ros.networks.products import joint, lay_together
@@ -347,8 +348,9 @@ class DecoderLayer(nn.Module):
 
         `cos`, `sin` come from `Rotary`, `mask` from `attention_mask` (None: causal over the new rows, which
         needs an empty cache or a single row). With a cache, call `cache.begin(T)` once before the first
-        layer; `index` is this layer's place in it.
+        layer; `index` is this layer's place in it. Raises CancelledError, as `cancellation.check`.
         """
+        check()
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache, index)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
