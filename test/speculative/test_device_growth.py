@@ -23,10 +23,10 @@ from evspec_ros.speculative import (
     generate_together,
 )
 from evspec_ros.speculative.combined import merged, united_paths
-from evspec_ros.speculative.device_growth import UnseenDepth, grown_chain, grown_paths, united
+from evspec_ros.speculative.device_growth import LevelGrowth, UnseenDepth, grown_chain, grown_paths, united
 from evspec_ros.speculative.device_tree import DeviceTree, Draft
 from evspec_ros.speculative.drafter import PassCosts
-from evspec_ros.speculative.growth import grow_chain, grow_paths
+from evspec_ros.speculative.growth import Growth, grow_chain, grow_paths
 from evspec_ros.speculative.sampling import Sampling
 
 GROWING = ["block", "eagle", "eagle2", "eagle3", "eventgpt", "eventgpt_adapter", "feature", "combined"]
@@ -48,7 +48,7 @@ def _limits(random: np.random.Generator, tokens: int) -> DraftLimits:
     """Some that bind and some that do not."""
     ends = frozenset(random.choice(tokens, int(random.integers(0, 4)), replace=False).tolist())
     p_min = float(random.choice([0.0, 0.0, 0.01, 0.1]))
-    return DraftLimits(int(random.integers(1, 7)), int(random.integers(1, 20)), p_min, None, ends)
+    return DraftLimits(int(random.integers(1, 7)), int(random.choice([1, 2, 3, 5, 9, 19])), p_min, None, ends)
 
 
 def _same(one: DraftTree, other: DraftTree) -> None:
@@ -78,6 +78,38 @@ def test_paths_grow_as_on_the_host(seed: int) -> None:
     assert len(grown) <= limits.most_nodes
     assert torch.equal(grown.ancestors[: len(host) + 1, : len(host) + 1], torch.from_numpy(host.ancestors()))
     np.testing.assert_allclose(grown.paths[: len(host)], host.path_probabilities(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_levels_grow_as_on_the_host(seed: int) -> None:
+    """Of a head whose distributions depend on the path, half of them so round that many paths are equally
+    likely.
+    """
+    random = np.random.default_rng(seed)
+    limits, branches = _limits(random, 30), int(random.integers(1, 5))
+    said: dict[tuple[int, ...], tuple[list[int], list[float]]] = {}
+
+    def head(path: tuple[int, ...]) -> tuple[list[int], list[float]]:
+        if path not in said:
+            chances = -np.sort(-np.random.default_rng([seed, *path]).dirichlet(np.ones(4)).astype(np.float32))
+            chances = np.round(2 * chances) / 2 if seed % 2 else chances
+            said[path] = list(range(7 * sum(path) % 26, 30))[:4], chances.tolist()
+        return said[path]
+
+    host, paths = Growth(branches), {-1: ()}
+    host.expand(-1, *head(()), torch.zeros(1, 1))
+    while (node := host.select(limits)) is not None:
+        for new in range(len(paths) - 1, len(host.tokens)):
+            paths[new] = (*paths[host.parents[new]], host.tokens[new])
+        host.expand(node, *head(paths[node]), torch.zeros(1, 1))
+
+    growth, frontier = LevelGrowth(limits, branches, torch.device("cpu")), [()]
+    while growth.frontier > 0:
+        tokens, chances = zip(*map(head, frontier), strict=True)
+        growth.add(torch.tensor(tokens), torch.tensor(chances))
+        of_last = zip(*(part.tolist() for part in growth.last), strict=True)
+        frontier = [(*frontier[parent], token) for token, parent in of_last]
+    _same(growth.tree().seen(), host.tree())
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -159,6 +191,26 @@ def _turns(
         root = 5 + len(path)
         drafter.accept([*path, root], output.features)
     return found
+
+
+@pytest.mark.usefixtures("device")
+def test_what_the_event_model_wrote_unseen_is_dropped_where_nobody_accepts_it() -> None:
+    """Behind a turn without a draft it proposes what one does that reads the text anew."""
+    target, prompt = random_target(), random_prompts(2)[1]
+    drafts: list[DraftTree] = []
+    for texts in ([[8], [9, 11, 15]], [[8, 9, 11, 15]]):
+        drafter = random_drafter("eventgpt", target)
+        drafter.prepare(prompt)
+        drafter.start(prompt, (), 3, 64)
+        if len(texts) > 1:
+            drafter.propose(DraftLimits(6, 6), Sampling(), torch.Generator())
+        for text in texts:
+            drafter.accept(text, ())
+        grown = drafter.propose(DraftLimits(4, 4), Sampling(), torch.Generator())
+        assert isinstance(grown, DeviceTree)
+        drafts.append(grown.seen())
+    assert len(drafts[0]) > 2
+    _same(*drafts)
 
 
 @pytest.mark.usefixtures("device")
