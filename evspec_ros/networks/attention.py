@@ -62,8 +62,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: int, sc
 def attend_in_parts(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, groups: int, scale: float, parts: int
 ) -> Tensor:
-    """As `attend`, of one text, the keys in so many parts that stand beside each other as the texts of a batch,
-    without a copy: a part is a view, and so is what it has of the mask. A group's rows follow each other.
+    """As `attend`, of one text, the keys in so many parts, which stand beside each other as the texts of a
+    batch, without a copy: a part is a view, and so is its part of the mask. A group's rows follow each other.
     """
     kept, size = k.shape[1], k.shape[3]
     rows = q.reshape(1, kept, -1, size)  # [1, K, G * T, d]
@@ -108,7 +108,7 @@ def _joined(mixed: Tensor, sums: Tensor) -> Tensor:
 
 
 def _parts(q: Tensor, k: Tensor) -> int:
-    """In how many parts keys are read, 1: whole. A power of two, as many as stand on the GPU at the same time;
+    """In how many parts keys are read, 1: whole. A power of two, as many as a GPU has places for at one time;
     whole where what the parts give would not be joined by one kernel.
     """
     asked = asked_for()
