@@ -32,7 +32,7 @@ setup(
     package_data={
         NAME: ["py.typed"],
         f"{NAME}.evaluation": ["*.html", "*.jinja"],
-        f"{NAME}.ros": ["*.html"],
+        f"{NAME}.ros.trials": ["*.html"],
         f"{NAME}.interfaces": ["*/msg/*.msg", "*/action/*.action", "*/package.xml", "*/CMakeLists.txt"],
     },
     data_files=[

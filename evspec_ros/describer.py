@@ -23,12 +23,12 @@ from evspec_ros.frames.types import Frame
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.reading import Reading, WindowReader
 from evspec_ros.sizes import WINDOW_MS
-from evspec_ros.speculative.costs import PrefillCost, measure_costs, measure_passes, measure_prefill
-from evspec_ros.speculative.drafter import DraftLimits, NoDrafter, PassCosts
+from evspec_ros.speculative.costs import Pace
+from evspec_ros.speculative.drafter import DraftLimits, NoDrafter
 from evspec_ros.speculative.drafters import Drafters
 from evspec_ros.speculative.event_side import EventTimes
 from evspec_ros.speculative.generate import Generation, generate_together
-from evspec_ros.speculative.guarded import GuardedDrafter, Pace
+from evspec_ros.speculative.guarded import GuardedDrafter, Patience
 from evspec_ros.speculative.learner import Learner
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.target import DecoderTarget
@@ -62,10 +62,8 @@ class SceneDescriber:
         weakref.finalize(self, self._learner.close)
         self._warm = False
         self._stream_ended = False
-        self._passes_ms: tuple[float, ...] = ()
-        self._costs: PassCosts | None = None
         self._pace = Pace()
-        self._prefill_cost: PrefillCost | None = None  # None where no event model runs beside the prefill
+        self._patience = Patience()
 
     @property
     def drafter(self) -> str:
@@ -89,10 +87,12 @@ class SceneDescriber:
 
     @property
     def plain_step_ms(self) -> float | None:
-        """What the target's pass over one row took while it was warmed up; None where nothing drafts, as
-        passes are not measured then.
-        """
-        return self._passes_ms[0] if self._passes_ms else None
+        """What plain decoding takes for a token here; see `Pace`."""
+        return self._pace.plain_step_ms
+
+    def time_step(self, description: Description) -> None:
+        """Time a plain step behind the description that was written last; see `Pace`."""
+        self._pace.time_step(self._target, description.tokens[-1])
 
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one, and
@@ -192,12 +192,12 @@ class SceneDescriber:
         for prompt in reading.prompts:
             self._require_positions(prompt.embeddings.shape[1], limits)
         used = self._drafters.get(len(prompts)) if drafting else [NoDrafter() for _ in prompts]
-        drafters = [GuardedDrafter(drafter, self._pace) for drafter in used]
+        drafters = [GuardedDrafter(drafter, self._patience) for drafter in used]
         generations = self._write(reading, drafters, limits, texts)
         reading.stages.lap("generate")
 
-        cost, learner = self._prefill_cost, self._learner
-        slowdown = cost.slowdown([one.statistics for one in generations]) if cost else 1.0
+        learner = self._learner
+        slowdown = self._pace.slowdown([one.statistics for one in generations])
         learning_failure = learner.take_failure()
         stages = reading.stages.milliseconds(), reading.event_stages.milliseconds()
         event_times = self._drafters.event_times if drafting else EventTimes()
@@ -270,7 +270,7 @@ class SceneDescriber:
                 max_new_tokens=limits.max_new_tokens,
                 sampling=Sampling(limits.temperature, limits.top_p, limits.top_k),
                 seed=limits.seed,
-                limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._costs),
+                limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._pace.costs),
                 acceptance=Acceptance(limits.acceptance),
                 on_tokens=texts.add,
             )
@@ -281,12 +281,9 @@ class SceneDescriber:
         self.describe(*blank, stamp_ns=0)
         (prompt,) = self._reader.read(*blank, (DEFAULT_PROMPT,)).prompts
         (drafter,) = self._drafters.get(1)
-        if not isinstance(drafter, NoDrafter):
-            self._passes_ms = self._passes_ms or measure_passes(self._target, prompt)
-            self._costs = measure_costs(self._target, GuardedDrafter(drafter), prompt, self._passes_ms)
-            self._pace.pass_s = self._costs.verify_ms[0] / 1e3
-        if self._drafters.overlap:
-            self._prefill_cost = measure_prefill(self._target, prompt)
+        self._pace.measure(self._target, drafter, prompt, overlap=self._drafters.overlap)
+        if self._pace.costs is not None:
+            self._patience.pass_s = self._pace.costs.verify_ms[0] / 1e3
         self.forget_stream()
         self._target.forget()
         self._drafters.learn()  # the first blank windows teach nothing

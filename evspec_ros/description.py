@@ -88,9 +88,10 @@ class Description:
         return self.learning_failure.problem if self.learning_failure else ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON; `stamp` in seconds."""
+        """Everything, ready for JSON; `stamp` in seconds, rounded, and in whole nanoseconds."""
         return {
             "stamp": self.stamp_ns / 1e9,
+            "stamp_ns": self.stamp_ns,
             "window_ms": self.window_ms,
             "prompt": self.prompt,
             "text": self.text,

@@ -67,6 +67,12 @@ def test_only_the_node_needs_ros() -> None:
     assert not [path for path in below if any(name.split(".")[0] in ros for name in _imports(path))]
 
 
+def test_the_node_does_not_know_its_trials() -> None:
+    """What runs on a robot imports nothing of what plays to the node, measures or breaks it."""
+    node = [path for path in FILES if path.parent == PACKAGE / "ros"]
+    assert not [path for path in node if any("ros.trials" in name for name in _imports(path))]
+
+
 @pytest.mark.parametrize("room", sorted(SENSES | WORLD - {"simulation"}))
 def test_events_and_frames_are_read_without_torch(room: str) -> None:
     """No file of a room that handles data alone imports torch."""

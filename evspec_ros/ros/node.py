@@ -142,6 +142,7 @@ class EvspecNode(LifecycleNode):
     def _activate(self) -> None:
         assert self._describer is not None
         self._inputs.renew()
+        self._describer.forget_stream()
         self._worker.start(self._describer)
         self._inputs.open(self._events_type)
         self._triggers.begin()

@@ -15,7 +15,7 @@ from evspec_ros.speculative.statistics import DecodingStatistics, PassOutcome
 from evspec_ros.speculative.target import Target
 from evspec_ros.speculative.text import Text, TextSettings
 from evspec_ros.speculative.timing import Clock, Span, TimedDrafter, TimedTarget
-from evspec_ros.speculative.verification import EXACT, Acceptance
+from evspec_ros.speculative.verification import EXACT, Acceptance, verify
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,15 @@ def generate_together(
 
             # Verify all nodes in one pass; the rows that the target agrees with stay in the cache.
             passes = timed.extend([text.block(tree) for text, tree in zip(writing, trees, strict=True)])
-            drafts = list(zip(writing, trees, passes, strict=True))
-            verdicts = [text.judge(tree, output) for text, tree, output in drafts]
+            drafts = zip(writing, trees, passes, strict=True)
+            verdicts = verify([text.judging(tree, output) for text, tree, output in drafts])
             timed.keep([verdict.rows for verdict in verdicts])
 
             # Accept: emit up to an end token, then let the drafters go on from the target's own features.
-            for (text, tree, _), verdict in zip(drafts, verdicts, strict=True):
-                on_tokens(text.number, text.emit(tree, verdict))
+            for text, verdict in zip(writing, verdicts, strict=True):
+                on_tokens(text.number, text.emit(verdict))
                 text.count_pass(timed.verifying, Span(began, clock.now()))
-            for (text, _, output), verdict in zip(drafts, verdicts, strict=True):
+            for text, verdict, output in zip(writing, verdicts, passes, strict=True):
                 text.accept(verdict, output)
         for text in texts:
             text.drafter.finish(text.tokens)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from evspec_ros.cancellation import WATCHDOG, Cancellation, check
 from evspec_ros.errors import Failure
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
-from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT
 
 # A step of a drafter that takes longer than all of these stalls: seconds, passes of the target over one
 # token, and times what the step usually takes.
@@ -24,7 +25,7 @@ RECENT = 8  # steps over which the usual time is averaged
 Result = TypeVar("Result")
 
 
-class Pace:
+class Patience:
     """How long each step of a drafter may take. pass_s: what the target's pass over one token takes; None
     while it was not measured, when much is still compiled and no step stalls.
     """
@@ -50,15 +51,15 @@ class GuardedDrafter:
     stalls, which is ended behind the layer that it computes: the target writes on alone.
 
     failure: why it was left out; None where it was not. Every drafter begins anew with `prepare`, so the next
-    text may ask it again. pace: of the drafter, over all of its texts.
+    text may ask it again. patience: of the drafter, over all of its texts.
     """
 
-    def __init__(self, drafter: Drafter, pace: Pace | None = None) -> None:
+    def __init__(self, drafter: Drafter, patience: Patience | None = None) -> None:
         self.name = drafter.name
         self.layers = drafter.layers
         self.failure: Failure | None = None
         self._drafter = drafter
-        self._pace = pace or Pace()
+        self._patience = patience or Patience()
         self._drafting = Cancellation.nested()
 
     def prepare(self, prompt: Prompt) -> None:
@@ -69,9 +70,10 @@ class GuardedDrafter:
         """See Drafter."""
         self._ask("start", lambda: self._drafter.start(prompt, features, token, capacity), None)
 
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> Draft:
         """See Drafter."""
-        return self._ask("propose", lambda: self._drafter.propose(limits, sampling, generator), NO_DRAFT)
+        nothing: Draft = NO_DRAFT
+        return self._ask("propose", lambda: self._drafter.propose(limits, sampling, generator), nothing)
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """See Drafter."""
@@ -88,7 +90,7 @@ class GuardedDrafter:
     def _ask(self, name: str, step: Callable[[], Result], otherwise: Result) -> Result:
         if self.failure is not None:
             return otherwise
-        began, most_s = time.monotonic(), self._pace.most_s(name)
+        began, most_s = time.monotonic(), self._patience.most_s(name)
         try:
             with self._drafting.scope(), WATCHDOG.limit(self._drafting, most_s, _stalled(name, most_s)):
                 result = step()
@@ -99,7 +101,7 @@ class GuardedDrafter:
         if self._drafting.reason:  # too late, without a look at it
             self.failure = Failure(self._drafting.reason, "")
         else:
-            self._pace.note(name, time.monotonic() - began)
+            self._patience.note(name, time.monotonic() - began)
         return result
 
 

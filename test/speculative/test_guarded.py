@@ -17,7 +17,7 @@ from evspec_ros.errors import CancelledError, GenerationError
 from evspec_ros.networks.llama import DecoderLayer, LlamaConfig
 from evspec_ros.speculative import Drafter, DraftLimits, Generation, NoDrafter, generate
 from evspec_ros.speculative import guarded as guarded_module
-from evspec_ros.speculative.guarded import GuardedDrafter, Pace
+from evspec_ros.speculative.guarded import GuardedDrafter, Patience
 
 TINY = LlamaConfig(hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
 FOLLOWING, PROMPT, LENGTH = markov(10, seed=3), fake_prompt([1, 2, 3]), 20
@@ -67,12 +67,12 @@ def test_a_text_goes_on_without_a_drafter_that_raises(step: str, call: int, erro
 
 
 @pytest.fixture
-def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
+def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
     """Of drafters whose steps may take a tenth of a second, and what they usually do."""
     monkeypatch.setattr(guarded_module, "STALL_S", 0.1)
-    pace = Pace()
-    pace.pass_s = 1e-6
-    return pace
+    patience = Patience()
+    patience.pass_s = 1e-6
+    return patience
 
 
 class Layers(nn.Module):
@@ -95,50 +95,50 @@ class Layers(nn.Module):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_drafter_that_stalls_is_ended_and_left_out(step: str, pace: Pace) -> None:
+def test_a_drafter_that_stalls_is_ended_and_left_out(step: str, patience: Patience) -> None:
     """Between two layers of its network; the text is the target's, and the next one is drafted again."""
     text = _write(NoDrafter()).tokens
     drafter = following_script(list(text))
     network, well = Layers(stalls=1), getattr(drafter, step)
     setattr(drafter, step, lambda *arguments: (network(), well(*arguments))[1])
     began = time.monotonic()
-    assert _write(guarded := GuardedDrafter(drafter, pace)).tokens == text
+    assert _write(guarded := GuardedDrafter(drafter, patience)).tokens == text
     assert time.monotonic() - began < 10
     assert guarded.failure is not None
     assert guarded.failure.problem == f"The drafter stalled: its step {step} took longer than 0.1 s."
-    again = _write(well_again := GuardedDrafter(drafter, pace))
+    again = _write(well_again := GuardedDrafter(drafter, patience))
     assert again.tokens == text
     assert well_again.failure is None
     assert again.statistics.drafted > 0
 
 
-def test_a_stall_that_never_looks_is_told_when_it_is_over(pace: Pace) -> None:
+def test_a_stall_that_never_looks_is_told_when_it_is_over(patience: Patience) -> None:
     """Python cannot end it; its draft is taken, and nothing more is asked."""
     text = _write(NoDrafter()).tokens
     drafter = following_script(list(text))
     well = drafter.propose
     drafter.propose = lambda *arguments: (time.sleep(0.3), well(*arguments))[1]  # type: ignore[method-assign]
-    found = _write(guarded := GuardedDrafter(drafter, pace))
+    found = _write(guarded := GuardedDrafter(drafter, patience))
     assert found.tokens == text
     assert guarded.failure is not None
     assert "stalled" in guarded.failure.problem
     assert 0 < found.statistics.drafted <= 4
 
 
-def test_what_a_step_usually_takes_says_how_long_it_may(pace: Pace) -> None:
+def test_what_a_step_usually_takes_says_how_long_it_may(patience: Patience) -> None:
     """The longest of two seconds, fifty passes and twenty times the usual; any while nothing was measured."""
-    assert Pace().most_s("propose") == math.inf
-    pace.note("propose", 0.5)
-    assert pace.most_s("propose") == 10.0
-    assert pace.most_s("accept") == 0.1
-    pace.pass_s = 1.0
-    assert pace.most_s("accept") == 50.0
+    assert Patience().most_s("propose") == math.inf
+    patience.note("propose", 0.5)
+    assert patience.most_s("propose") == 10.0
+    assert patience.most_s("accept") == 0.1
+    patience.pass_s = 1.0
+    assert patience.most_s("accept") == 50.0
     for _ in range(100):
-        pace.note("propose", 0.01)
-    assert pace.most_s("propose") == 50.0
+        patience.note("propose", 0.01)
+    assert patience.most_s("propose") == 50.0
 
 
-def test_a_text_that_is_cancelled_is_no_failure_of_its_drafter(pace: Pace) -> None:
+def test_a_text_that_is_cancelled_is_no_failure_of_its_drafter(patience: Patience) -> None:
     """In the midst of a draft, the exception is the text's."""
     drafter = following_script([1])
     network = Layers()
@@ -153,10 +153,10 @@ def test_a_text_that_is_cancelled_is_no_failure_of_its_drafter(pace: Pace) -> No
     assert guarded.failure is None
 
 
-def test_the_guard_costs_a_step_less_than_twenty_microseconds(pace: Pace) -> None:
+def test_the_guard_costs_a_step_less_than_twenty_microseconds(patience: Patience) -> None:
     """The best of several rounds, beside the step alone."""
     drafter = following_script([1])
-    guarded = GuardedDrafter(drafter, pace)
+    guarded = GuardedDrafter(drafter, patience)
     drafter.accept = lambda *_: None  # type: ignore[method-assign]
 
     def best_us(step: Any) -> float:

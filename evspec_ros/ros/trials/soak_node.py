@@ -15,7 +15,7 @@ from std_msgs.msg import String
 from evspec_ros.cancellation import check
 from evspec_ros.errors import Failure
 from evspec_ros.ros import machine, main, node
-from evspec_ros.ros.soak_faults import FAULT_TOPIC, FAULTS
+from evspec_ros.ros.trials.soak_faults import FAULT_TOPIC, FAULTS
 
 LOOK_S = 0.01
 SHORTAGES = 2  # allocations that fail in a row: smaller limits, then no drafts
