@@ -105,10 +105,11 @@ class EvspecNode(LifecycleNode):
         return self._transition("shut down", [self._stop, self._let_go, gc.unfreeze, inherited])
 
     def destroy_node(self) -> None:
-        """Stop the worker, then destroy the node."""
+        """Stop the worker, then destroy the node. rclpy ends some of its services when it is collected."""
         self._stop()
         self._ask_server.close()
         super().destroy_node()
+        gc.unfreeze()
 
     def _transition(
         self, what: str, steps: Sequence[Callable[[], Any]], undo: Sequence[Callable[[], Any]] = ()

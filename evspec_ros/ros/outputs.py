@@ -58,20 +58,21 @@ class Outputs:
         stale: bool,
     ) -> None:
         """The answer to the prompt on every topic, those to further questions as results alone. Where the
-        window was stale, results are all that is published.
+        window was stale, results are all that is published. Where nobody listens, nothing costly is made.
 
         shared: what every result holds besides.
         """
         description = described[0]
         if not stale:
             self.description.publish(String(data=description.text))
-            if self.stamped is not None:
+            if self.stamped is not None and self.stamped.get_subscription_count():
                 self.stamped.publish(stamped_message(self.stamped.msg_type, description, window))
         for answer in described:
             self.result.publish(String(data=json.dumps(answer.as_dict() | shared | {"stale": stale})))
         if stale:
             return
-        self.latency.publish(latency_message(description, age, self._node.get_fully_qualified_name()))
+        if self.latency.get_subscription_count():
+            self.latency.publish(latency_message(description, age, self._node.get_fully_qualified_name()))
         if self.overlay.get_subscription_count():
             self.overlay.publish(overlay_message(description, window))
 
