@@ -13,6 +13,7 @@ from evspec_ros.description import (
     LOSSY,
     UP_TO_ROUNDING,
     Description,
+    GrowingTexts,
     Limits,
     latencies,
 )
@@ -27,7 +28,7 @@ from evspec_ros.speculative.drafter import DraftLimits, NoDrafter
 from evspec_ros.speculative.drafters import Drafters
 from evspec_ros.speculative.event_side import EventTimes
 from evspec_ros.speculative.generate import Generation, generate_together
-from evspec_ros.speculative.guarded import GuardedDrafter
+from evspec_ros.speculative.guarded import GuardedDrafter, Patience
 from evspec_ros.speculative.learner import Learner
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.target import DecoderTarget
@@ -62,6 +63,7 @@ class SceneDescriber:
         self._warm = False
         self._stream_ended = False
         self._pace = Pace()
+        self._patience = Patience()
 
     @property
     def drafter(self) -> str:
@@ -185,17 +187,20 @@ class SceneDescriber:
         if not self._warm:
             self.warm_up()
         self._begin_window()
+        texts = GrowingTexts(len(prompts), self._target.detokenize, on_text)
         reading = self._reader.read(events, frames, prompts)
         for prompt in reading.prompts:
             self._require_positions(prompt.embeddings.shape[1], limits)
         used = self._drafters.get(len(prompts)) if drafting else [NoDrafter() for _ in prompts]
-        drafters = [GuardedDrafter(drafter) for drafter in used]
-        generations = self._write(reading, drafters, limits, on_text)
+        drafters = [GuardedDrafter(drafter, self._patience) for drafter in used]
+        generations = self._write(reading, drafters, limits, texts)
         reading.stages.lap("generate")
 
         learner = self._learner
         slowdown = self._pace.slowdown([one.statistics for one in generations])
         learning_failure = learner.take_failure()
+        stages = reading.stages.milliseconds(), reading.event_stages.milliseconds()
+        event_times = self._drafters.event_times if drafting else EventTimes()
         return tuple(
             Description(
                 stamp_ns=stamp_ns,
@@ -203,7 +208,7 @@ class SceneDescriber:
                 prompt=question,
                 text=generation.text,
                 tokens=generation.tokens,
-                latency_ms=self._latencies(reading, generation, drafting=drafting),
+                latency_ms=latencies(*stages, generation.statistics, event_times, first_word_ms),
                 prefill_slowdown=slowdown,
                 reused_frames=reading.reused_frames,
                 statistics=generation.statistics,
@@ -215,7 +220,9 @@ class SceneDescriber:
                 learning_failure=learning_failure,
                 passes=generation.passes,
             )
-            for question, generation, drafter in zip(prompts, generations, drafters, strict=True)
+            for question, generation, drafter, first_word_ms in zip(
+                prompts, generations, drafters, texts.first_word_ms, strict=True
+            )
         )
 
     def _equality(self, generation: Generation) -> str:
@@ -252,15 +259,9 @@ class SceneDescriber:
         reading: Reading,
         drafters: Sequence[GuardedDrafter],
         limits: Limits,
-        on_text: Callable[[int, str], None],
+        texts: GrowingTexts,
     ) -> tuple[Generation, ...]:
         """One text for each prompt of the window."""
-        written: list[list[int]] = [[] for _ in drafters]
-
-        def on_tokens(number: int, tokens: list[int]) -> None:
-            written[number] += tokens
-            on_text(number, self._target.detokenize(written[number]))
-
         with self._learner.writing():
             return generate_together(
                 self._target,
@@ -271,16 +272,8 @@ class SceneDescriber:
                 seed=limits.seed,
                 limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._pace.costs),
                 acceptance=Acceptance(limits.acceptance),
-                on_tokens=on_tokens,
+                on_tokens=texts.add,
             )
-
-    def _latencies(self, reading: Reading, generation: Generation, *, drafting: bool) -> dict[str, float]:
-        return latencies(
-            reading.stages.milliseconds(),
-            reading.event_stages.milliseconds(),
-            generation.statistics,
-            self._drafters.event_times if drafting else EventTimes(),
-        )
 
     def _measure(self) -> None:
         """Warm everything up with a blank window and measure what passes, drafts and prefills cost."""
@@ -289,6 +282,8 @@ class SceneDescriber:
         (prompt,) = self._reader.read(*blank, (DEFAULT_PROMPT,)).prompts
         (drafter,) = self._drafters.get(1)
         self._pace.measure(self._target, drafter, prompt, overlap=self._drafters.overlap)
+        if self._pace.costs is not None:
+            self._patience.pass_s = self._pace.costs.verify_ms[0] / 1e3
         self.forget_stream()
         self._target.forget()
         self._drafters.learn()  # the first blank windows teach nothing

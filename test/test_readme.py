@@ -66,6 +66,7 @@ SETTING_UP = {
     "source install/setup.bash": "test/test_package.py",
     "ros2 launch": "test/ros/test_launch_file.py",
     "ros2 topic echo": "needs ROS",
+    "ros2 action": "needs ROS",
     "ros2 security": "needs ROS",
     "ROS_SECURITY_KEYSTORE": "needs ROS",
     "pip-audit": "needs the internet",

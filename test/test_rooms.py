@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "evspec_ros"
 LARGEST = 450  # lines of a file
 
-BASE = {"errors", "choices", "sizes", "files", "prompts", "interfaces"}
+BASE = {"errors", "cancellation", "choices", "sizes", "files", "prompts", "interfaces"}
 SENSES = {"events", "frames"}
 CHAIN = (
     "windows", "networks", "engines", "speculative", "description", "reading", "describer", "heads",

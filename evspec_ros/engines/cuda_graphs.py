@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from evspec_ros.engines.capture import Captured, Capturing, graph_pool
 from evspec_ros.engines.decoder import DecoderPass, Rows, TorchDecoder
 from evspec_ros.networks.attention import hidden_score
-from evspec_ros.networks.kernels import rotate_into
+from evspec_ros.networks.kernels import compiler_for, rotate_into
 from evspec_ros.networks.llama import KVCache, LlamaDecoder, dequantise_rows, quantise_rows
 from evspec_ros.sizes import KEY_STEP, ROW_BUCKETS
 
@@ -65,7 +65,7 @@ class StaticRows:
             place.copy_(pinned, non_blocking=True)
 
 
-class _StaticCache(KVCache):
+class StaticCache(KVCache):
     """A cache's memory, written at rows that a tensor on the device names; its first `keys` rows are read."""
 
     def __init__(self, cache: KVCache, rows: Tensor, keys: int) -> None:
@@ -88,7 +88,7 @@ class _StaticCache(KVCache):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See KVCache; turned and stored at once where rows are kept as they are computed."""
         memory = self._kv[:, layer]
-        if memory.dtype != heads.dtype:
+        if memory.dtype != heads.dtype or compiler_for(heads) is None:
             return super().turn(layer, heads, sizes, cos, sin)
         q = rotate_into(heads, cos, sin, memory, self._rows)
         k, v = memory[:, :, :, : self._keys]
@@ -114,7 +114,7 @@ def static_pass(
     seen.index_copy_(1, new_rows, rows.visible)
     mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, hidden_score(hidden.dtype))
 
-    memory = _StaticCache(cache, new_rows, keys)
+    memory = StaticCache(cache, new_rows, keys)
     output = decoder.through(hidden, rotary, mask, memory, layers)
     return DecoderPass(lm_head(output.hidden[0]), tuple(feature[0] for feature in output.features))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evspec_ros.engines.capture import Capturing, NoPool, graph_pool
-from evspec_ros.engines.cuda_graphs import GraphedDecoder
+from evspec_ros.engines.cuda_graphs import GraphedDecoder, StaticCache
 from evspec_ros.engines.decoder import Rows
 from evspec_ros.evaluation.gpu_figures import Figure
 from evspec_ros.networks.attention import attend, hidden_score
@@ -19,7 +19,6 @@ from evspec_ros.networks.kernels import (
     add_norm,
     compiler_for,
     gated,
-    rotate_into,
     using,
 )
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
@@ -110,8 +109,9 @@ class PassBench:
             return self._each_us(lambda _: gated(x))
         x = self._random(1, rows, sizes.num_heads + 2 * sizes.num_kv_heads, sizes.head_dim)
         cos, sin = (table.to(x.dtype) for table in self._decoder.rotary.at(places))
-        heads, memory = x.transpose(1, 2), self._cache.memory[0]
-        return self._each_us(lambda layer: rotate_into(heads, cos, sin, memory[:, layer], places))
+        heads, cache = x.transpose(1, 2), StaticCache(self._cache, places, self._keys)
+        pair = sizes.num_heads, sizes.num_kv_heads
+        return self._each_us(lambda layer: cache.turn(layer, heads, pair, cos, sin))
 
     def _each_us(self, call: Callable[[int], object]) -> float:
         """Microseconds of one of as many calls as there are layers, one behind the other."""

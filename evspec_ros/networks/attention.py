@@ -9,16 +9,18 @@ Shapes: B batch, T new rows, S keys that are read, H heads of d values, K key/va
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from evspec_ros.networks.kernels import asked_for, compiler_for, fused
-from evspec_ros.sizes import CACHE_STEP, KEY_STEP, ROW_BUCKETS
+from evspec_ros.sizes import CACHE_STEP, ROW_BUCKETS
 
-_TILE = 64  # rows that one block of the kernel takes
+_TILE = 64  # rows that a block of the kernel takes
+_AT_A_TIME = 2  # blocks on a multiprocessor, in half precision
+_MOST = 16  # parts; a part of the mask begins at a multiple of eight then, as the kernel wants it
 
 
 def attention_mask(prefix: int, rows: int, tree: Tensor | None, like: Tensor) -> Tensor | None:
@@ -47,8 +49,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: int, sc
     """q [B, H, T, d] over k and v [B, K, S, d], mask [T, S] added to the scores, None: causal; groups: G
     -> [B, T, H, d].
     """
-    if mask is not None and _splits(q, k):
-        return attend_in_parts(q, k, v, mask, groups, scale)
+    parts = 1 if mask is None else _parts(q, k)
+    if mask is not None and parts > 1:
+        return attend_in_parts(q, k, v, mask, groups, scale, parts)
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     causal = mask is None and q.shape[2] > 1
@@ -56,21 +59,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: int, sc
     return mixed.transpose(1, 2)
 
 
-def attend_in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, groups: int, scale: float) -> Tensor:
-    """As `attend`, of one text, the keys in parts that stand beside each other as a batch would, without a
-    copy: a part is a view, and so is what it has of the mask. The rows of a group stand behind each other.
+def attend_in_parts(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, groups: int, scale: float, parts: int
+) -> Tensor:
+    """As `attend`, of one text, the keys in so many parts, which stand beside each other as the texts of a
+    batch, without a copy: a part is a view, and so is its part of the mask. A group's rows follow each other.
     """
-    kept, keys, size = k.shape[1:]
-    part = _part(keys)
+    kept, size = k.shape[1], k.shape[3]
     rows = q.reshape(1, kept, -1, size)  # [1, K, G * T, d]
-    keys_of, values_of = (
-        torch.unflatten(x[0], 1, (-1, part)).transpose(0, 1) for x in (k, v)
-    )  # [P, K, part, d]
+    keys, values = (torch.unflatten(x[0], 1, (parts, -1)).transpose(0, 1) for x in (k, v))  # [P, K, S / P, d]
     added = mask.repeat(groups, 1) if groups > 1 else mask
-    added = torch.unflatten(added, 1, (-1, part)).transpose(0, 1)[:, None]  # [P, 1, G * T, part]
-    parts = keys // part
+    added = torch.unflatten(added, 1, (parts, -1)).transpose(0, 1)[:, None]  # [P, 1, G * T, S / P]
     mixed, sums = _attend_with_sums(
-        rows.expand(parts, -1, -1, -1), keys_of, values_of, added.expand(-1, kept, -1, -1), scale
+        rows.expand(parts, -1, -1, -1), keys, values, added.expand(-1, kept, -1, -1), scale
     )
     return _joined(*(torch.unflatten(x, 2, (groups, -1)) for x in (mixed, sums)))
 
@@ -91,34 +92,34 @@ def _attend_with_sums(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: floa
     return mixed, sums[..., : q.shape[2]]  # the GPU's are padded
 
 
-@fused({0: (0, 3), 1: (0, 3)})
+@fused({0: (3,), 1: (3,)})
 def _joined(mixed: Tensor, sums: Tensor) -> Tensor:
-    """What parts give [P, K, G, T, d] with the logarithms of their sums [P, K, G, T] -> [1, T, K * G, d]."""
-    spread = sums[..., None].expand_as(mixed)  # of one shape with it, so that one kernel does all of it
-    shares = torch.exp(spread - spread.amax(0))
-    whole = (mixed * shares).sum(0) / shares.sum(0)
-    return whole.permute(2, 0, 1, 3).flatten(1, 2)[None].to(mixed.dtype)
+    """What parts give [P, K, G, T, d] with the logarithms of their sums [P, K, G, T] -> [1, T, K * G, d].
+
+    Part by part and in the shape of what comes out, so that one kernel does all of it.
+    """
+    mixed, sums = mixed.permute(0, 3, 1, 2, 4), sums.permute(0, 3, 1, 2)
+    every = sums[..., None].expand_as(mixed).unbind()
+    largest = reduce(torch.maximum, every)
+    shares = [torch.exp(one - largest) for one in every]
+    weighed = [share * part for share, part in zip(shares, mixed.unbind(), strict=True)]
+    whole = reduce(torch.add, weighed) / reduce(torch.add, shares)
+    return whole.flatten(1, 2)[None].to(mixed.dtype)
 
 
-def _part(keys: int) -> int:
-    """How many keys a part has; 0 where they cannot be split."""
-    sizes = (size for size in (KEY_STEP, CACHE_STEP) if keys % size == 0 and keys >= 2 * size)
-    return next(sizes, 0)
-
-
-def _splits(q: Tensor, k: Tensor) -> bool:
-    """Whether keys are read in parts: where whole heads would leave half of a GPU's multiprocessors idle, and
-    what the parts give is joined by one kernel.
+def _parts(q: Tensor, k: Tensor) -> int:
+    """In how many parts keys are read, 1: whole. A power of two, as many as a GPU has places for at one time;
+    whole where what the parts give would not be joined by one kernel.
     """
     asked = asked_for()
-    if asked is None and compiler_for(q) is None:
-        return False
-    batch, heads, rows, _ = q.shape
-    if batch > 1 or rows > ROW_BUCKETS[-1] or _part(k.shape[2]) == 0:
-        return False
-    if asked is not None:
-        return asked.split
-    return 2 * heads * -(-rows // _TILE) <= _multiprocessors(q.device)
+    if not asked.split if asked is not None else compiler_for(q) is None:
+        return 1
+    (batch, heads, rows, _), (_, kept, keys, _) = q.shape, k.shape
+    if batch > 1 or rows > ROW_BUCKETS[-1] or keys % CACHE_STEP:
+        return 1
+    blocks = kept * -(-rows * (heads // kept) // _TILE)  # of one part
+    most = min(_MOST, keys // CACHE_STEP, _AT_A_TIME * _multiprocessors(q.device) // blocks)
+    return 1 << max(0, most.bit_length() - 1)
 
 
 @cache

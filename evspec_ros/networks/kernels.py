@@ -29,8 +29,15 @@ _Given = ParamSpec("_Given")
 _Output = TypeVar("_Output")
 
 INDUCTOR = "inductor"
-# No processes that compile beside this one: a robot has no memory for them.
-_OPTIONS: Mapping[str, Any] = {"compile_threads": 1, "emulate_precision_casts": True}
+_OPTIONS: Mapping[str, Any] = {
+    "compile_threads": 1,  # no processes that compile beside this one: a robot has no memory for them
+    "emulate_precision_casts": True,
+    # What is computed in between stays in the kernel, however much it reads.
+    "force_pointwise_cat": True,
+    "realize_reads_threshold": 100,
+    "realize_acc_reads_threshold": 100,
+    "realize_opcount_threshold": 1000,
+}
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class Text:
     def accept(self, verdict: Verdict, output: TargetPass) -> None:
         """Tell the drafter the block's tokens, and the target's own features at the rows before them."""
         count = self._last_emitted
-        self.drafter.accept(self.tokens[-count:], _at_rows(self._features(output), verdict.rows[:count]))
+        drafter = self.drafter.untimed if self.complete else self.drafter
+        drafter.accept(self.tokens[-count:], _at_rows(self._features(output), verdict.rows[:count]))
 
     def count_pass(self, verifying: Span, decoding: Span) -> None:
         """Note when the last pass ran, and all since the first token."""

@@ -19,6 +19,7 @@ from evspec_ros.engines.decoder import DecoderEngine, DecoderPass, Rows, TorchDe
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError, GenerationError
+from evspec_ros.networks import attention
 from evspec_ros.networks.draft_head import Eagle3Config, Eagle3Head, EagleConfig, EagleHead
 from evspec_ros.networks.kernels import Kernels, using
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder
@@ -342,6 +343,12 @@ def _tree_or_chain(count: int, random: np.random.Generator) -> Rows:
     tree = DraftTree.from_parents([1] * (count - 1), [one - 1 for one in parents], [0.5] * (count - 1))
     ids = torch.from_numpy(random.integers(0, VOCABULARY, count))
     return Rows(ids, torch.from_numpy(tree.row_depths()), torch.from_numpy(tree.ancestors()))
+
+
+@pytest.fixture(autouse=True)
+def _large_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where keys are read in parts, there are as many as on an H100."""
+    monkeypatch.setattr(attention, "_multiprocessors", lambda _: 132)
 
 
 # As on a processor, and as on a large GPU with Triton.

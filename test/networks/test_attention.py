@@ -52,14 +52,18 @@ def _inputs(
     st.integers(1, 64),
     st.sampled_from([256, 384, 512, 640, 768, 1024]),
     st.sampled_from([(4, 1), (4, 2), (6, 3), (4, 4)]),
+    st.sampled_from([2, 4, 8, 16]),
     st.integers(0, 2**31),
 )
-def test_parts_give_what_the_whole_gives(rows: int, keys: int, heads: tuple[int, int], seed: int) -> None:
+def test_parts_give_what_the_whole_gives(
+    rows: int, keys: int, heads: tuple[int, int], number: int, seed: int
+) -> None:
     """In float32 within 1e-5, for rows that see nothing in a part or one key in all of them, of grouped heads
     as well; rows of the cache beyond the keys may hold NaN.
     """
     q, k, v, mask = _inputs(rows, keys, *heads, torch.float32, seed)
-    whole, parts = (way(q, k, v, mask, heads[1], SCALE) for way in (attend, attend_in_parts))
+    whole = attend(q, k, v, mask, heads[1], SCALE)
+    parts = attend_in_parts(q, k, v, mask, heads[1], SCALE, number)
     assert parts.shape == whole.shape == (1, rows, heads[0], SIZE)
     assert (parts - whole).abs().max() <= 1e-5
 
@@ -70,7 +74,7 @@ def test_parts_in_half_precision_are_as_near_to_float32_as_the_whole(dtype: torc
     given = _inputs(24, 768, 4, 1, dtype, 1)
     q, k, v, mask = (x.float() for x in given)
     exact = attend(q, k, v, mask, 1, SCALE)
-    whole, parts = (way(*given, 1, SCALE) for way in (attend, attend_in_parts))
+    whole, parts = attend(*given, 1, SCALE), attend_in_parts(*given, 1, SCALE, 4)
     assert parts.dtype == dtype
     errors = [(found.float() - exact).abs().max() for found in (whole, parts)]
     assert errors[1] <= 2 * errors[0] + torch.finfo(dtype).eps
@@ -80,37 +84,40 @@ def test_parts_in_half_precision_are_as_near_to_float32_as_the_whole(dtype: torc
 def test_a_row_is_the_same_alone_and_among_others(dtype: torch.dtype) -> None:
     """Bit for bit, where the number of rows is the same."""
     q, k, v, mask = _inputs(8, 512, 4, 1, dtype, 2)
-    among = attend_in_parts(q, k, v, mask, 1, SCALE)
-    alone = attend_in_parts(q[:, :, 3:4].expand(-1, -1, 8, -1), k, v, mask[3:4].expand(8, -1), 1, SCALE)
+    among = attend_in_parts(q, k, v, mask, 1, SCALE, 4)
+    alone = attend_in_parts(q[:, :, 3:4].expand(-1, -1, 8, -1), k, v, mask[3:4].expand(8, -1), 1, SCALE, 4)
     assert torch.equal(alone[0, 5], among[0, 3])
 
 
 @pytest.mark.parametrize(
-    ("heads", "rows", "keys", "multiprocessors", "splits"),
+    ("heads", "rows", "keys", "multiprocessors", "parts"),
     [
-        (32, 1, 2304, 132, True),  # an H100
-        (32, 64, 2304, 132, True),
-        (32, 65, 2304, 132, False),  # a prompt's rows
-        (32, 1, 2300, 132, False),  # no whole parts
-        (32, 1, 256, 132, True),  # two parts of 128
-        (32, 1, 128, 132, False),
-        (32, 1, 2304, 16, False),  # an Orin: every multiprocessor has two heads already
-        (32, 24, 2304, 82, True),
-        (128, 24, 2304, 132, False),
+        ((32, 32), 1, 2304, 132, 8),  # an H100: 256 blocks on 264 places
+        ((32, 32), 64, 2304, 132, 8),
+        ((32, 32), 65, 2304, 132, 1),  # a prompt's rows
+        ((32, 32), 1, 2300, 132, 1),  # a part would begin anywhere
+        ((32, 32), 1, 384, 132, 2),
+        ((32, 32), 1, 128, 132, 1),
+        ((32, 32), 1, 2304, 16, 1),  # an Orin: every place has a head already
+        ((32, 32), 24, 2304, 108, 4),
+        ((64, 64), 24, 2304, 132, 4),
+        ((32, 8), 1, 4096, 132, 16),  # grouped heads: no more than 16
+        ((32, 8), 64, 4096, 132, 8),
     ],
 )
-def test_keys_are_read_in_parts_where_half_of_a_gpu_would_be_idle(
-    heads: int, rows: int, keys: int, multiprocessors: int, splits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the numbers of heads and multiprocessors; never for several texts, nor where nothing is compiled."""
+def test_keys_are_read_in_as_many_parts_as_a_gpu_has_places_for(
+    heads: tuple[int, int], rows: int, keys: int, multiprocessors: int, parts: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Never for several texts, nor where nothing is compiled."""
     compilers: list[str | None] = [INDUCTOR]
     monkeypatch.setattr(attention, "compiler_for", lambda _: compilers[-1])
     monkeypatch.setattr(attention, "_multiprocessors", lambda _: multiprocessors)
-    q, k = torch.empty(2, heads, rows, 8), torch.empty(1, heads, keys, 8)
-    assert attention._splits(q[:1], k) is splits
-    assert not attention._splits(q, k)
+    q, k = torch.empty(2, heads[0], rows, 8), torch.empty(1, heads[1], keys, 8)
+    assert attention._parts(q[:1], k) == parts
+    assert attention._parts(q, k) == 1
     compilers.append(None)
-    assert not attention._splits(q[:1], k)
+    assert attention._parts(q[:1], k) == 1
 
 
 @pytest.mark.gpu
@@ -122,5 +129,7 @@ def test_parts_give_what_the_whole_gives_on_a_gpu(dtype: torch.dtype) -> None:
         for heads, groups in ((4, 1), (4, 2)):
             given = _inputs(rows, 768, heads, groups, dtype, rows, "cuda")
             with using(Kernels(None, split=False)):
-                whole, parts = (way(*given, groups, SCALE) for way in (attend, attend_in_parts))
-            assert (parts - whole).abs().max() <= tolerance
+                whole = attend(*given, groups, SCALE)
+                for number in (2, 4, 8, 16):
+                    parts = attend_in_parts(*given, groups, SCALE, number)
+                    assert (parts - whole).abs().max() <= tolerance

@@ -63,7 +63,7 @@ def _rotary(rows: int, dtype: torch.dtype, layer: int) -> tuple[Any, ...]:
 
 
 def _parts(rows: int, dtype: torch.dtype, layer: int) -> tuple[Any, ...]:
-    mixed = _random(rows % 7 + 2, 4, 2, rows, 16, dtype=dtype, seed=layer)
+    mixed = _random(8, 4, 2, rows, 16, dtype=dtype, seed=layer)
     return mixed, _random(*mixed.shape[:-1], dtype=torch.float32, seed=3) * 9
 
 
