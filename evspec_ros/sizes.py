@@ -3,6 +3,7 @@
 WINDOW_MS = 50.0  # EventGPT's task; it was made for at most 100
 FRAMES_SECONDS = 1.0  # the frames are spread over this long, as the tiny checkpoints were taught
 FRAMES = 8  # Video-LLaVA reads this many
+STILL_NS = 500_000_000  # without events for this long a scene stands still, and no window ends earlier
 KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
 EVENT_IMAGES = 5  # EventGPT sees a window as this many
 MAX_NEW_TOKENS = 80

@@ -10,11 +10,9 @@ from evspec_ros.events.types import Events
 from evspec_ros.events.window import WindowSize
 from evspec_ros.frames.buffer import FrameBuffer
 from evspec_ros.frames.types import Frame
-from evspec_ros.sizes import FRAMES
+from evspec_ros.sizes import FRAMES, STILL_NS
 
 NO_EVENTS, NO_FRAMES = "no events", "no frames"  # `degraded` of a window; both, joined by "and"
-STILL_NS = 500_000_000  # a scene without events for this long stands still
-LAST = 2**62  # nanoseconds; later than any stamp
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +58,21 @@ def end_of_window_ns(newest: Newest | None, newest_frame_ns: int | None, *, even
 
 
 def cut_window(
-    newest: Newest | None, frames: FrameBuffer, size: WindowSize, frames_seconds: float
+    newest: Newest | None,
+    frames: FrameBuffer,
+    size: WindowSize,
+    frames_seconds: float,
+    stop_ns: int | None = None,
 ) -> Window | None:
-    """The newest window of both streams; None while there is no frame."""
-    stamp_ns = end_of_window_ns(newest, frames.latest_ns, events_alone=False)
-    if stamp_ns is None:
+    """The newest window of both streams, or, with stop_ns, the one that was the newest when it ended there;
+    None while there is no frame. Frames that came since do not change it.
+    """
+    end_ns, first_ns = end_of_window_ns(newest, frames.latest_ns, events_alone=False), frames.oldest_ns
+    if end_ns is None or first_ns is None:
         return None
-    # Before the first frame that is as old as the newest event, that frame stands in.
-    sample = frames.sample(stamp_ns, frames_seconds) or frames.sample(LAST, frames_seconds)
-    if newest is not None and stamp_ns == newest.ros_ns:
+    stamp_ns = end_ns if stop_ns is None else stop_ns
+    sample = frames.sample(max(stamp_ns, first_ns), frames_seconds)  # before the first frame, that stands in
+    if newest is not None and end_ns == newest.ros_ns:
         return Window(stamp_ns, newest.window(size), sample)
     height, width, _ = sample[-1].image.shape
     return Window(stamp_ns, Events.empty(width, height), sample)

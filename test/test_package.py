@@ -174,9 +174,9 @@ def required() -> list[Any]:
     """The requirements of setup.py's install_requires and of its extras but ROS."""
     packaging = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
     setup = (ROOT / "setup.py").read_text()
-    lists = r"(?:install_requires=|\"(?:quantised|dsec|peer|scores|tensorrt|watch)\": )\[(.*?)\]"
+    lists = r"(?:install_requires=|\"(?:quantised|dsec|fleet|peer|scores|tensorrt|watch)\": )\[(.*?)\]"
     texts = re.findall(lists, setup, re.DOTALL)
-    assert len(texts) == 7
+    assert len(texts) == 8
     return [packaging.Requirement(text) for text in re.findall(r'"([^"]+)"', "".join(texts))]
 
 
@@ -197,7 +197,7 @@ def test_every_package_that_the_code_imports_is_required() -> None:
     distributions = {"backports": "backports.zstd", "cv2": "opencv-python-headless", "llvmlite": "numba"}
     distributions |= {"google": "protobuf", "ruamel": "ruamel.yaml", "tensorrt": "tensorrt-rtx"}
     distributions |= {"rouge_score": "rouge-score"}
-    names = {requirement.name for requirement in required()} | {"ray"}  # an extra too large to be pinned
+    names = {requirement.name for requirement in required()}
     for path in (ROOT / "evspec_ros").rglob("*.py"):
         for module in imported_modules(path) - {*sys.stdlib_module_names, "evspec_ros"}:
             if not re.search(r"^ament_|^rosidl_|^rclpy$|_msgs$|_srvs$|_interfaces$|^compression$", module):

@@ -88,12 +88,8 @@ def _bench_peers(options: argparse.Namespace) -> None:
 def _bench_project(options: argparse.Namespace) -> None:
     from evspec_ros.doctor import read_sizes
     from evspec_ros.evaluation.projection import ACCEPTANCE, ROOFS, project
-    from evspec_ros.evaluation.projection_check import (
-        check_here,
-        check_published,
-        print_projection,
-        this_machine,
-    )
+    from evspec_ros.evaluation.projection_check import check_here, check_published, print_projection
+    from evspec_ros.evaluation.roofs import this_machine
 
     here = options.device == _THIS
     precision = options.precision or ("float32" if here else "float16")
@@ -108,7 +104,10 @@ def _bench_project(options: argparse.Namespace) -> None:
     found = project(roof, sizes, precision, acceptance, options.tokens)
     checked = check_published()
     if this is not None and not options.no_check:
-        checked += check_here(own_checkpoint("tiny_video_llava"), this)
+        target, event_model, block = (
+            own_checkpoint(f"tiny_{kind}") for kind in ("video_llava", "eventgpt", "block")
+        )
+        checked += check_here(target, event_model, block, this)
     if options.json:
         print_json(found.as_dict() | {"checked": [one.as_dict() for one in checked]})
     else:

@@ -52,13 +52,16 @@ class StaticRows:
 
     def fill(self, rows: Rows, prefix: int) -> None:
         """Other rows, at most B, the last of them repeated, without waiting for the device."""
-        count = rows.ids.numel()
-        places = torch.arange(len(self.ids)).clamp_(max=count - 1)
-        depths = torch.arange(count) if rows.depths is None else rows.depths
-        visible = torch.ones(count, count, dtype=torch.bool).tril_() if rows.visible is None else rows.visible
-        numbers = torch.cat((rows.ids[places], depths[places], places, torch.tensor([prefix])))
+        count, where = rows.ids.numel(), rows.ids.device
+        places = torch.arange(len(self.ids), device=where).clamp_(max=count - 1)
+        depths = torch.arange(count, device=where) if rows.depths is None else rows.depths
+        visible = rows.visible
+        if visible is None:
+            visible = torch.ones(count, count, dtype=torch.bool, device=where).tril_()
+        start = rows.ids.new_full((1,), prefix)
+        numbers = torch.cat((rows.ids[places], depths[places], places, start))
         for place, values in ((self._whole, numbers), (self.visible, visible[places][:, places])):
-            pinned = values.pin_memory() if place.is_cuda else values
+            pinned = values.pin_memory() if place.is_cuda and not values.is_cuda else values
             place.copy_(pinned, non_blocking=True)
 
 

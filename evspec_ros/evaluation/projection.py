@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from evspec_ros.networks.block_head import BlockConfig
-from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.devices import BANDWIDTHS
 from evspec_ros.networks.llama import LlamaConfig
 from evspec_ros.networks.memory import Checkpoints, memory_map, published
 from evspec_ros.networks.quantisation import compute_dtype
+from evspec_ros.networks.video_llava import VideoLlavaConfig
 from evspec_ros.sizes import FRAMES, MAX_NEW_TOKENS
 
 SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 60)  # nodes of a draft
@@ -37,7 +37,8 @@ COMPUTED = 0.5  # of the tensor cores' peak in products as small as these
 @dataclass(frozen=True)
 class Roof:
     """What a machine reaches: bytes and floating-point operations a second, seconds that a layer of a pass
-    takes besides; assumptions: a sentence each.
+    takes besides; assumptions: a sentence each; frames, head: those of the tower and of draft heads, where
+    something else computes them.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Roof:
     flops_per_s: float
     layer_s: float
     assumptions: tuple[str, ...]
+    frames: Roof | None = None
+    head: Roof | None = None
 
 
 def _gpu(name: str, peak_flops: float, layer_s: float) -> Roof:
@@ -108,13 +111,31 @@ def _cache_bytes(config: LlamaConfig, rows: int, itemsize: int) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * rows * itemsize
 
 
-def _tower(config: ClipConfig, itemsize: int) -> Pass:
-    """The eight frames."""
-    width = config.hidden_size
-    weights = config.num_hidden_layers * (4 * width * width + 2 * width * config.intermediate_size)
-    rows = FRAMES * config.tokens
-    attention = 4 * config.num_hidden_layers * width * config.tokens
-    return Pass(config.num_hidden_layers, weights * itemsize, rows * (2 * weights + attention))
+def tower_pass(config: VideoLlavaConfig, frames: int, itemsize: int) -> Pass:
+    """Over so many frames, from pixels to embeddings; what is before and behind the layers counts as one."""
+    vision, layers, width = config.vision, config.vision_layers, config.vision.hidden_size
+    weights = layers * (4 * width * width + 2 * width * vision.intermediate_size)
+    weights += 3 * vision.patch_size**2 * width + (width + config.text.hidden_size) * config.text.hidden_size
+    attention = 4 * layers * width * vision.tokens
+    return Pass(layers + 1, weights * itemsize, frames * vision.tokens * (2 * weights + attention))
+
+
+def draft_passes(
+    sizes: Checkpoints, nodes: int, before: int, head_bytes: float, itemsize: int
+) -> tuple[int, Pass]:
+    """How many passes of the head a draft of so many nodes takes behind so many rows, and one of them.
+
+    A block head reads what was accepted and says its whole block in one, whose beginning and end count as a
+    layer; others say a node in each, by the target's logits.
+    """
+    head, text = sizes.draft_head, sizes.target.text
+    if isinstance(head, BlockConfig):
+        known = min(before, head.context) + sizes.event_tokens
+        computed = 2 * head_bytes / itemsize + _attention(head.layer, known + head.read_rows)
+        read = head_bytes + _cache_bytes(head.layer, known, itemsize)
+        return 1, Pass(head.num_layers + 1, read, head.read_rows * computed)
+    logits = text.vocab_size * text.hidden_size
+    return nodes, Pass(1, head_bytes + logits * itemsize, 2 * (head_bytes / itemsize + logits))
 
 
 @dataclass(frozen=True)
@@ -177,17 +198,14 @@ def project(
     def draft_ms(nodes: int) -> float:
         if sizes.draft_head is None or not nodes:
             return 0.0
-        logits = text.vocab_size * text.hidden_size
-        read = parts["draft head"] + logits * itemsize
-        passes, rows = (1, nodes) if isinstance(sizes.draft_head, BlockConfig) else (nodes, 1)
-        flops = 2 * rows * (parts["draft head"] / itemsize + logits)
-        return 1e3 * passes * Pass(1, read, flops).seconds(roof)
+        passes, one = draft_passes(sizes, nodes, before, parts["draft head"], itemsize)
+        return 1e3 * passes * one.seconds(roof.head or roof)
 
     step = pass_ms(1, before)
     verify = {nodes: pass_ms(nodes + 1, before) for nodes in SIZES}
     costs = {nodes: (verify[nodes] + draft_ms(nodes)) / emitted(acceptance, nodes) for nodes in SIZES}
     best = min(costs, key=lambda nodes: costs[nodes])
-    frames = 1e3 * _tower(sizes.target.vision, itemsize).seconds(roof)
+    frames = 1e3 * tower_pass(sizes.target, FRAMES, itemsize).seconds(roof.frames or roof)
     prefill = pass_ms(sizes.prompt_rows, 0)
     return Projection(
         device=roof.name,

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from evspec_ros.engines.selection import choose_engine
-from evspec_ros.evaluation.projection import ROOFS, Pass, Projection, Roof, decoder_pass, project
-from evspec_ros.networks.checkpoints import load_video_llava
-from evspec_ros.networks.devices import processor
-from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
+from evspec_ros.evaluation.projection import ROOFS, Projection, Roof, project, tower_pass
+from evspec_ros.evaluation.replay.plan import ReplayPlan
+from evspec_ros.evaluation.replay.sweep import replayed
+from evspec_ros.evaluation.roofs import NODES, ROWS, TOKENS, TimedDecoder, frames_seconds, passes_seconds
+from evspec_ros.loading import load_describer
+from evspec_ros.networks.block_head import BlockHead
+from evspec_ros.networks.checkpoints import load_draft_head, load_video_llava, read_eventgpt_config
 from evspec_ros.networks.memory import Checkpoints
-from evspec_ros.speculative.costs import measure_passes, measure_prefill
-from evspec_ros.speculative.drafter import NoDrafter, Prompt
-from evspec_ros.speculative.generate import generate
-from evspec_ros.speculative.target import DecoderTarget
+from evspec_ros.recordings import open_recording
+from evspec_ros.simulation.recorded_scene import record_scene
+from evspec_ros.sizes import FRAMES
+from evspec_ros.windows import Window
 
-THIS = "this"
 PUBLISHED = {"float16": 11.8, "int4": 38.0}  # tokens/s of Vicuna-7B behind 2,100 rows on an AGX Orin, plain
-_SHAPES = (  # of decoders of random weights, none of them the one that is projected; about as many bytes
-    LlamaConfig(512, 192, 512, 16, 3, 3, 64, 1024),
-    LlamaConfig(512, 320, 864, 7, 5, 5, 64, 1024),
-    LlamaConfig(512, 384, 1024, 5, 6, 6, 64, 1024),
-)
-_ROWS, _PROMPT, _TOKENS, _TEXTS = (1, 4, 8, 16, 24), 200, 32, 15
+_SCENE_S, _WINDOWS = 1.2, 8
 
 
 @dataclass(frozen=True)
@@ -52,116 +47,71 @@ class CheckedFigure:
         return {**asdict(self), "off": self.off}
 
 
-@dataclass(frozen=True, eq=False)
-class _TimedDecoder:
-    """A decoder on this machine's engine, and a prompt for it."""
-
-    config: LlamaConfig
-    target: DecoderTarget
-    prompt: Prompt
-
-    @classmethod
-    def of(cls, decoder: LlamaDecoder, lm_head: nn.Linear, rows: int) -> _TimedDecoder:
-        """Of a prompt of so many random rows."""
-        config = decoder.config
-        engine = choose_engine(decoder, lm_head).engine
-        target = DecoderTarget(decoder, lm_head, frozenset(), lambda _: "", engine=engine)
-        embeddings = torch.randn(1, rows, config.hidden_size, generator=torch.Generator().manual_seed(0))
-        return cls(config, target, Prompt(embeddings))
-
-    @classmethod
-    def at_random(cls, config: LlamaConfig) -> _TimedDecoder:
-        """One of random weights."""
-        lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        return cls.of(LlamaDecoder(config).eval(), lm_head, _PROMPT)
-
-    def pass_of(self, rows: int, before: int) -> Pass:
-        """What a pass reads and computes, in float32."""
-        weights = 4 * sum(one.numel() for one in self.target.decoder.layers.parameters())
-        return decoder_pass(self.config, rows, before, weights, 4)
-
-    def seconds(self) -> dict[tuple[int, int], float]:
-        """By rows and rows before them: of verifications, and of the prefill."""
-        rows = self.prompt.embeddings.shape[1]
-        passes = measure_passes(self.target, self.prompt)
-        prefill = measure_prefill(self.target, self.prompt)
-        found = {(count, rows): passes[count - 1] / 1e3 for count in _ROWS}
-        return found | {(rows, 0): (prefill.prompt_ms + rows * prefill.row_ms) / 1e3}
-
-
-def this_machine(threads: int | None = None) -> Roof:
-    """What this processor reaches, fitted to passes of decoders of other shapes than the one projected: by
-    least squares of relative errors, none of the three below zero.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    rows, seconds = [], []
-    for shape in _SHAPES:
-        decoder = _TimedDecoder.at_random(shape)
-        for (count, before), taken in decoder.seconds().items():
-            one = decoder.pass_of(count, before)
-            rows.append((one.layers, one.bytes, one.flops))
-            seconds.append(taken)
-    layer_s, per_byte, per_flop = map(float, _fit(np.array(rows, float), np.array(seconds)))
-    return Roof(
-        THIS,
-        torch.device("cpu"),
-        1 / max(per_byte, 1e-15),
-        1 / max(per_flop, 1e-18),
-        layer_s,
-        (
-            f"{processor()}, threads: {torch.get_num_threads()}, float32",
-            (
-                f"fitted to decoders of other shapes: {1e-9 / max(per_byte, 1e-15):.0f} GB/s, "
-                f"{1e-9 / max(per_flop, 1e-18):.0f} GFLOP/s, {layer_s * 1e6:.0f} us a layer"
-            ),
-        ),
-    )
-
-
-def _fit(rows: np.ndarray[Any, np.dtype[np.float64]], seconds: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
-    """The costs of a layer, a byte and a flop: those of the three that help, none negative."""
-    scaled = rows / seconds[:, None]
-    chosen = [0, 1, 2]
-    while True:
-        found = np.zeros(3)
-        found[chosen] = np.linalg.lstsq(scaled[:, chosen], np.ones(len(seconds)), rcond=None)[0]
-        if (found >= 0).all():
-            return found
-        chosen.remove(int(found.argmin()))
-
-
 @torch.inference_mode()
-def check_here(target: Path, roof: Roof) -> list[CheckedFigure]:
-    """Prefill, step, verifications and a whole text of this checkpoint's decoder, projected by a roof of this
-    machine and measured.
+def check_here(target: Path, event_model: Path, block: Path, roof: Roof) -> list[CheckedFigure]:
+    """What describing takes with these checkpoints, a block head among them, projected by a roof of this
+    machine and measured: its parts, a text without drafting and a whole window with it.
     """
-    model = load_video_llava(target, torch.float32, torch.device("cpu"))
-    sizes = Checkpoints(model.config)
-    decoder = _TimedDecoder.of(model.decoder, model.lm_head, sizes.prompt_rows)
-    measured = decoder.seconds()
+    cpu = torch.device("cpu")
+    model = load_video_llava(target, torch.float32, cpu)
+    head = load_draft_head(block, torch.float32, cpu)
+    assert isinstance(head, BlockHead)
+    sizes = Checkpoints(model.config, read_eventgpt_config(event_model), head.config)
+    prompt = sizes.prompt_rows
+    decoder = TimedDecoder.of(model.decoder, model.lm_head, prompt)
+    (measured,) = passes_seconds([decoder])
+    tower, drafting = roof.frames or roof, roof.head or roof
+
+    def pass_ms(rows: int, before: int) -> float:
+        return 1e3 * decoder.pass_of(rows, before).seconds(roof)
 
     def figure(name: str, rows: int, before: int) -> CheckedFigure:
-        projected = 1e3 * decoder.pass_of(rows, before).seconds(roof)
-        return CheckedFigure(name, projected, 1e3 * measured[rows, before])
+        return CheckedFigure(name, pass_ms(rows, before), 1e3 * measured[rows, before])
 
-    prompt = sizes.prompt_rows
-    found = [figure("prefill, ms", prompt, 0), figure("step, ms", 1, prompt)]
-    found += [figure(f"verifying {rows - 1} nodes, ms", rows, prompt) for rows in _ROWS[1:]]
-    step_ms = 1e3 * decoder.pass_of(1, prompt + _TOKENS // 2).seconds(roof)
-    text_ms = found[0].projected + (_TOKENS - 1) * step_ms
-    return [*found, CheckedFigure(f"a text of {_TOKENS} tokens, ms", text_ms, _text_ms(decoder))]
+    frames = CheckedFigure(
+        f"{FRAMES} frames, ms",
+        1e3 * tower_pass(model.config, FRAMES, 4).seconds(tower),
+        1e3 * frames_seconds(model, FRAMES),
+    )
+    draft = CheckedFigure(
+        f"drafting {NODES} nodes, ms",
+        1e3 * decoder.draft_pass_of(head).seconds(drafting),
+        1e3 * decoder.draft_seconds(head),
+    )
+    found = [frames, figure("prefill, ms", prompt, 0), figure("step, ms", 1, prompt)]
+    found += [figure(f"verifying {rows - 1} nodes, ms", rows, prompt) for rows in ROWS[1:]]
+    text_ms = pass_ms(prompt, 0) + (TOKENS - 1) * pass_ms(1, prompt + TOKENS // 2)
+    found += [draft, CheckedFigure(f"a text of {TOKENS} tokens, ms", text_ms, 1e3 * decoder.text_seconds())]
+    nodes, window_ms = _measured_window(target, event_model, block)
+    before = prompt + TOKENS // 2
+    projected = frames.projected + pass_ms(prompt, 0) + len(nodes) * draft.projected
+    projected += sum(pass_ms(one + 1, before) for one in nodes)
+    return [*found, CheckedFigure(f"a window in {len(nodes)} drafts, ms", projected, window_ms)]
 
 
-def _text_ms(decoder: _TimedDecoder) -> float:
-    """The fastest of some texts, prefill included."""
+def _measured_window(target: Path, event_model: Path, block: Path) -> tuple[list[int], float]:
+    """How many nodes each draft of a simulated window's text had, and the milliseconds of its frames, its
+    prefill and its text, the fastest of some times; the event model is no part of it.
+    """
+    describer = load_describer(target, event_model, block, drafter="block")
+    window = _window()
+    found = []
+    for _ in range(_WINDOWS):
+        describer.relieve()  # nothing of the last time is known
+        frames = [replace(frame) for frame in window.frames]
+        said = describer.describe(window.events, frames, stamp_ns=window.stamp_ns)
+        stages = said.latency_ms
+        taken = stages["encode_frames"] + stages["prefill"] + stages["decode"]
+        found.append((taken, [one.drafted for one in said.passes]))
+    window_ms, nodes = min(found)
+    return nodes, window_ms
 
-    def once() -> float:
-        decoder.target.forget()
-        statistics = generate(decoder.target, NoDrafter(), decoder.prompt, max_new_tokens=_TOKENS).statistics
-        return statistics.prefill_ms + statistics.decode_ms
 
-    return min(once() for _ in range(_TEXTS))
+def _window() -> Window:
+    """One of a simulated scene, with eight frames that differ."""
+    with TemporaryDirectory() as folder:
+        record_scene(Path(folder) / "scene", seed=0, seconds=_SCENE_S)
+        return list(replayed(open_recording(Path(folder) / "scene"), ReplayPlan("", "", "")))[-1]
 
 
 def check_published() -> list[CheckedFigure]:

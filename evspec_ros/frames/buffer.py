@@ -12,13 +12,14 @@ import threading
 
 from evspec_ros.errors import FrameError
 from evspec_ros.frames.types import Frame
-from evspec_ros.sizes import FRAMES
+from evspec_ros.sizes import FRAMES, STILL_NS
 
 _STEPS = FRAMES - 1  # of the grid, between the oldest frame of a sample and the newest
 
 
 class FrameBuffer:
-    """The frames of the last `seconds`, at most `max_frames` + 1 of them, in the order of their stamps.
+    """The frames of the last `seconds` and the one before these, in the order of their stamps; at most
+    `max_frames` + 2 of them.
 
     A camera faster than max_frames / seconds is thinned out evenly instead of losing its oldest frames: while
     the newest frame is less than seconds / max_frames later than the one before it, the next frame takes its
@@ -46,6 +47,12 @@ class FrameBuffer:
         with self._lock:
             return self._frames[-1].stamp_ns if self._frames else None
 
+    @property
+    def oldest_ns(self) -> int | None:
+        """The stamp of the oldest frame that is held, None if there is none."""
+        with self._lock:
+            return self._frames[0].stamp_ns if self._frames else None
+
     def __len__(self) -> int:
         return len(self._frames)
 
@@ -67,7 +74,8 @@ class FrameBuffer:
             if len(frames) > 1 and frames[-1].stamp_ns - frames[-2].stamp_ns < self._spacing_ns:
                 frames.pop()
             frames.append(frame)
-            del frames[: bisect.bisect_left(frames, frame.stamp_ns - self._span_ns, key=_stamp)]
+            older = bisect.bisect_left(frames, frame.stamp_ns - self._span_ns, key=_stamp)
+            del frames[: max(older - 1, 0)]  # the last of them may be the nearest one to what follows it
 
     def sample(self, stop_ns: int, seconds: float) -> tuple[Frame, ...]:
         """FRAMES frames of the last `seconds`, oldest first, as the target expects them; () if none was seen
@@ -98,10 +106,10 @@ def grid_instants(newest_ns: int, stop_ns: int, span_ns: int) -> list[int]:
 
 
 def kept_seconds(seconds: float) -> float:
-    """How long frames have to be kept for a sample of `seconds`: its oldest instant is up to a step older
-    than that, and the frame nearest to it up to a step older again.
+    """How long frames have to be kept for a sample of `seconds`: its oldest instant is up to two steps
+    older than that, and a window may end STILL_NS before the newest frame, where events come later.
     """
-    return seconds * (1 + 2 / _STEPS)
+    return seconds * (1 + 2 / _STEPS) + STILL_NS / 1e9
 
 
 def _stamp(frame: Frame) -> int:

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evspec_ros.cancellation import check
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.config_entries import entries
 from evspec_ros.networks.draft_head import ReducedHead, spread_layers, with_draft_tokens
@@ -265,6 +266,7 @@ class BlockHead(nn.Module):
         if config.causal:
             inside = inside.tril()
         for index, module in enumerate(self.layers):
+            check()
             layer = cast("DecoderLayer", module)
             of_layer = [(known.k[index], known.v[index], known.visible) for known in contexts]
             mixed = self._mixed(layer, layer.input_layernorm(rows), turn, inside, of_layer)

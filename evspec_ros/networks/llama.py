@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evspec_ros.cancellation import check
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.attention import attend, attention_mask
 from evspec_ros.networks.config_entries import number, refuse_other, whole_numbers
@@ -338,7 +339,7 @@ class DecoderLayer(nn.Module):
 
         `cos`, `sin` come from `Rotary`, `mask` from `attention_mask` (None: causal over the new rows, which
         needs an empty cache or a single row). With a cache, call `cache.begin(T)` once before the first
-        layer; `index` is this layer's place in it.
+        layer; `index` is this layer's place in it. Raises CancelledError, as `cancellation.check`.
         """
         residual, changed = self.parts(hidden, self.input_layernorm(hidden), cos, sin, mask, cache, index)
         return residual + changed
@@ -356,6 +357,7 @@ class DecoderLayer(nn.Module):
         """The same from what enters and its norm, as two tensors whose sum it is: who norms what comes out
         adds them on the way.
         """
+        check()
         attended = self.self_attn(normed, cos, sin, mask, cache, index)
         residual, normed = self.post_attention_layernorm.added(attended, residual)
         changed: Tensor = self.mlp(normed)

@@ -33,8 +33,10 @@ def event_packets(recording: Recording, period_ns: int = PACKET_NS) -> Iterator[
 
 
 def timeline(recording: Recording) -> Iterator[tuple[int, Events | Frame]]:
-    """Everything in the recording with the time at which a camera would send it, in that order."""
+    """Everything in the recording with the time at which a camera would send it, in that order; a frame comes
+    before the packet that ends with it, so that a window which ends there has it.
+    """
     packets = ((int(events.t[-1]), events) for events in event_packets(recording))
     frames = ((frame.stamp_ns, frame) for frame in recording.frames())
-    both: tuple[Iterator[tuple[int, Events | Frame]], ...] = (packets, frames)
+    both: tuple[Iterator[tuple[int, Events | Frame]], ...] = (frames, packets)
     yield from heapq.merge(*both, key=lambda entry: entry[0])

@@ -20,7 +20,7 @@ from evspec_ros.ros.publishers import PublisherWatch
 from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS, overridable
 from evspec_ros.windows import Window
 
-MOST_AT_ONCE = 100  # event packets between two looks at everything else
+MOST_AT_ONCE = 100  # event packets, or images, between two looks at everything else
 
 
 class Inputs:
@@ -68,8 +68,12 @@ class Inputs:
             events_type, "events", events, raw=True, **overridable(EVENT_QOS)
         )
         self.subscriptions.append(self._event_subscription)
-        kind = CompressedImage if self._settings.current.image_transport == "compressed" else Image
-        self.subscriptions.append(subscribe(kind, self.topics()[1], image, **overridable(IMAGE_QOS)))
+        compressed = self._settings.current.image_transport == "compressed"
+        self._image_type = CompressedImage if compressed else Image
+        self._image_subscription = subscribe(
+            self._image_type, self.topics()[1], image, **overridable(IMAGE_QOS)
+        )
+        self.subscriptions.append(self._image_subscription)
         self._watches = [PublisherWatch(self._node, subscription) for subscription in self.subscriptions]
 
     def close(self) -> None:
@@ -122,7 +126,9 @@ class Inputs:
         }
 
     def _on_events(self, message: bytes) -> None:
-        """Store this message and those waiting behind it: a turn of the executor costs more than decoding."""
+        """Store this message and those waiting behind it: a turn of the executor costs more than decoding.
+        An image that was here before a message is stored before it: a window lacks no frame that has come.
+        """
         handle = self._event_subscription.handle
         self._store_events(message)
         for _ in range(MOST_AT_ONCE):
@@ -133,18 +139,31 @@ class Inputs:
         self._arrived()
 
     def _store_events(self, message: bytes) -> None:
+        self._store_images()
         try:
             self.events.add(message)
         except EvspecError as error:
             self._warn(error)
 
     def _on_image(self, image: Image | CompressedImage, info: Mapping[str, Any]) -> None:
+        self._store_image(image, info)
+        self._arrived()
+
+    def _store_images(self) -> None:
+        """Those that wait."""
+        handle = self._image_subscription.handle
+        for _ in range(MOST_AT_ONCE):
+            taken = handle.take_message(self._image_type, False)
+            if taken is None:
+                break
+            self._store_image(*taken)
+
+    def _store_image(self, image: Image | CompressedImage, info: Mapping[str, Any]) -> None:
         number = info.get("publication_sequence_number")  # Humble does not tell
         try:
             self.images.add(image, nanoseconds(image.header.stamp), number, image.header.frame_id)
         except EvspecError as error:
             self._warn(error)
-        self._arrived()
 
     def _warn(self, error: EvspecError) -> None:
         self._node.get_logger().warning(str(error), throttle_duration_sec=LOG_PERIOD_S)

@@ -12,6 +12,13 @@ IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
+def reliable(profile: QoSProfile) -> QoSProfile:
+    """Of whoever must lose nothing."""
+    copied = copy(profile)
+    copied.reliability = ReliabilityPolicy.RELIABLE
+    return copied
+
+
 def overridable(profile: QoSProfile | int) -> dict[str, Any]:
     """Arguments of a publisher or subscription whose profile start-up parameters may change, named
     qos_overrides.TOPIC.(publisher|subscription).(history|depth|reliability).

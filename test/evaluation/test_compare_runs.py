@@ -50,15 +50,39 @@ def test_a_run_twice_as_fast_differs_and_one_like_the_other_does_not(
     assert "drafter: A none, B combined" in capsys.readouterr().out
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """Of 200 draws with a ratio of 1.2, 88 to 99 per cent of the intervals hold it."""
+def coverage(rho: float, *, shuffled: bool = False) -> float:
+    """The share of 200 runs of 200 windows, each like the one before it by rho, whose interval holds the
+    ratio of 1.2; shuffled: the windows come in no order, as if they had nothing to do with each other.
+    """
     random = np.random.default_rng(1)
     held = 0
     for _ in range(200):
-        a, b = random.normal(10, 2, 60), random.normal(12, 2, 60)
-        low, high = ratio_interval(a, b)
+        noise = random.normal(0, np.sqrt(1 - rho**2), (200, 2))
+        noise[0] /= np.sqrt(1 - rho**2)
+        for k in range(1, len(noise)):
+            noise[k] += rho * noise[k - 1]
+        windows = np.array([10, 12]) + 2 * noise
+        low, high = ratio_interval([random.permutation(windows) if shuffled else windows])
         held += low <= 1.2 <= high
-    assert 176 <= held <= 198
+    return held / 200
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Of 200 draws 88 to 99 per cent, where windows do not depend on each other."""
+    assert 0.88 <= coverage(0.0) <= 0.99
+
+
+def test_where_neighbours_resemble_each_other_blocks_cover_the_truth_more_often() -> None:
+    """Nearer to what is said than windows drawn one by one, which are far too sure."""
+    blocks, alone = coverage(0.8), coverage(0.8, shuffled=True)
+    assert alone < 0.62
+    assert 0.72 < blocks <= 0.98
+
+
+def test_each_recording_keeps_its_share_of_the_windows() -> None:
+    """Two recordings within which nothing differs leave no doubt, however much they differ themselves."""
+    short, long = np.full((3, 2), (10.0, 20.0)), np.full((7, 2), (1.0, 1.0))
+    assert ratio_interval([short, long]) == pytest.approx((67 / 37, 67 / 37))
 
 
 def test_runs_without_a_common_window_are_refused(tmp_path: Path) -> None:

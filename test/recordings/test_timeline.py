@@ -71,3 +71,12 @@ def test_events_and_frames_come_in_the_order_in_which_cameras_send_them() -> Non
     recording = Memory([Piece("events", 4, events_at([MS, 4 * MS, 6 * MS, 11 * MS])), *frames])
     kinds = [(t // MS, type(item)) for t, item in timeline(recording)]
     assert kinds == [(3, Frame), (4, Events), (6, Events), (11, Events), (12, Frame)]
+
+
+def test_a_frame_comes_before_the_events_that_end_with_it() -> None:
+    """A window that ends there has it, whoever cuts it and when."""
+    image = np.zeros((1, 1, 3), np.uint8)
+    recording = Memory(
+        [Piece("events", 1, events_at([3 * MS])), Piece("frames", 1, frame=Frame(3 * MS, image))]
+    )
+    assert [type(item) for _, item in timeline(recording)] == [Frame, Events]

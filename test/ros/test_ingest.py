@@ -128,12 +128,18 @@ def test_without_events_the_window_is_empty_and_ends_at_the_newest_frame(
 
 
 def test_a_first_frame_newer_than_every_event_stands_in(events: EventStream, images: ImageStream) -> None:
-    """The first description does not wait for a frame older than its window."""
+    """The first description does not wait for a frame older than its window; frames behind that one do not
+    stand in, however many have come.
+    """
     send(events, packet(0, 0))
     images.add(image(), SENSOR_ORIGIN + 20 * MS)
     window = newest_window(events, images, WindowSize(50 * MS), 2.0)
     assert window is not None
-    assert len(window.frames) == 8
+    assert [frame.stamp_ns - SENSOR_ORIGIN for frame in window.frames] == [20 * MS] * 8
+    images.add(image(), SENSOR_ORIGIN + 40 * MS)
+    later = newest_window(events, images, WindowSize(50 * MS), 2.0)
+    assert later is not None
+    assert later.frames == window.frames
 
 
 @pytest.mark.parametrize(

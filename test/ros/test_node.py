@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,27 @@ def test_events_and_frames_become_a_description_with_its_figures(active: Bench) 
     stamp_s = latency.header.stamp.sec + latency.header.stamp.nanosec / 1e9
     assert abs(stamp_s - result["stamp"]) < 60
     assert "total_ms" in {pair.key for pair in latency.status[0].values}
+
+
+def test_an_image_that_waits_is_stored_before_the_events_that_followed_it(
+    active: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have come when the node looks; a window that ends with these events must not lack the image."""
+    stored: list[str] = []
+    for name in ("images", "events"):
+        stream = getattr(active.node._inputs, name)
+
+        def add(*given: object, name: str = name, add: Callable[..., None] = stream.add) -> None:
+            stored.append(name)
+            add(*given)
+
+        monkeypatch.setattr(stream, "add", add)
+    now_ns = time.time_ns()
+    active.send_image(now_ns - MS)
+    active.send_events(now_ns)
+    time.sleep(0.3)  # nobody spins meanwhile
+    active.until(lambda: len(stored) == 2, "both messages")
+    assert stored == ["images", "events"]
 
 
 def test_bad_messages_are_named_in_diagnostics_and_the_node_goes_on(active: Bench) -> None:

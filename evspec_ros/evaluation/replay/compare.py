@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +79,10 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     both = [name for name in first if name in second]
     if not both:
         raise EvspecError(f"The runs in {a} and {b} have no window in common: evaluate the same recordings.")
-    pairs = [(first[name], second[name]) for name in both]
+    recordings = [
+        [(first[name], second[name]) for name in names] for _, names in groupby(both, itemgetter(0))
+    ]
+    pairs = [pair for recording in recordings for pair in recording]
     options = {
         name: (folders[0].plan[name], folders[1].plan.get(name))
         for name in folders[0].plan
@@ -90,7 +96,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
         len(first) - len(both),
         len(second) - len(both),
         options,
-        tuple(found for name, of in FIGURES.items() if (found := _figure(name, of, pairs)) is not None),
+        tuple(found for name, of in FIGURES.items() if (found := _figure(name, of, recordings)) is not None),
     )
 
 
@@ -113,12 +119,30 @@ def print_comparison(found: Comparison) -> None:
     )
 
 
-def ratio_interval(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
-    """Where mean(b) / mean(a) lies: windows drawn anew in pairs, RESAMPLES times, the middle CONFIDENCE."""
-    drawn = np.random.default_rng(0).integers(0, len(a), (RESAMPLES, len(a)))
-    ratios = b[drawn].mean(axis=1) / np.maximum(a[drawn].mean(axis=1), 1e-12)
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+def ratio_interval(recordings: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Where mean(B) / mean(A) lies: the middle CONFIDENCE of RESAMPLES ratios of windows drawn anew from each
+    recording; these are given in their order, [n, 2] of A and B.
+
+    Neighbouring windows resemble each other, so that what is drawn are blocks of them: of ceil(n^(1/3))
+    windows one after another, from anywhere, the first window following the last one (the circular block
+    bootstrap of Politis and Romano).
+    """
+    random = np.random.default_rng(0)
+    a, b = np.sum([_resampled_sums(values, random) for values in recordings], axis=0).T
+    low, high = np.quantile(b / np.maximum(a, 1e-12), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def _resampled_sums(values: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
+    """Of n rows drawn anew in blocks, RESAMPLES times: [RESAMPLES, columns] from [n, columns]."""
+    n = len(values)
+    length = math.ceil(round(n ** (1 / 3), 9))
+    before = np.cumsum(np.concatenate((np.zeros_like(values[:1]), values, values[:length])), axis=0)
+    starts = random.integers(0, n, (RESAMPLES, math.ceil(n / length)))
+    rest = n - length * (starts.shape[1] - 1)  # rows of the last block
+    blocks, last = (before[size : size + n] - before[:n] for size in (length, rest))
+    drawn: NDArray[np.float64] = blocks[starts[:, :-1]].sum(axis=1) + last[starts[:, -1]]
+    return drawn
 
 
 def _by_window(folder: RunFolder) -> dict[tuple[str, int, str], Row]:
@@ -130,15 +154,19 @@ def _by_window(folder: RunFolder) -> dict[tuple[str, int, str], Row]:
 
 
 def _figure(
-    name: str, of: Callable[[Row], float | None], pairs: Sequence[tuple[Row, Row]]
+    name: str, of: Callable[[Row], float | None], recordings: Sequence[Sequence[tuple[Row, Row]]]
 ) -> ComparedFigure | None:
     """None where a run does not have it."""
-    values = [(of(one), of(other)) for one, other in pairs]
-    known = np.array([pair for pair in values if None not in pair], float).reshape(-1, 2)
-    if not len(known) or not known[:, 0].any():
+    known = []
+    for pairs in recordings:
+        values = [(of(one), of(other)) for one, other in pairs]
+        if found := [pair for pair in values if None not in pair]:
+            known.append(np.array(found, float))
+    if not known:
         return None
-    a, b = known.T
-    low, high = ratio_interval(a, b)
-    return ComparedFigure(
-        name, len(known), float(a.mean()), float(b.mean()), float(b.mean() / a.mean()), low, high
-    )
+    together = np.concatenate(known)
+    a, b = map(float, together.mean(axis=0))
+    if not together[:, 0].any():
+        return None
+    low, high = ratio_interval(known)
+    return ComparedFigure(name, len(together), a, b, b / a, low, high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,11 @@ from evspec_ros.recordings.recording import Wanted
 
 LOCAL = "local"  # the address of a cluster that is started on this machine, for this run
 ATTEMPTS = 5  # at a recording whose worker is lost
+OBJECT_STORE_BYTES = 100_000_000  # of a cluster of our own, whose tasks hand lines over and nothing else
+_ALONE = {  # read when Ray is imported: its makers are told nothing, and no other machine reaches the cluster
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # of any system, by its name of others than Linux
+}
 
 
 def evaluate_on_fleet(
@@ -31,17 +37,12 @@ def evaluate_on_fleet(
     worker was lost runs again and counts once. Raises EvspecError where Ray is missing or cannot be reached,
     and, behind all others, for recordings whose worker was lost again and again.
     """
-    ray = _ray()
     done = folder.finished()
     todo = {one.key: one for one in map(RecordingId.of, paths) if one.key not in done}
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EvspecError(
-            f"No Ray cluster answers at {address} ({error}); start one, or say local."
-        ) from error
     lost = []
+    ray = _ray(address)
     try:
+        _join(ray, address)
         task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(evaluate_whole)
         running = {task.remote(one, plan, wanted, folder.rows(one.key)): one for one in todo.values()}
         while running:
@@ -75,7 +76,19 @@ def _describer(plan: ReplayPlan) -> SceneDescriber:
     return plan.load()
 
 
-def _ray() -> Any:
+def _join(ray: Any, address: str) -> None:
+    own = {"object_store_memory": OBJECT_STORE_BYTES} if address == LOCAL else {}
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, **own)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EvspecError(
+            f"No Ray cluster answers at {address} ({error}); start one, or say local."
+        ) from error
+
+
+def _ray(address: str) -> Any:
+    if address == LOCAL:
+        os.environ.update(_ALONE)
     try:
         import ray
     except ImportError as error:

@@ -12,13 +12,12 @@ import numpy as np
 
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.evaluation.replay.plan import ReplayPlan
-from evspec_ros.evaluation.replay.run import described_rows, first_word_ms
+from evspec_ros.evaluation.replay.run import described_rows
 from evspec_ros.evaluation.replay.store import RecordingId, Row
 from evspec_ros.evaluation.replay.sweep import windows_ending
 from evspec_ros.recordings.recording import Recording
 
 ACCEPTABLE_LOSS = 0.05  # of windows, as in ros2_benchmark's search for the highest rate
-STAMP_NS = 1_000  # a result's stamp is told in seconds, as a float, and packets in microseconds
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ def live_rows(
     arrivals: Sequence[Arrival],
 ) -> list[Row]:
     """A line for each window that the node described; offline_equal: the text is the one written offline."""
-    by_end = {arrival.stamp_ns + STAMP_NS: arrival for arrival in arrivals}
+    by_end = {arrival.stamp_ns: arrival for arrival in arrivals}
     rows: list[Row] = []
-    first_ns = min(by_end, default=0) - STAMP_NS
+    first_ns = min(by_end, default=0)
     describer.forget_stream()
     for window in windows_ending(recording, plan, by_end):
         arrival = by_end[window.stamp_ns]
@@ -87,13 +86,11 @@ def live_rows(
         rows.append(
             {
                 **offline,
-                "stamp_ns": arrival.stamp_ns,
-                "at_s": (arrival.stamp_ns - first_ns) / 1e9,
                 "degraded": result["degraded"],
                 "text": result["text"],
                 "tokens": result["tokens"],
                 "latency_ms": result["latency_ms"],
-                "first_word_ms": first_word_ms(result["latency_ms"]),
+                "first_word_ms": result["latency_ms"]["first_word"],
                 "accepted_length": result["mean_accepted_length"],
                 "statistics": result["statistics"],
                 "drafter": result["drafter"],

@@ -22,8 +22,10 @@ from evspec_ros.windows import (
     window_of_events,
 )
 
-# As the node's parameters have it by default: event_buffer_s, event_buffer_mb, max_frames, stale_after_s.
-EVENTS_S, EVENTS_BYTES, MOST_FRAMES, SILENT_NS = 1.0, 256_000_000, 256, 5_000_000_000
+# As the node's parameters have it by default: event_buffer_s, event_buffer_mb, stale_after_s.
+EVENTS_S, EVENTS_BYTES, SILENT_NS = 1.0, 256_000_000, 5_000_000_000
+MOST_FRAMES = 4096  # its max_frames at the most: no camera is thinned, which goes by what has come already
+TICK_NS = 1_000  # a recording's times may be cut to the microsecond where it is played
 
 
 def replayed(recording: Recording, plan: ReplayPlan) -> Iterator[Window]:
@@ -44,19 +46,21 @@ def replayed(recording: Recording, plan: ReplayPlan) -> Iterator[Window]:
 
 
 def windows_ending(recording: Recording, plan: ReplayPlan, stops_ns: Iterable[int]) -> Iterator[Window]:
-    """The windows that end at these times of the recording, ascending, each once."""
+    """The windows that end at these times of the recording, ascending, each once; of events a tick later is
+    as well.
+    """
     held = _Held(plan)
     waiting = iter(sorted(stops_ns))
     stop_ns = next(waiting, None)
     for now_ns, item in timeline(recording):
-        while stop_ns is not None and now_ns > stop_ns and held.end_ns() is not None:
-            yield replace(held.window(), stamp_ns=stop_ns)
+        while stop_ns is not None and now_ns >= stop_ns + TICK_NS and held.end_ns() is not None:
+            yield held.window(stop_ns)
             stop_ns = next(waiting, None)
         if stop_ns is None:
             return
         held.add(item)
     while stop_ns is not None and held.end_ns() is not None:
-        yield replace(held.window(), stamp_ns=stop_ns)
+        yield held.window(stop_ns)
         stop_ns = next(waiting, None)
 
 
@@ -84,13 +88,14 @@ class _Held:
         alone = self._plan.without_frames == DESCRIBE
         return end_of_window_ns(self._newest(), self._frames.latest_ns, events_alone=alone)
 
-    def window(self) -> Window:
-        """The newest window; there has to be one."""
-        newest = self._newest()
-        window = cut_window(newest, self._frames, self._plan.size, self._plan.frames_seconds)
+    def window(self, stop_ns: int | None = None) -> Window:
+        """The newest window, or the one that ended at stop_ns; there has to be one."""
+        newest, plan = self._newest(), self._plan
+        window = cut_window(newest, self._frames, plan.size, plan.frames_seconds, stop_ns)
         if window is None:
             assert newest is not None
-            return window_of_events(newest, self._plan.size)
+            window = window_of_events(newest, plan.size)
+            return window if stop_ns is None else replace(window, stamp_ns=stop_ns)
         silent = newest is None or window.stamp_ns - newest.ros_ns > SILENT_NS
         return replace(window, degraded=NO_EVENTS) if silent else window
 

@@ -1,4 +1,5 @@
-"""Plays a recording over DDS at real speed, as a driver would: `python -m evspec_ros.ros.player RECORDING`.
+"""Plays a recording over DDS at real speed, as a driver would:
+`python -m evspec_ros.ros.trials.player RECORDING`.
 
 Events go out as libcaer packets and frames as rgb8 images, whatever the recording's format, because times are
 shifted to now and run on when the recording is played again; a stateful encoding could not say that.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 HELD_NS = 20_000_000_000  # a recording up to this long is read once and held, so that reading delays nothing
 LEAD_S = 0.2  # between the subscribers being there and the first message
 LINGER_S = 0.5  # after the last message, for DDS to deliver it
+RECEIPT_TIMEOUT_S = 30.0  # for a node that is busy to receive an image
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,19 @@ class Played:
 
 
 class Player:
-    """Publishes a recording on `events` and `image`, best effort as drivers do."""
+    """Publishes a recording on `events` and `image`. Whoever subscribes reliably loses nothing; whoever does
+    as to a driver hears it like one.
 
-    def __init__(self, recording: Recording) -> None:
+    in_step: nothing leaves before the last image was received, so that a reliable subscriber has each image
+    before the events that follow it.
+    """
+
+    def __init__(self, recording: Recording, *, in_step: bool = False) -> None:
         from event_camera_msgs.msg import EventPacket
         from rclpy.node import Node
         from sensor_msgs.msg import Image
 
-        from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS
+        from evspec_ros.ros.qos import EVENT_QOS, IMAGE_QOS, reliable
 
         if recording.stop_ns <= recording.start_ns:
             raise RecordingError(
@@ -89,8 +96,12 @@ class Player:
         self.recording = recording
         self.node = Node("evspec_player")
         self._event_packet, self._image = EventPacket, Image
-        self._events = self.node.create_publisher(EventPacket, "events", EVENT_QOS)
-        self._frames = self.node.create_publisher(Image, "image", IMAGE_QOS)
+        self._in_step = in_step
+        self._events = self.node.create_publisher(EventPacket, "events", reliable(EVENT_QOS))
+        images = reliable(IMAGE_QOS)
+        if in_step:
+            images.depth = 1  # that is full with each image, so that Fast DDS asks at once whether it arrived
+        self._frames = self.node.create_publisher(Image, "image", images)
         self._seq = 0
         short = recording.stop_ns - recording.start_ns <= HELD_NS
         self._held = list(timeline(recording)) if short else None
@@ -124,6 +135,8 @@ class Player:
                     return played
                 message = self._message(item, schedule, lap)
                 _sleep_until(due_ns)
+                if self._in_step:
+                    self._await_receipt()
                 self._send(message, item, played)
                 played.late_ms = max(played.late_ms, (time.time_ns() - due_ns) / 1e6)
             if once:
@@ -144,6 +157,15 @@ class Player:
         else:
             self._frames.publish(message)
             played.frames += 1
+
+    def _await_receipt(self) -> None:
+        from rclpy.duration import Duration
+
+        if not self._frames.wait_for_all_acked(Duration(seconds=RECEIPT_TIMEOUT_S)):
+            raise RosError(
+                f"Nobody received an image on {self._frames.topic_name} within {RECEIPT_TIMEOUT_S:g} s; "
+                "the node may have been stopped."
+            )
 
     def _packet_message(self, events: Events, t: np.ndarray[Any, np.dtype[np.int64]]) -> EventPacket:
         base = int(t[0])
@@ -176,7 +198,7 @@ def _sleep_until(ros_ns: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play one recording; prints a JSON line with the schedule before and one with what was sent after."""
-    parser = argparse.ArgumentParser(prog="python -m evspec_ros.ros.player", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m evspec_ros.ros.trials.player", description=__doc__)
     parser.add_argument("recording", type=Path)
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="play this long, over and over if need be"
@@ -185,6 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--events", default="", help="topic of a bag; default: the busiest one")
     parser.add_argument("--image", default="", help="topic of a bag; default: a colour camera's")
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 is real time")
+    parser.add_argument(
+        "--in-step", action="store_true", help="send nothing before the last image was received"
+    )
     parser.add_argument("--wait", type=float, default=30.0, help="seconds to wait for subscribers")
     parser.add_argument(
         "--ros-args", nargs=argparse.REMAINDER, default=[], help="remappings, as of any ROS node"
@@ -208,7 +233,7 @@ def _play(options: argparse.Namespace) -> None:
     recording = open_recording(options.recording, Wanted(options.events, options.image))
     rclpy.init(args=["--ros-args", *options.ros_args], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        player = Player(recording)
+        player = Player(recording, in_step=options.in_step)
         player.wait_for_subscribers(options.wait)
         schedule = player.schedule(options.rate)
         _say(vars(schedule))

@@ -14,22 +14,33 @@ from typing import Any
 
 import psutil
 import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rclpy.signals import SignalHandlerOptions
 
-from evspec_ros.errors import EvspecError, RecordingError
+from evspec_ros.errors import EvspecError, RecordingError, RosError
 from evspec_ros.evaluation.replay.live import ACCEPTABLE_LOSS, Arrival, Playing, live_figures, live_rows
 from evspec_ros.evaluation.replay.plan import ReplayPlan
 from evspec_ros.evaluation.replay.run import judge
 from evspec_ros.evaluation.replay.store import Finished, RecordingId, Row, RunFolder
-from evspec_ros.evaluation.replay.sweep import replayed
+from evspec_ros.evaluation.replay.sweep import MOST_FRAMES, replayed
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import Recording, Wanted
-from evspec_ros.ros.demo import Listener
-from evspec_ros.ros.player import Playback, Played
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
+from evspec_ros.ros.trials.demo import LATE_MS, Listener
+from evspec_ros.ros.trials.player import Playback, Played
+from evspec_ros.ros.trials.processes import Child, as_parameter_file, isolated_environment
 
 SETTLE_S = 1.5  # without a result behind the last message: everything is described
+RENEWAL_TIMEOUT_S = 60.0  # for a node that finishes nothing any more and begins anew
 SLOWEST, FASTEST, NEAR = 0.1, 16.0, 0.1  # rates that are tried, and how narrowly the highest one is found
+
+# No window is stale: one that is late is described all the same, its age is what is measured. And no message
+# is lost, so that a window has the frames that it has offline.
+_NODE = {"stale_after_s": 0.0, "max_frames": MOST_FRAMES} | {
+    f"qos_overrides./{topic}.subscription.{name}": value
+    for topic in ("events", "image")
+    for name, value in (("reliability", "reliable"), ("history", "keep_all"))
+}
 
 
 def evaluate_live(
@@ -97,9 +108,8 @@ def _stage(plan: ReplayPlan) -> Iterator[_Stage]:
     try:
         with tempfile.TemporaryDirectory(prefix="evspec-eval-") as name:
             file = Path(name) / "parameters.yaml"
-            # A window that is played late is described all the same: its age is what is measured.
-            file.write_text(as_parameter_file({**plan.as_dict(), "stale_after_s": 0.0}), encoding="utf-8")
-            listener = Listener()
+            file.write_text(as_parameter_file({**plan.as_dict(), **_NODE}), encoding="utf-8")
+            listener = _RenewingListener()
             arguments = ["--ros-args", "--params-file", str(file)]
             with Child("node", "evspec_ros.ros.main", arguments, Path(name)) as node:
                 listener.spin_until_describing(node)
@@ -108,22 +118,44 @@ def _stage(plan: ReplayPlan) -> Iterator[_Stage]:
         rclpy.shutdown()
 
 
+class _RenewingListener(Listener):
+    """Listens, and has the node begin anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lifecycle = self._node.create_client(ChangeState, "/evspec/change_state")
+
+    def renew(self) -> None:
+        """Let the node forget what it saw: a window under way is not described. Raises RosError."""
+        if not self._lifecycle.wait_for_service(RENEWAL_TIMEOUT_S):
+            raise RosError("The node offers no /evspec/change_state; its log says why.")
+        for number in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
+            answer = self._lifecycle.call_async(ChangeState.Request(transition=Transition(id=number)))
+            rclpy.spin_until_future_complete(self._node, answer, timeout_sec=RENEWAL_TIMEOUT_S)
+            if not answer.done() or not answer.result().success:
+                raise RosError("The node could not be activated anew; its log says why.")
+        self.results.clear()
+
+
 class _Stage:
     """Plays recordings to one node, one after the other."""
 
-    def __init__(self, listener: Listener, node: Child, folder: Path) -> None:
+    def __init__(self, listener: _RenewingListener, node: Child, folder: Path) -> None:
         self._listener, self._node, self._folder = listener, node, folder
 
-    def play(self, recording: Recording, wanted: Wanted, rate: float, expected: int) -> Playing:
-        """Play a recording once."""
-        listener, heard = self._listener, len(self._listener.results)
+    def play(
+        self, recording: Recording, wanted: Wanted, rate: float, expected: int, *, in_step: bool = True
+    ) -> Playing:
+        """Play a recording once, to empty streams. in_step: as `Player`."""
+        listener = self._listener
+        listener.renew()
         arrived: list[int] = []
         cpu: list[float] = []
         idle = psutil.cpu_percent(interval=0.2)
         began_cpu_s, began_s = self._node.cpu_s(), time.monotonic()
-        arguments = [str(recording.path), "--once", "--rate", str(rate)]
+        arguments = [str(recording.path), "--once", "--rate", str(rate), *(["--in-step"] if in_step else [])]
         arguments += ["--events", wanted.events, "--image", wanted.image]
-        with Child("player", "evspec_ros.ros.player", arguments, self._folder) as player:
+        with Child("player", "evspec_ros.ros.trials.player", arguments, self._folder) as player:
             last_s = time.monotonic()
             while not player.finished() or time.monotonic() - last_s < SETTLE_S:
                 before = len(listener.results)
@@ -139,7 +171,7 @@ class _Stage:
         return Playing(
             rate=rate,
             expected=expected,
-            arrivals=_arrivals(listener.results[heard:], arrived, Playback(**schedule)),
+            arrivals=_arrivals(listener.results, arrived, Playback(**schedule)),
             cpu=cpu,
             idle_cpu=idle,
             node_cpu_s=self._node.cpu_s() - began_cpu_s,
@@ -149,14 +181,18 @@ class _Stage:
         )
 
     def highest_rate(self, recording: Recording, wanted: Wanted, expected: int) -> Row:
-        """The highest rate with an acceptable loss, found by halving; every rate that was tried, too."""
+        """The highest rate with an acceptable loss at which the player sends in time, found by halving; every
+        rate that was tried, too.
+        """
         low, high = SLOWEST, FASTEST
         tried: list[dict[str, float]] = []
         rate = 1.0
         while high / low > 1 + NEAR:
-            loss = self.play(recording, wanted, rate, expected).loss
-            tried.append({"rate": round(rate, 3), "missed_percent": round(100 * loss, 2)})
-            low, high = (rate, high) if loss < ACCEPTABLE_LOSS else (low, rate)
+            played = self.play(recording, wanted, rate, expected, in_step=False)
+            missed, late_ms = round(100 * played.loss, 2), round(played.late_ms, 1)
+            tried.append({"rate": round(rate, 3), "missed_percent": missed, "player_late_ms": late_ms})
+            held = played.loss < ACCEPTABLE_LOSS and late_ms <= LATE_MS
+            low, high = (rate, high) if held else (low, rate)
             rate = (low * high) ** 0.5
         return {"rate": round(low, 3), "tried": tried}
 
@@ -165,7 +201,7 @@ def _arrivals(results: Sequence[Row], arrived: Sequence[int], schedule: Playback
     """Each result with its window's end on the recording's clock, by that, each once."""
     found: dict[int, Arrival] = {}
     for result, arrived_ns in zip(results, arrived, strict=True):
-        ros_ns = max(round(result["stamp"] * 1e9), schedule.begin_ns)  # told as a float
-        stamp_ns = schedule.to_recording(ros_ns)
+        ros_ns = result["stamp_ns"]
+        stamp_ns = ros_ns - schedule.to_ros(0, lap=0)  # the only lap
         found.setdefault(stamp_ns, Arrival(stamp_ns, schedule.due_ns(ros_ns), arrived_ns, result))
     return [found[stamp_ns] for stamp_ns in sorted(found)]
