@@ -67,7 +67,7 @@ endif
 
 # The package itself is installed editable; its node has to be where ROS looks for executables, too.
 $(VENV)/.ready: $(VENV)/.created requirements.txt requirements-ros.txt constraints-system-ros.txt setup.py setup.cfg \
-    package.xml $(wildcard evspec_ros/interfaces/*.py evspec_ros/interfaces/*/msg/*.msg)
+    package.xml $(wildcard evspec_ros/interfaces/*.py evspec_ros/interfaces/*/*/*.msg evspec_ros/interfaces/*/*/*.action)
 ifeq ($(ROS),)
 	@$(PIP) install -r requirements.txt -r requirements-ros.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .

@@ -32,8 +32,8 @@ setup(
     package_data={
         NAME: ["py.typed"],
         f"{NAME}.evaluation": ["*.html", "*.jinja"],
-        f"{NAME}.ros": ["*.html"],
-        f"{NAME}.interfaces": ["*/msg/*.msg", "*/package.xml", "*/CMakeLists.txt"],
+        f"{NAME}.ros.trials": ["*.html"],
+        f"{NAME}.interfaces": ["*/msg/*.msg", "*/action/*.action", "*/package.xml", "*/CMakeLists.txt"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

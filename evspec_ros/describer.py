@@ -13,6 +13,7 @@ from evspec_ros.description import (
     LOSSY,
     UP_TO_ROUNDING,
     Description,
+    GrowingTexts,
     Limits,
     latencies,
 )
@@ -22,12 +23,12 @@ from evspec_ros.frames.types import Frame
 from evspec_ros.prompts import DEFAULT_PROMPT
 from evspec_ros.reading import Reading, WindowReader
 from evspec_ros.sizes import WINDOW_MS
-from evspec_ros.speculative.costs import PrefillCost, measure_costs, measure_passes, measure_prefill
-from evspec_ros.speculative.drafter import DraftLimits, NoDrafter, PassCosts
+from evspec_ros.speculative.costs import Pace
+from evspec_ros.speculative.drafter import DraftLimits, NoDrafter
 from evspec_ros.speculative.drafters import Drafters
 from evspec_ros.speculative.event_side import EventTimes
 from evspec_ros.speculative.generate import Generation, generate_together
-from evspec_ros.speculative.guarded import GuardedDrafter
+from evspec_ros.speculative.guarded import GuardedDrafter, Patience
 from evspec_ros.speculative.learner import Learner
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.target import DecoderTarget
@@ -61,9 +62,8 @@ class SceneDescriber:
         weakref.finalize(self, self._learner.close)
         self._warm = False
         self._stream_ended = False
-        self._passes_ms: tuple[float, ...] = ()
-        self._costs: PassCosts | None = None
-        self._prefill_cost: PrefillCost | None = None  # None where no event model runs beside the prefill
+        self._pace = Pace()
+        self._patience = Patience()
 
     @property
     def drafter(self) -> str:
@@ -87,10 +87,12 @@ class SceneDescriber:
 
     @property
     def plain_step_ms(self) -> float | None:
-        """What the target's pass over one row took while it was warmed up; None where nothing drafts, as
-        passes are not measured then.
-        """
-        return self._passes_ms[0] if self._passes_ms else None
+        """What plain decoding takes for a token here; see `Pace`."""
+        return self._pace.plain_step_ms
+
+    def time_step(self, description: Description) -> None:
+        """Time a plain step behind the description that was written last; see `Pace`."""
+        self._pace.time_step(self._target, description.tokens[-1])
 
     def warm_up(self) -> None:
         """Describe a blank window, so that all is compiled and allocated before the first real one, and
@@ -185,17 +187,20 @@ class SceneDescriber:
         if not self._warm:
             self.warm_up()
         self._begin_window()
+        texts = GrowingTexts(len(prompts), self._target.detokenize, on_text)
         reading = self._reader.read(events, frames, prompts)
         for prompt in reading.prompts:
             self._require_positions(prompt.embeddings.shape[1], limits)
         used = self._drafters.get(len(prompts)) if drafting else [NoDrafter() for _ in prompts]
-        drafters = [GuardedDrafter(drafter) for drafter in used]
-        generations = self._write(reading, drafters, limits, on_text)
+        drafters = [GuardedDrafter(drafter, self._patience) for drafter in used]
+        generations = self._write(reading, drafters, limits, texts)
         reading.stages.lap("generate")
 
-        cost, learner = self._prefill_cost, self._learner
-        slowdown = cost.slowdown([one.statistics for one in generations]) if cost else 1.0
+        learner = self._learner
+        slowdown = self._pace.slowdown([one.statistics for one in generations])
         learning_failure = learner.take_failure()
+        stages = reading.stages.milliseconds(), reading.event_stages.milliseconds()
+        event_times = self._drafters.event_times if drafting else EventTimes()
         return tuple(
             Description(
                 stamp_ns=stamp_ns,
@@ -203,7 +208,7 @@ class SceneDescriber:
                 prompt=question,
                 text=generation.text,
                 tokens=generation.tokens,
-                latency_ms=self._latencies(reading, generation, drafting=drafting),
+                latency_ms=latencies(*stages, generation.statistics, event_times, first_word_ms),
                 prefill_slowdown=slowdown,
                 reused_frames=reading.reused_frames,
                 statistics=generation.statistics,
@@ -215,7 +220,9 @@ class SceneDescriber:
                 learning_failure=learning_failure,
                 passes=generation.passes,
             )
-            for question, generation, drafter in zip(prompts, generations, drafters, strict=True)
+            for question, generation, drafter, first_word_ms in zip(
+                prompts, generations, drafters, texts.first_word_ms, strict=True
+            )
         )
 
     def _equality(self, generation: Generation) -> str:
@@ -252,15 +259,9 @@ class SceneDescriber:
         reading: Reading,
         drafters: Sequence[GuardedDrafter],
         limits: Limits,
-        on_text: Callable[[int, str], None],
+        texts: GrowingTexts,
     ) -> tuple[Generation, ...]:
         """One text for each prompt of the window."""
-        written: list[list[int]] = [[] for _ in drafters]
-
-        def on_tokens(number: int, tokens: list[int]) -> None:
-            written[number] += tokens
-            on_text(number, self._target.detokenize(written[number]))
-
         with self._learner.writing():
             return generate_together(
                 self._target,
@@ -269,18 +270,10 @@ class SceneDescriber:
                 max_new_tokens=limits.max_new_tokens,
                 sampling=Sampling(limits.temperature, limits.top_p, limits.top_k),
                 seed=limits.seed,
-                limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._costs),
+                limits=DraftLimits(limits.n_max, limits.tree_size, limits.p_min, self._pace.costs),
                 acceptance=Acceptance(limits.acceptance),
-                on_tokens=on_tokens,
+                on_tokens=texts.add,
             )
-
-    def _latencies(self, reading: Reading, generation: Generation, *, drafting: bool) -> dict[str, float]:
-        return latencies(
-            reading.stages.milliseconds(),
-            reading.event_stages.milliseconds(),
-            generation.statistics,
-            self._drafters.event_times if drafting else EventTimes(),
-        )
 
     def _measure(self) -> None:
         """Warm everything up with a blank window and measure what passes, drafts and prefills cost."""
@@ -288,11 +281,9 @@ class SceneDescriber:
         self.describe(*blank, stamp_ns=0)
         (prompt,) = self._reader.read(*blank, (DEFAULT_PROMPT,)).prompts
         (drafter,) = self._drafters.get(1)
-        if not isinstance(drafter, NoDrafter):
-            self._passes_ms = self._passes_ms or measure_passes(self._target, prompt)
-            self._costs = measure_costs(self._target, GuardedDrafter(drafter), prompt, self._passes_ms)
-        if self._drafters.overlap:
-            self._prefill_cost = measure_prefill(self._target, prompt)
+        self._pace.measure(self._target, drafter, prompt, overlap=self._drafters.overlap)
+        if self._pace.costs is not None:
+            self._patience.pass_s = self._pace.costs.verify_ms[0] / 1e3
         self.forget_stream()
         self._target.forget()
         self._drafters.learn()  # the first blank windows teach nothing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,14 +115,17 @@ def latencies(
     event_laps: dict[str, float],
     statistics: DecodingStatistics,
     events: EventTimes,
+    first_word_ms: float | None,
 ) -> dict[str, float]:
     """Wall-clock milliseconds of each stage, by the names that are published.
 
     preprocess, encode_frames, prefill, event_wait and decode follow each other; draft and verify are parts of
     decode, total is everything. event_model is what the event model did, render, event_preprocess and
-    event_features among it; of that, event_wait was waited for and event_hidden was not. laps: the stages of
-    the describing thread, one after another, writing the last of them; event_laps: the event model's.
+    event_features among it; of that, event_wait was waited for and event_hidden was not. first_word is from
+    the beginning to the first word of the text, all of it where there is none. laps: the stages of the
+    describing thread, one after another, writing the last of them; event_laps: the event model's.
     """
+    total_ms = sum(laps.values())
     return {
         **{name: event_laps.get(name, 0.0) for name in (RENDER, EVENT_PREPROCESS, EVENT_FEATURES)},
         "event_model": events.busy_ms,
@@ -131,5 +136,27 @@ def latencies(
         "draft": statistics.draft_ms - events.waited_ms,
         "verify": statistics.verify_ms,
         "decode": statistics.decode_ms - events.waited_ms,
-        "total": sum(laps.values()),
+        "first_word": total_ms if first_word_ms is None else first_word_ms,
+        "total": total_ms,
     }
+
+
+class GrowingTexts:
+    """The texts about one window while they are written, begun now. first_word_ms: of each, from then on."""
+
+    def __init__(
+        self, count: int, detokenize: Callable[[Sequence[int]], str], on_text: Callable[[int, str], None]
+    ) -> None:
+        self.first_word_ms: list[float | None] = [None] * count
+        self._began = time.perf_counter()
+        self._tokens: list[list[int]] = [[] for _ in range(count)]
+        self._detokenize = detokenize
+        self._on_text = on_text
+
+    def add(self, number: int, tokens: list[int]) -> None:
+        """A text goes on, which is told."""
+        self._tokens[number] += tokens
+        text = self._detokenize(self._tokens[number])
+        if text and self.first_word_ms[number] is None:
+            self.first_word_ms[number] = 1e3 * (time.perf_counter() - self._began)
+        self._on_text(number, text)

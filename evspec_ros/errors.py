@@ -41,6 +41,10 @@ class TrainingError(EvspecError):
     """Training or evaluation cannot start or go on (bad settings, foreign run directory)."""
 
 
+class CancelledError(EvspecError):
+    """Nobody wants any more what was being computed."""
+
+
 class RosError(EvspecError):
     """ROS, a message package or a parameter is missing or unusable."""
 

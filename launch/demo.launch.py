@@ -35,14 +35,14 @@ def _player(context: LaunchContext) -> list[ExecuteProcess]:
         return LaunchConfiguration(name).perform(context)
 
     recording = given("recording") or _simulated_scene()
-    command = [sys.executable, "-m", "evspec_ros.ros.player", recording, "--seconds", given("seconds")]
+    command = [sys.executable, "-m", "evspec_ros.ros.trials.player", recording, "--seconds", given("seconds")]
     if given("namespace"):
         command += ["--ros-args", "-r", f"__ns:=/{given('namespace').strip('/')}"]
     return [ExecuteProcess(cmd=command, output="screen")]
 
 
 def _simulated_scene() -> str:
-    from evspec_ros.ros.demo import SCENE_SECONDS, SCENE_SEED
+    from evspec_ros.ros.trials.demo import SCENE_SECONDS, SCENE_SEED
     from evspec_ros.simulation.recorded_scene import record_scene
 
     place = Path(mkdtemp(prefix="evspec_")) / "simulated_scene"

@@ -4,6 +4,7 @@ host goes on. What waits for all streams at once is refused.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +12,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-
-from evspec_ros.networks import cuda_streams, pixels
 
 
 class Stream:
@@ -57,8 +56,7 @@ class EmulatedCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.main = Stream()
         self._current = threading.local()
-        for module in (cuda_streams, pixels):
-            monkeypatch.setattr(module, "has_streams", lambda device: True)
+        replace_everywhere(monkeypatch, "has_streams", lambda device: True)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "stream", self._inside)
@@ -76,6 +74,13 @@ class EmulatedCuda:
             yield
         finally:
             self._current.stream = before
+
+
+def replace_everywhere(monkeypatch: pytest.MonkeyPatch, name: str, instead: object) -> None:
+    """Put something in the place of a function of the package, wherever it is known by that name."""
+    for module in [module for key, module in sys.modules.items() if key.startswith("evspec_ros.")]:
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, instead)
 
 
 def _sleep_until(moment: float) -> None:

@@ -186,6 +186,18 @@ def test_limits_are_kept(eagle: SceneDescriber) -> None:
     assert len(set(texts[2:])) > 1
 
 
+def test_timing_a_step_changes_no_text(eagle: SceneDescriber) -> None:
+    """The next window is described as it is without."""
+    events, frames = _window(8)
+    eagle.warm_up()
+    first = eagle.describe(events, frames, stamp_ns=0)
+    eagle.forget_stream()
+    again = eagle.describe(events, frames, stamp_ns=0)
+    eagle.time_step(again)
+    eagle.forget_stream()
+    assert eagle.describe(events, frames, stamp_ns=0).tokens == first.tokens
+
+
 def test_a_prompt_too_long_is_refused(eagle: SceneDescriber) -> None:
     """One sentence, and the next window is described."""
     events, frames = _window(6)
@@ -383,7 +395,7 @@ def test_a_branched_draft_is_exact_up_to_rounding(tree_size: int, equality: str)
         TARGET, EVENT_MODEL, HEAD, drafter="eagle3", overlap="off", dtype="bfloat16", exact_half=True
     )
     describer.warm_up()
-    describer._costs = None  # measured ones may keep drafts short
+    describer._pace.costs = None  # measured ones may keep drafts short
     limits = Limits(max_new_tokens=12, tree_size=tree_size)
     found = describer.describe(*_window(0), stamp_ns=0, limits=limits)
     assert found.statistics.drafted > 0
@@ -517,7 +529,7 @@ def test_a_repeated_window_costs_one_verification_until_the_stream_ends() -> Non
     """The default drafter remembers what it said, and forgets it where time jumps."""
     eagle = load_describer(TARGET, EVENT_MODEL, HEAD)
     eagle.warm_up()
-    eagle._costs = None  # on a busy machine a pass may seem to cost more than a whole text is worth
+    eagle._pace.costs = None  # on a busy machine a pass may seem to cost more than a whole text is worth
     events, frames = _window(4)
     first = eagle.describe(events, frames, stamp_ns=1)
     again = eagle.describe(events, frames, stamp_ns=2)

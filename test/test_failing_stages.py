@@ -229,6 +229,6 @@ def test_a_warm_up_that_failed_is_made_up_for(
     cold = load_describer(TARGET, EVENT_MODEL, HEAD)
     with _failing_once(cold, STAGES["verify"], 1, KeyError("x")), pytest.raises(KeyError):
         _describe(cold, windows[0])
-    assert cold._costs is None
+    assert cold._pace.costs is None
     assert [answer.tokens for answer in _describe(cold, windows[0])] == texts[0]
-    assert cold._costs is not None
+    assert cold._pace.costs is not None

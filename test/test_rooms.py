@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "evspec_ros"
 LARGEST = 450  # lines of a file
 
-BASE = {"errors", "choices", "sizes", "files", "prompts", "interfaces"}
+BASE = {"errors", "cancellation", "choices", "sizes", "files", "prompts", "interfaces"}
 SENSES = {"events", "frames"}
 CHAIN = (
     "windows", "networks", "engines", "speculative", "description", "reading", "describer", "heads",
@@ -65,6 +65,12 @@ def test_only_the_node_needs_ros() -> None:
     ros = ("rclpy", "sensor_msgs", "std_msgs", "std_srvs", "diagnostic_msgs", "event_camera_msgs")
     below = [path for path in FILES if _room(path) not in {"ros", "cli", "doctor", "interfaces"}]
     assert not [path for path in below if any(name.split(".")[0] in ros for name in _imports(path))]
+
+
+def test_the_node_does_not_know_its_trials() -> None:
+    """What runs on a robot imports nothing of what plays to the node, measures or breaks it."""
+    node = [path for path in FILES if path.parent == PACKAGE / "ros"]
+    assert not [path for path in node if any("ros.trials" in name for name in _imports(path))]
 
 
 @pytest.mark.parametrize("room", sorted(SENSES | WORLD - {"simulation"}))

@@ -117,7 +117,7 @@ def _watch(options: argparse.Namespace) -> None:
 
     require_ros()
     require_package("aiohttp", "serves the page")
-    from evspec_ros.ros.watch import watch
+    from evspec_ros.ros.trials.watch import watch
 
     watch(options.node, options.host, options.port, lambda address: print(f"Open {address}", flush=True))
 
@@ -126,7 +126,7 @@ def _demo(options: argparse.Namespace) -> None:
     from evspec_ros.ros.requirements import require_ros
 
     require_ros()
-    from evspec_ros.ros.demo import run_demo
+    from evspec_ros.ros.trials.demo import run_demo
 
     run_demo(
         options.recording,
@@ -141,7 +141,7 @@ def _soak(options: argparse.Namespace) -> None:
     from evspec_ros.ros.requirements import require_ros
 
     require_ros()
-    from evspec_ros.ros.soak import require_well, soak
+    from evspec_ros.ros.trials.soak import require_well, soak
 
     began = time.monotonic()
 

@@ -361,7 +361,7 @@ def _bench_ingest(options: argparse.Namespace) -> None:
         from evspec_ros.ros.requirements import require_ros
 
         require_ros()
-        from evspec_ros.ros.node_load import measure_node
+        from evspec_ros.ros.trials.node_load import measure_node
 
         with messages.status("Loading the node with events ..."):
             node = measure_node(max(options.seconds, 5.0))  # it reports once a second

@@ -171,7 +171,7 @@ def _play(options: argparse.Namespace, plan: ReplayPlan, folder: RunFolder) -> N
     from evspec_ros.ros.requirements import require_ros
 
     require_ros()
-    from evspec_ros.ros.live_eval import evaluate_live
+    from evspec_ros.ros.trials.live_eval import evaluate_live
 
     with messages.status("Loading the networks ...") as status:
         evaluate_live(

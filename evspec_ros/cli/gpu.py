@@ -32,7 +32,7 @@ def add_gpu_bench(benches: Any) -> None:
     gpu.add_argument(
         "--minutes",
         type=positive,
-        default=4.0,
+        default=5.0,
         help="a row that may take longer is left out; default: %(default)s",
     )
     gpu.add_argument(

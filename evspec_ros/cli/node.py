@@ -25,7 +25,7 @@ def _bench_node(options: argparse.Namespace) -> None:
     from evspec_ros.ros.requirements import require_ros
 
     require_ros()
-    from evspec_ros.ros.node_speed import measure_speed, print_speed
+    from evspec_ros.ros.trials.node_speed import measure_speed, print_speed
 
     with messages.status("Playing scenes to the node ..."):
         speed = measure_speed(options.seconds)

@@ -11,9 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from evspec_ros.engines.capture import Captured, Capturing, graph_pool
@@ -23,7 +21,6 @@ from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.onnx_runtime import OnnxEngine
 from evspec_ros.engines.protocol import Bound, Engine
 from evspec_ros.networks.block_head import BlockHead, BlockPass
-from evspec_ros.networks.devices import fetched
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 
@@ -32,8 +29,8 @@ class BlockOutput(NamedTuple):
     logits [B, n]. The next turn may overwrite them.
     """
 
-    tokens: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
+    tokens: Tensor
+    probabilities: Tensor
     logits: Tensor
 
 
@@ -73,15 +70,14 @@ class TorchBlock(BlockEngine):
         self._staged = torch.zeros(3, dtype=torch.int64, pin_memory=weight.is_cuda)
 
     def run(self, features: Tensor, token: int, cache: KVCache) -> BlockOutput:
-        """See BlockEngine; on a GPU the host waits once, for the tokens."""
+        """See BlockEngine; on a GPU the host waits for nothing."""
         count = len(features)
         self._features[:count] = features
         self._staged[:] = torch.tensor((count, token, cache.length))
         self._numbers.copy_(self._staged, non_blocking=True)
         cache.begin(count)
         output = self._compute(cache)
-        tokens, probabilities = fetched(output.tokens, output.probabilities)
-        return BlockOutput(tokens, probabilities, output.logits)
+        return BlockOutput(output.tokens, output.probabilities, output.logits)
 
     def _compute(self, cache: KVCache) -> BlockPass:
         return self._turn(cache)
@@ -147,8 +143,7 @@ class EngineBlock(BlockEngine):
         cache.begin(count)
         cache.k[:, :, :, length : length + output.k.shape[3]] = output.k
         cache.v[:, :, :, length : length + output.v.shape[3]] = output.v
-        tokens, probabilities = fetched(output.tokens, output.probabilities)
-        return BlockOutput(tokens, probabilities, output.logits)
+        return BlockOutput(output.tokens, output.probabilities, output.logits)
 
 
 class OnnxBlock(EngineBlock):

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from evspec_ros.cancellation import shielded
 from evspec_ros.errors import EngineError
 
 Output = TypeVar("Output")
@@ -71,7 +72,7 @@ class GraphPool:
 
     def capture(self, compute: Callable[[], Output]) -> Captured[Output]:
         """See Capturing."""
-        with _ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME, shielded():
             if self._anchor is None:
                 self._memory = torch.cuda.graph_pool_handle()
                 self._anchor = self._record(torch.zeros(1, device=self._device).zero_)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from evspec_ros.engines.capture import Captured, Capturing, graph_pool
 from evspec_ros.engines.decoder import DecoderPass, Rows, TorchDecoder
+from evspec_ros.networks.attention import hidden_score
+from evspec_ros.networks.kernels import compiler_for, rotate_into
 from evspec_ros.networks.llama import KVCache, LlamaDecoder, dequantise_rows, quantise_rows
 from evspec_ros.sizes import KEY_STEP, ROW_BUCKETS
 
@@ -50,17 +52,20 @@ class StaticRows:
 
     def fill(self, rows: Rows, prefix: int) -> None:
         """Other rows, at most B, the last of them repeated, without waiting for the device."""
-        count = rows.ids.numel()
-        places = torch.arange(len(self.ids)).clamp_(max=count - 1)
-        depths = torch.arange(count) if rows.depths is None else rows.depths
-        visible = torch.ones(count, count, dtype=torch.bool).tril_() if rows.visible is None else rows.visible
-        numbers = torch.cat((rows.ids[places], depths[places], places, torch.tensor([prefix])))
+        count, where = rows.ids.numel(), rows.ids.device
+        places = torch.arange(len(self.ids), device=where).clamp_(max=count - 1)
+        depths = torch.arange(count, device=where) if rows.depths is None else rows.depths
+        visible = rows.visible
+        if visible is None:
+            visible = torch.ones(count, count, dtype=torch.bool, device=where).tril_()
+        start = rows.ids.new_full((1,), prefix)
+        numbers = torch.cat((rows.ids[places], depths[places], places, start))
         for place, values in ((self._whole, numbers), (self.visible, visible[places][:, places])):
-            pinned = values.pin_memory() if place.is_cuda else values
+            pinned = values.pin_memory() if place.is_cuda and not values.is_cuda else values
             place.copy_(pinned, non_blocking=True)
 
 
-class _StaticCache(KVCache):
+class StaticCache(KVCache):
     """A cache's memory, written at rows that a tensor on the device names; its first `keys` rows are read."""
 
     def __init__(self, cache: KVCache, rows: Tensor, keys: int) -> None:
@@ -77,6 +82,17 @@ class _StaticCache(KVCache):
             return dequantise_rows(rows[:, :, : self._keys], scales[:, :, : self._keys], new.dtype)
         rows.index_copy_(2, self._rows, new.to(rows.dtype))
         return rows[:, :, : self._keys].to(new.dtype)
+
+    def turn(
+        self, layer: int, heads: Tensor, sizes: tuple[int, int], cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See KVCache; turned and stored at once where rows are kept as they are computed."""
+        memory = self._kv[:, layer]
+        if memory.dtype != heads.dtype or compiler_for(heads) is None:
+            return super().turn(layer, heads, sizes, cos, sin)
+        q = rotate_into(heads, cos, sin, memory, self._rows)
+        k, v = memory[:, :, :, : self._keys]
+        return q, k, v
 
 
 def static_pass(
@@ -96,9 +112,9 @@ def static_pass(
     columns = torch.arange(keys, device=rows.ids.device)
     seen = (columns < rows.start).repeat(len(rows.ids), 1)  # [B, keys]: the prefix, then the rows of the tree
     seen.index_copy_(1, new_rows, rows.visible)
-    mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, float("-inf"))
+    mask = torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, hidden_score(hidden.dtype))
 
-    memory = _StaticCache(cache, new_rows, keys)
+    memory = StaticCache(cache, new_rows, keys)
     output = decoder.through(hidden, rotary, mask, memory, layers)
     return DecoderPass(lm_head(output.hidden[0]), tuple(feature[0] for feature in output.features))
 

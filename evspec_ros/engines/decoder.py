@@ -18,7 +18,7 @@ from evspec_ros.networks.llama import KVCache, LlamaDecoder
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """T new rows behind the cached prefix, all on the CPU.
+    """T new rows behind the cached prefix, all on the CPU or all where the decoder is.
 
     ids: int64 [T], token ids. depths: int64 [T], position - prefix length; visible: bool [T, W] over the last
     W >= T rows, the new ones among them, True where a new row may see one, itself and earlier rows alone;

@@ -80,13 +80,32 @@ class HeadEngine(ABC):
         """
 
 
-class TorchDraftHead(HeadEngine):
-    """The modules themselves."""
+class UnseenPass(NamedTuple):
+    """A HeadPass where the head computes: tokens int64 [n, k] and their probabilities float32 [n, k] lie
+    there, too.
+    """
 
-    def __init__(self, head: DraftHead, target: LlamaDecoder, lm_head: nn.Module) -> None:
-        super().__init__(head)
-        self._target = target
-        self._norm, self._lm_head = head.readout(target.norm, lm_head)
+    output: Tensor
+    logits: Tensor
+    tokens: Tensor
+    probabilities: Tensor
+
+
+class LevelEngine(HeadEngine):
+    """One that gives its passes without a look at them."""
+
+    @abstractmethod
+    def level(
+        self,
+        ids: Tensor,
+        carried: Tensor,
+        cache: KVCache,
+        depths: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> UnseenPass:
+        """What `run` computes, of ids int64 [T] where the head is; depths and visible may be there as well,
+        both of them.
+        """
 
     def run(
         self,
@@ -97,20 +116,41 @@ class TorchDraftHead(HeadEngine):
         visible: Tensor | None = None,
     ) -> HeadPass:
         """See HeadEngine."""
+        level = self.level(uploaded(torch.tensor(ids), carried.device), carried, cache, depths, visible)
+        return HeadPass(level.output, level.logits, *fetched(level.tokens, level.probabilities))
+
+    def run_chain(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
+        """See HeadEngine; one row."""
+        return (self.run([token], carried, cache),)
+
+
+class TorchDraftHead(LevelEngine):
+    """The modules themselves."""
+
+    def __init__(self, head: DraftHead, target: LlamaDecoder, lm_head: nn.Module) -> None:
+        super().__init__(head)
+        self._target = target
+        self._norm, self._lm_head = head.readout(target.norm, lm_head)
+
+    def level(
+        self,
+        ids: Tensor,
+        carried: Tensor,
+        cache: KVCache,
+        depths: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> UnseenPass:
+        """See LevelEngine."""
         device = carried.device
-        embeddings = self._target.embed(uploaded(torch.tensor([ids]), device))
         depths = None if depths is None else uploaded(depths, device)
         visible = None if visible is None else uploaded(visible, device)
+        embeddings = self._target.embed(ids)[None]
         output = self._head(embeddings, carried[None], None, cache, depths, visible)[0]
         output = output[-1:] if visible is None else output
         logits = self._lm_head(self._norm(output))
         spread = torch.softmax(logits, -1, dtype=torch.float32)
         probabilities, tokens = spread.topk(min(CANDIDATES, spread.shape[-1]), dim=-1)
-        return HeadPass(output, logits, *fetched(tokens, probabilities))
-
-    def run_chain(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
-        """See HeadEngine; one row."""
-        return (self.run([token], carried, cache),)
+        return UnseenPass(output, logits, tokens, probabilities)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evspec_ros.cancellation import interruptible
 from evspec_ros.engines.protocol import Binding, require_bindings
 from evspec_ros.errors import EngineError
 from evspec_ros.networks.llama import KVCache
@@ -154,6 +155,7 @@ class BoundTensors:
     ) -> None:
         self._session = session
         self._binding = session.io_binding()
+        self._options = onnxruntime.RunOptions()
         self._tensors = dict(inputs)  # ONNX Runtime knows their addresses alone, so somebody has to keep them
         self._outputs = dict(outputs)
         self._on_gpu = any(tensor.is_cuda for tensor in inputs.values())
@@ -169,10 +171,17 @@ class BoundTensors:
         self._binding.bind_input(name, *_where(tensor))
 
     def run(self) -> None:
-        """Fill the outputs; on a GPU, where it computes in a stream of its own, all work ends with it."""
+        """Fill the outputs; on a GPU, where it computes in a stream of its own, all work ends with it. Ends
+        behind the operator that is being computed where nobody wants it any more: CancelledError.
+        """
         if self._on_gpu:
             torch.cuda.current_stream().synchronize()
-        self._session.run_with_iobinding(self._binding)
+        self._options.terminate = False
+        with interruptible(self._stop):
+            self._session.run_with_iobinding(self._binding, self._options)
+
+    def _stop(self) -> None:
+        self._options.terminate = True
 
 
 def _where(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:

@@ -6,7 +6,7 @@ they are while a text grows. The new rows' keys and values come out of a run and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evspec_ros.engines.decoder import DecoderPass, Rows
-from evspec_ros.engines.draft_head import HeadEngine, HeadPass
+from evspec_ros.engines.draft_head import LevelEngine, UnseenPass
 from evspec_ros.engines.networks import Network, decoder_rows, head_level, memory_names
 from evspec_ros.engines.onnx_runtime import BoundPasses
 from evspec_ros.engines.protocol import Bound, Engine
-from evspec_ros.networks.devices import fetched, uploaded
+from evspec_ros.networks.devices import uploaded
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache, LlamaDecoder
 from evspec_ros.sizes import ROW_BUCKETS
@@ -66,8 +66,9 @@ class RowsNetwork:
         for name, tensor in rows.items():
             one.inputs[name][:, :count].copy_(tensor)
             one.inputs[name][:, count:] = tensor[:, -1:]  # padding repeats the last row
+        where = torch.device("cpu") if depths is None else depths.device
         mask, places = one.inputs["mask"], torch.arange(count) if depths is None else depths
-        repeated = torch.arange(padded).clamp_(max=count - 1)
+        repeated = torch.arange(padded, device=where).clamp_(max=count - 1)
         seen = self._mask(prefix, count, mask.shape[1] - padded, visible)[repeated]
         seen = F.pad(seen, (0, padded - count), value=-torch.inf)
         one.inputs["positions"].copy_(uploaded(prefix + places[repeated], mask.device))
@@ -99,15 +100,15 @@ class RowsNetwork:
 
     @staticmethod
     def _mask(prefix: int, count: int, held: int, visible: Tensor | None) -> Tensor:
-        """[T, held + T] on the CPU: 0 where a row sees one, the cached ones first, else -inf."""
+        """[T, held + T] where `visible` is: 0 where a row sees one, the cached ones first, else -inf."""
         if visible is None:
             visible = torch.ones(count, count, dtype=torch.bool).tril_()
-        seen = torch.zeros(count, held + count, dtype=torch.bool)
+        seen = torch.zeros(count, held + count, dtype=torch.bool, device=visible.device)
         seen[:, :prefix] = True
         earlier = visible.shape[1] - count  # rows of the cache that not every new row sees
         seen[:, prefix - earlier : prefix] = visible[:, :earlier]
         seen[:, held:] = visible[:, earlier:]
-        return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
 
     def _bind(self, shape: tuple[int, bool], cache: KVCache) -> _BoundRows:
         """shape: rows, and whether they stand alone, beside a memory of one row that nobody sees."""
@@ -165,7 +166,7 @@ class RowsDecoder:
         return self._networks[layers]
 
 
-class LevelHead(HeadEngine):
+class LevelHead(LevelEngine):
     """A draft head on an engine."""
 
     def __init__(self, head: DraftHead, target: LlamaDecoder, lm_head: nn.Module, make: MakeEngine) -> None:
@@ -173,24 +174,16 @@ class LevelHead(HeadEngine):
         self._target = target
         self._network = RowsNetwork(head_level(head, target.norm, lm_head), make)
 
-    def run(
+    def level(
         self,
-        ids: Sequence[int],
+        ids: Tensor,
         carried: Tensor,
         cache: KVCache,
         depths: Tensor | None = None,
         visible: Tensor | None = None,
-    ) -> HeadPass:
-        """See HeadEngine."""
-        embeddings = self._target.embed(uploaded(torch.tensor([ids]), carried.device))
-        given = {"embeddings": embeddings, "carried": carried[None]}
+    ) -> UnseenPass:
+        """See LevelEngine."""
+        given = {"embeddings": self._target.embed(ids)[None], "carried": carried[None]}
         found = self._network.run(given, cache, depths, visible)
-        names = ("output", "logits", "tokens", "probabilities")
-        output, logits, tokens, probabilities = (
-            found[name] if visible is not None else found[name][-1:] for name in names
-        )
-        return HeadPass(output, logits, *fetched(tokens, probabilities))
-
-    def run_chain(self, token: int, carried: Tensor, cache: KVCache) -> Sequence[HeadPass]:
-        """See HeadEngine; one row."""
-        return (self.run([token], carried, cache),)
+        names = UnseenPass._fields
+        return UnseenPass(*(found[name] if visible is not None else found[name][-1:] for name in names))

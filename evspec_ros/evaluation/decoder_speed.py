@@ -21,9 +21,10 @@ from transformers import LlamaConfig as HfLlamaConfig
 from evspec_ros.engines.decoder import Rows
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError
+from evspec_ros.networks.attention import attention_mask
 from evspec_ros.networks.checkpoints import load_video_llava
 from evspec_ros.networks.devices import compute_device, machine
-from evspec_ros.networks.llama import KVCache, LlamaDecoder, attention_mask
+from evspec_ros.networks.llama import KVCache, LlamaDecoder
 from evspec_ros.networks.memory import published
 from evspec_ros.networks.quantisation import compute_dtype
 from evspec_ros.networks.tiny import tiny_video_llava

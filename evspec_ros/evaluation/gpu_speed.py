@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError
 from evspec_ros.evaluation.decoder_speed import DecoderBench, bench_decoder
 from evspec_ros.evaluation.gpu_figures import Figure, FigureFile, GpuReport, Measurement, measure_all
+from evspec_ros.evaluation.gpu_kernels import PASS_ROWS, PassBench
 from evspec_ros.evaluation.gpu_texts import TinyTexts, let_go
 from evspec_ros.evaluation.lossless import KnownText
 from evspec_ros.events.types import Events
@@ -110,6 +111,8 @@ def _rows(bench: GpuBench, device: torch.device) -> Iterator[Measurement]:
     yield Measurement("event model", 15, sized.event_model)
     yield Measurement("overlap", 30, sized.overlap)
     yield Measurement("whole descriptions", 25, sized.descriptions)
+    for name, seconds in PASS_ROWS.items():
+        yield Measurement(f"kernels: {name}", seconds, partial(sized.kernels, name))
     del sized
     tiny = TinyTexts(bench.models, device, bench.windows)
     yield Measurement("tiny: texts", 35, tiny.texts)
@@ -175,6 +178,10 @@ class _Sized:
         return DecoderTarget(model.decoder, model.lm_head, ends, lambda _: "", engine=engine)
 
     @cached_property
+    def _pass(self) -> PassBench:
+        return PassBench(self._target.decoder, self._target.lm_head, self._ms)
+
+    @cached_property
     def _engines(self) -> Any:
         return drafter_engines("auto", (self._events, self._head))
 
@@ -210,6 +217,10 @@ class _Sized:
                 Figure("drawing events", self._ms(lambda: of_events.drawn(events)), "ms"),
                 Figure("five pictures of them", self._ms(lambda: of_events.events(drawn)), "ms", at_most=4.0),
             ]
+
+    def kernels(self, name: str) -> list[Figure]:
+        """What the target's pass consists of, one of PASS_ROWS."""
+        return self._pass.measure(name)
 
     def block(self) -> list[Figure]:
         """The block head's whole pass beside a step of the target, both behind a prompt."""

@@ -18,7 +18,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Pillow resamples 8-bit images in fixed point (libImaging/Resample.c) with Keys' bicubic kernel, a = -0.5.
-_PRECISION_BITS = 32 - 8 - 2
+PRECISION_BITS = 32 - 8 - 2
+LOWER_BITS = 12  # of a weight, as `ResizeFilter.halves` parts it
 _SUPPORT = 2.0
 _PIL_BICUBIC = 3
 _RESCALE_FACTOR = 1 / 255
@@ -44,7 +45,7 @@ class ClipPreprocessor:
             np.float32
         )  # float32 from here on, as in transformers
         mean_column, std_column = np.array([mean, std], np.float32)[:, :, None]  # [3, 1] each
-        self._normalised = (levels - mean_column) / std_column  # [3, 256]
+        self.normalised = (levels - mean_column) / std_column  # [3, 256], what each level becomes
 
     @classmethod
     def from_config(cls, preprocessor_config: Mapping[str, Any]) -> ClipPreprocessor:
@@ -79,7 +80,7 @@ class ClipPreprocessor:
         """
         pixels = np.empty((len(images), 3, self.size, self.size), np.float32)
         for image, out in zip(images, pixels, strict=True):
-            _normalise(self.resize(image), self._normalised, out)
+            _normalise(self.resize(image), self.normalised, out)
         return pixels
 
     def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -127,12 +128,20 @@ class ResizeFilter:
     first: int  # the inputs that the outputs need: first <= i < last
     last: int
 
-    def dense(self, inputs: int) -> NDArray[np.float32]:
-        """The weight of each of `inputs` in each output, [out, inputs]."""
-        matrix = np.zeros((len(self.starts), inputs + self.weights.shape[1]), np.float32)
-        columns = self.starts[:, None] + np.arange(self.weights.shape[1])
-        np.put_along_axis(matrix, columns, (self.weights / (1 << _PRECISION_BITS)).astype(np.float32), 1)
-        return matrix[:, :inputs].copy()  # those beyond the last weigh nothing
+    def halves(self, inputs: int) -> NDArray[np.floating[Any]]:
+        """The weight of each of `inputs` in each output as 2**LOWER_BITS * upper + lower: [2 * out, inputs],
+        all upper halves, then the lower ones.
+
+        Both are whole numbers of at most eleven bits, and their type is one in which no sum of products with
+        pixels, in whatever order, is rounded: float32 unless an output has very many inputs.
+        """
+        dense = np.zeros((len(self.starts), inputs + self.weights.shape[1]), np.int32)
+        np.put_along_axis(dense, self.starts[:, None] + np.arange(self.weights.shape[1]), self.weights, 1)
+        dense = dense[:, :inputs]  # those beyond the last weigh nothing
+        upper = (dense + (1 << (LOWER_BITS - 1))) >> LOWER_BITS
+        both = np.concatenate((upper, dense - (upper << LOWER_BITS)))
+        largest = 255 * max(both.clip(0).sum(1).max(), (-both).clip(0).sum(1).max())
+        return both.astype(np.float32 if largest < 1 << 24 else np.float64)
 
 
 @lru_cache(maxsize=64)
@@ -151,7 +160,7 @@ def _filter(inputs: int, outputs: int, crop: int) -> ResizeFilter:
     weights = _keys_kernel((index - centres[:, None] + 0.5) * (1.0 / widening))
     weights[index >= stops[:, None]] = 0.0
     weights *= 1.0 / np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds one after the other, as Pillow does
-    fixed = np.trunc(weights * (1 << _PRECISION_BITS) + np.copysign(0.5, weights)).astype(np.int32)
+    fixed = np.trunc(weights * (1 << PRECISION_BITS) + np.copysign(0.5, weights)).astype(np.int32)
     return ResizeFilter(starts, fixed, int(starts.min()), int(stops.max()))
 
 
@@ -174,7 +183,7 @@ def _resample(
     sums = np.empty(out.shape[1], np.int32)
     last = len(lines) - 1  # lines beyond it weigh nothing
     for i in range(out.shape[0]):
-        sums[:] = 1 << (_PRECISION_BITS - 1)
+        sums[:] = 1 << (PRECISION_BITS - 1)
         start = starts[i] - offset
         for k in range(0, weights.shape[1], 2):  # two at a time: half the traffic between sums and memory
             one, other = weights[i, k], weights[i, k + 1]
@@ -182,7 +191,7 @@ def _resample(
             for j in range(len(sums)):
                 sums[j] += one * np.int32(line[j]) + other * np.int32(below[j])
         for j in range(len(sums)):
-            out[i, j] = min(max(sums[j] >> _PRECISION_BITS, 0), 255)
+            out[i, j] = min(max(sums[j] >> PRECISION_BITS, 0), 255)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

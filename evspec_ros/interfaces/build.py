@@ -4,7 +4,7 @@
 
 It takes the steps that rosidl_generate_interfaces() takes in CMake, for C and Python:
 
-1. .msg -> .idl -> type description with its RIHS01 hash
+1. .msg or .action -> .idl -> type description with its RIHS01 hash
 2. five generators -> C, C++ and Python sources, each in a tree of its own because file names repeat
 3. compiler -> five libraries per package, and one Python extension per type support
 4. one wheel per package, installed with pip: Python into site-packages, libraries into <prefix>/lib
@@ -37,7 +37,9 @@ from evspec_ros.interfaces import DEFINITIONS
 
 PREFIX = Path(sys.prefix)
 PACKAGES = tuple(sorted(path.parent.name for path in DEFINITIONS.glob("*/msg")))
-DEPENDENCIES = ("std_msgs", "builtin_interfaces")  # of the packages defined here
+# Of the packages defined here; all but the first two those of actions.
+DEPENDENCIES = ("std_msgs", "builtin_interfaces", "action_msgs", "service_msgs", "unique_identifier_msgs")
+KINDS = ("action", "msg")  # folders of definitions, whose files end in the same
 VERSION = "1.0.0"
 
 FASTRTPS, INTROSPECTION = "rosidl_typesupport_fastrtps_c", "rosidl_typesupport_introspection_c"
@@ -60,13 +62,14 @@ class Package:
     build: Path
 
     @property
-    def messages(self) -> list[str]:
-        """Message names, such as 'EventPacket'."""
-        return sorted(path.stem for path in (DEFINITIONS / self.name / "msg").glob("*.msg"))
+    def definitions(self) -> list[Path]:
+        """What it defines, such as msg/EventPacket.msg."""
+        folder = DEFINITIONS / self.name
+        return sorted(path.relative_to(folder) for kind in KINDS for path in folder.glob(f"{kind}/*.{kind}"))
 
     @property
     def share(self) -> Path:
-        """The .msg, .idl and .json files: what will be <prefix>/share/<package>."""
+        """The .msg, .action, .idl and .json files: what will be <prefix>/share/<package>."""
         return self.build / "share" / self.name
 
     def sources(self, generator: str) -> Path:
@@ -90,8 +93,15 @@ class Compilation:
 
 
 def missing_packages(names: Iterable[str] = PACKAGES) -> list[str]:
-    """Those packages that cannot be imported from this Python."""
-    return [name for name in names if importlib.util.find_spec(name) is None]
+    """Those packages that cannot be imported from this Python, or lack a kind of what is defined here: then
+    they are of an earlier version.
+    """
+    return [name for name in names if not _is_there(name)]
+
+
+def _is_there(name: str) -> bool:
+    kinds = {definition.parent.name for definition in Package(name, Path()).definitions}
+    return all(importlib.util.find_spec(module) for module in (name, *(f"{name}.{kind}" for kind in kinds)))
 
 
 def build(names: Sequence[str]) -> None:
@@ -132,19 +142,20 @@ def generate(package: Package) -> None:
     import rosidl_typesupport_c
     import rosidl_typesupport_fastrtps_c
     import rosidl_typesupport_introspection_c
-    from rosidl_adapter.msg import convert_msg_to_idl
+    from rosidl_adapter import convert_to_idl
 
     os.environ["AMENT_PREFIX_PATH"] = str(PREFIX)  # the generators look each other up in the ament index
-    messages = package.share / "msg"
-    shutil.copytree(DEFINITIONS / package.name / "msg", messages)
     python = package.sources(PYTHON)
-    (python / "msg").mkdir(parents=True)
+    for definition in package.definitions:
+        for folder in (package.share, python):
+            (folder / definition.parent).mkdir(parents=True, exist_ok=True)
+        shutil.copy(DEFINITIONS / package.name / definition, package.share / definition)
     (python / "__init__.py").touch()
 
     arguments = functools.partial(_generator_arguments, package)
     with contextlib.redirect_stdout(io.StringIO()):  # the generators name every file that they write
-        for message in package.messages:
-            convert_msg_to_idl(package.share, package.name, Path("msg", f"{message}.msg"), messages)
+        for definition in package.definitions:
+            convert_to_idl(package.share, package.name, definition, package.share)
         rosidl_generator_type_description.generate_type_hash(
             arguments(
                 "rosidl_generator_type_description",
@@ -155,8 +166,11 @@ def generate(package: Package) -> None:
         rosidl_generator_c.generate_c(
             arguments(
                 STRUCTS,
-                type_description_tuples=[f"msg/{m}.idl:{messages / m}.json" for m in package.messages],
-                ros_interface_files=[f"{messages / m}.msg" for m in package.messages],
+                type_description_tuples=[
+                    f"{one.with_suffix('.idl')}:{package.share / one.with_suffix('.json')}"
+                    for one in package.definitions
+                ],
+                ros_interface_files=[str(package.share / one) for one in package.definitions],
             )
         )
         rosidl_typesupport_introspection_c.generate_c(arguments(INTROSPECTION))
@@ -178,7 +192,7 @@ def _generator_arguments(package: Package, generator: str, **more: object) -> st
         "package_name": package.name,
         "output_dir": str(output),
         "template_dir": str(templates),
-        "idl_tuples": [f"{package.share}:msg/{message}.idl" for message in package.messages],
+        "idl_tuples": [f"{package.share}:{one.with_suffix('.idl')}" for one in package.definitions],
         "ros_interface_dependencies": [],
         "target_dependencies": [],
         **more,
@@ -220,7 +234,7 @@ def libraries(package: Package) -> list[Compilation]:
             package,
             CXX,
             _sources(package, DISPATCH, "{}__type_support.cpp"),
-            [own],
+            [own, *_dependencies(DISPATCH)],
             package.library(DISPATCH),
         ),
         Compilation(
@@ -250,10 +264,11 @@ def extensions(package: Package) -> list[Compilation]:
 
 
 def _sources(package: Package, generator: str, pattern: str) -> list[Path]:
-    """One source file per message, named after the message in snake case."""
+    """One source file per definition, named after it in snake case."""
     from rosidl_pycommon import convert_camel_case_to_lower_case_underscore as snake_case
 
-    return [package.sources(generator) / "msg" / pattern.format(snake_case(m)) for m in package.messages]
+    folder = package.sources(generator)
+    return [folder / one.parent / pattern.format(snake_case(one.stem)) for one in package.definitions]
 
 
 def _dependencies(*parts: str) -> list[str]:
@@ -304,7 +319,9 @@ def pack(package: Package) -> Path:
     data = tree / f"{distribution}.data" / "data"
     shutil.copytree(package.build / "lib", data / "lib")
     shutil.copytree(package.share, data / "share" / package.name)
-    interfaces = [f"msg/{m}.{kind}\n" for m in package.messages for kind in ("idl", "json", "msg")]
+    suffixes = (".idl", ".json")
+    described = [one.with_suffix(suffix) for one in package.definitions for suffix in suffixes]
+    interfaces = sorted(f"{one}\n" for one in (*described, *package.definitions))
     for resource, content in (("packages", ""), ("rosidl_interfaces", "".join(interfaces))):
         entry = data / "share" / "ament_index" / "resource_index" / resource / package.name
         entry.parent.mkdir(parents=True)

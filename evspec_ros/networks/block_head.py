@@ -8,8 +8,8 @@ than DFlash's, whose first row says nothing). Inside the block a row sees all ro
 itself (JetSpec, arXiv 2606.18394).
 
 `draft` is a function of tensors alone, of fixed shapes and with no branch on a value: what torch computes, a
-CUDA graph captures and an ONNX graph is exported from. Norms and attention are written out, as exporters and
-engines all know these operators.
+CUDA graph captures and an ONNX graph is exported from. Attention is written out, as exporters and engines all
+know its operators.
 
 Shapes: S scenes, A blocks behind places of one text (one, when it drafts), B rows of a block, W rows of
 context, L layers, H heads of h values, d the head's width, D the target's, n the tokens that it can say.
@@ -25,9 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evspec_ros.cancellation import check
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.config_entries import entries
 from evspec_ros.networks.draft_head import ReducedHead, spread_layers, with_draft_tokens
+from evspec_ros.networks.kernels import rotate
 from evspec_ros.networks.llama import (
     DecoderLayer,
     KVCache,
@@ -35,8 +37,8 @@ from evspec_ros.networks.llama import (
     RMSNorm,
     Rotary,
     initialise,
-    rotate,
 )
+from evspec_ros.networks.products import joint
 
 BLOCK = 16  # rows
 BEST = 8  # tokens given of each row
@@ -202,7 +204,7 @@ class BlockHead(nn.Module):
             *(attention.k_proj.weight for attention in attentions),
             *(attention.v_proj.weight for attention in attentions),
         ]
-        heads = F.linear(_normed(self.context_norm, rows), torch.cat(weights))
+        heads = F.linear(self.context_norm(rows), torch.cat(weights))
         split = torch.unflatten(
             heads, -1, (2, len(attentions), -1, self.config.head_dim)
         )  # [S, W, 2, L, H, h]
@@ -264,12 +266,13 @@ class BlockHead(nn.Module):
         if config.causal:
             inside = inside.tril()
         for index, module in enumerate(self.layers):
+            check()
             layer = cast("DecoderLayer", module)
             of_layer = [(known.k[index], known.v[index], known.visible) for known in contexts]
-            mixed = self._mixed(layer, _normed(layer.input_layernorm, rows), turn, inside, of_layer)
+            mixed = self._mixed(layer, layer.input_layernorm(rows), turn, inside, of_layer)
             rows = rows + layer.self_attn.o_proj(mixed)
-            rows = rows + layer.mlp(_normed(layer.post_attention_layernorm, rows))
-        return self.say(_normed(self.norm, rows))
+            rows = rows + layer.mlp(layer.post_attention_layernorm(rows))
+        return self.say(self.norm(rows))
 
     def _mixed(
         self,
@@ -283,13 +286,11 @@ class BlockHead(nn.Module):
         visible of them, and their own block -> [S, A, B, H * h].
         """
         attention, blocks = layer.self_attn, rows.shape[1:3]
-        scaled = attention.q_proj.weight * self.config.head_dim**-0.5
-        weights = (scaled, attention.k_proj.weight, attention.v_proj.weight)
-        projected = F.linear(rows.flatten(1, 2), torch.cat(weights))
+        projected = joint(rows.flatten(1, 2), attention.together)
         heads = torch.unflatten(projected, -1, (3, -1, self.config.head_dim))
         heads = heads.permute(2, 0, 3, 1, 4)  # [3, S, H, A * B, h]
         turned = rotate(heads[:2], *turn)
-        q, k, v = turned[0], turned[1], heads[2]
+        q, k, v = turned[0] * self.config.head_dim**-0.5, turned[1], heads[2]
         own_q, own_k, own_v = (torch.unflatten(part, 2, blocks) for part in (q, k, v))  # [S, H, A, B, h]
         scores = [(own_q @ own_k.transpose(-1, -2)).masked_fill(~inside, -torch.inf)]
         scores += [
@@ -306,10 +307,3 @@ class BlockHead(nn.Module):
             mixed = mixed + torch.unflatten(of_rows, 2, blocks)
             start = stop
         return mixed.permute(0, 2, 3, 1, 4).flatten(3)
-
-
-def _normed(norm: RMSNorm, rows: Tensor) -> Tensor:
-    """An RMS norm out of plain operators, in float32."""
-    exact = rows.float()
-    scale = torch.sqrt(exact.pow(2).mean(-1, keepdim=True) + norm.eps)  # as engines recognise it
-    return (exact / scale).to(rows.dtype) * norm.weight

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from evspec_ros.cancellation import check
 from evspec_ros.networks.config_entries import number, refuse_other
 
 HIDDEN_ACT = "quick_gelu"
@@ -65,7 +66,10 @@ class ClipTower(nn.Module):
         self.config = config
         self.clip = CLIPVisionModel(CLIPVisionConfig(**{**config.to_hf(), "num_hidden_layers": layers}))
         # The only buffer is in no checkpoint, so it has to be real when the rest is built on the meta device.
-        embeddings = getattr(self.clip, "vision_model", self.clip).embeddings
+        tower = getattr(self.clip, "vision_model", self.clip)
+        for layer in tower.encoder.layers:
+            layer.register_forward_pre_hook(check)
+        embeddings = tower.embeddings
         embeddings.position_ids = torch.arange(config.tokens, device="cpu").expand(1, -1)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evspec_ros.errors import CheckpointError
+from evspec_ros.networks.attention import attention_mask
 from evspec_ros.networks.config_entries import entries
+from evspec_ros.networks.kernels import rotate
 from evspec_ros.networks.llama import (
     DecoderLayer,
     KVCache,
     LlamaConfig,
     RMSNorm,
     Rotary,
-    attention_mask,
     initialise,
-    rotate,
 )
 from evspec_ros.networks.products import joint
 

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evspec_ros.cancellation import check
 from evspec_ros.errors import GenerationError
+from evspec_ros.networks.attention import attend, attention_mask
 from evspec_ros.networks.config_entries import number, refuse_other, whole_numbers
+from evspec_ros.networks.kernels import add_norm, gated, turned
 from evspec_ros.networks.products import joint, lay_together
 
 
@@ -159,6 +162,15 @@ class KVCache:
         """
         return self._store(0, layer, k), self._store(1, layer, v)
 
+    def turn(
+        self, layer: int, heads: Tensor, sizes: tuple[int, int], cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one layer's queries, keys and values of the announced rows [B, H + 2 K, T, d], sizes H and K,
+        the queries, turned, and all visible keys and values as `write` gives them.
+        """
+        q, k, v = turned(heads, sizes, cos, sin)
+        return q, *self.write(layer, k, v)
+
     def keep(self, rows: Tensor) -> None:
         """Of the rows that the last pass appended keep only `rows` [n] (indices into them, in this order)."""
         start, count = self._pass_start, rows.numel()
@@ -231,26 +243,6 @@ class Rotary(nn.Module):
         return self.cos[positions], self.sin[positions]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [B, H, T, d] by the angles of `Rotary`."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
-def attention_mask(prefix: int, rows: int, tree: Tensor | None, like: Tensor) -> Tensor | None:
-    """The additive mask [T, S] of `rows` new rows behind a visible `prefix`, in `like`'s dtype and device.
-
-    `tree` is bool [T, W] over the last W >= T visible rows, True where a new row may see one of them (its
-    ancestors and itself); None means causal. None is returned where none is
-    needed: one row, or causal rows on an empty cache.
-    """
-    if tree is None and (prefix == 0 or rows == 1):
-        return None
-    visible = like.new_ones(rows, rows, dtype=torch.bool).tril_() if tree is None else tree
-    mask = like.new_zeros(rows, prefix + rows)
-    mask[:, prefix + rows - visible.shape[1] :].masked_fill_(~visible, float("-inf"))
-    return mask
-
-
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
@@ -262,6 +254,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def added(self, changed: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Their sum, and its norm."""
+        return add_norm(changed, residual, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -288,17 +284,14 @@ class Attention(nn.Module):
         """x [B, T, D] -> [B, T, D]; the other arguments are those of `DecoderLayer`."""
         batch, rows, _ = x.shape
         heads = joint(x, self.together).view(batch, rows, -1, self.head_dim).transpose(1, 2)
-        turned, v = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], 1)
-        turned = rotate(turned, cos.to(x.dtype), sin.to(x.dtype))
-        q, k = torch.split(turned, [self.num_heads, self.num_kv_heads], 1)  # [B, H, T, d], [B, K, T, d]
-        if cache is not None:
-            k, v = cache.write(index, k, v)  # [B, K, S, d]
-        if self.num_kv_heads != self.num_heads:
-            groups = self.num_heads // self.num_kv_heads
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        causal, scale = mask is None and rows > 1, self.head_dim**-0.5
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))  # [B, T, D]
+        sizes, cos, sin = (self.num_heads, self.num_kv_heads), cos.to(x.dtype), sin.to(x.dtype)
+        if cache is None:
+            q, k, v = turned(heads, sizes, cos, sin)
+        else:
+            q, k, v = cache.turn(index, heads, sizes, cos, sin)  # [B, H, T, d], [B, K, S, d]
+        groups = self.num_heads // self.num_kv_heads
+        mixed = attend(q, k, v, mask, groups, self.head_dim**-0.5)  # [B, T, H, d]
+        out: Tensor = self.o_proj(mixed.reshape(batch, rows, -1))
         return out
 
 
@@ -319,8 +312,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        gate, up = joint(x, self.together).chunk(2, -1)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
+        out: Tensor = self.down_proj(gated(joint(x, self.together)))
         return out
 
 
@@ -347,11 +339,29 @@ class DecoderLayer(nn.Module):
 
         `cos`, `sin` come from `Rotary`, `mask` from `attention_mask` (None: causal over the new rows, which
         needs an empty cache or a single row). With a cache, call `cache.begin(T)` once before the first
-        layer; `index` is this layer's place in it.
+        layer; `index` is this layer's place in it. Raises CancelledError, as `cancellation.check`.
         """
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache, index)
-        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return out
+        residual, changed = self.parts(hidden, self.input_layernorm(hidden), cos, sin, mask, cache, index)
+        return residual + changed
+
+    def parts(
+        self,
+        residual: Tensor,
+        normed: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        index: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The same from what enters and its norm, as two tensors whose sum it is: who norms what comes out
+        adds them on the way.
+        """
+        check()
+        attended = self.self_attn(normed, cos, sin, mask, cache, index)
+        residual, normed = self.post_attention_layernorm.added(attended, residual)
+        changed: Tensor = self.mlp(normed)
+        return residual, changed
 
 
 class DecoderOutput(NamedTuple):
@@ -410,14 +420,17 @@ class LlamaDecoder(nn.Module):
         layers: tuple[int, ...],
     ) -> DecoderOutput:
         """All layers and the final norm; the arguments are those of `DecoderLayer`, `layers` as above."""
-        entering = {}
+        entering = {0: hidden}
         cos, sin = (table.to(hidden.dtype) for table in rotary)  # once a pass; the tables are float32
-        for index, layer in enumerate(self.layers):
-            if index in layers:
-                entering[index] = hidden
-            hidden = layer(hidden, cos, sin, mask, cache, index)
-        entering[len(self.layers)] = hidden
-        return DecoderOutput(self.norm(hidden), tuple(entering[index] for index in layers))
+        blocks = [cast("DecoderLayer", layer) for layer in self.layers]
+        norms = [*(layer.input_layernorm for layer in blocks), self.norm]
+        normed: Tensor = norms[0](hidden)
+        for index, layer in enumerate(blocks):
+            hidden, changed = layer.parts(hidden, normed, cos, sin, mask, cache, index)
+            hidden, normed = norms[index + 1].added(changed, hidden)
+            if index + 1 in layers:
+                entering[index + 1] = hidden
+        return DecoderOutput(normed, tuple(entering[index] for index in layers))
 
 
 def initialise(module: nn.Module) -> None:

@@ -1,8 +1,9 @@
 """Images and events as the pixels that a CLIP tower reads, made where it computes.
 
 On a processor by `ClipPreprocessor`, to the bit as Pillow does it. On a GPU as two products with the same
-filter's weights, rounded to levels between them as there: sums of another order, within one level of 255,
-hardly ever two.
+filter's weights, of 22 bits behind the point, each of them parted into two whole numbers: sums of pixels and
+these are exact in float32 in any order (in TF32 as well, which keeps eleven bits of a factor), so that the
+pixels are the processor's, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
-from evspec_ros.frames.clip import ClipPreprocessor, require_rgb
+from evspec_ros.frames.clip import LOWER_BITS, PRECISION_BITS, ClipPreprocessor, require_rgb
 from evspec_ros.networks.cuda_streams import has_streams
 from evspec_ros.sizes import EVENT_IMAGES
 
@@ -59,9 +60,11 @@ class PixelReader:
 
 def prepared(planes: Tensor, preprocessor: ClipPreprocessor) -> Tensor:
     """uint8 [N, 3, height, width] -> float32 [N, 3, size, size]: resized, cropped and normalised."""
-    columns, rows, mean, std = _constants(preprocessor, *planes.shape[-2:], planes.device)
-    narrow = _levels(planes.float() @ columns.mT)
-    return (_levels(rows @ narrow) / 255 - mean) / std
+    columns, rows, normalised = _constants(preprocessor, *planes.shape[-2:], planes.device)
+    narrow = _levels(planes.to(columns.dtype) @ columns.mT, -1)  # [N, 3, height, size]
+    levels = _levels(rows @ narrow.to(rows.dtype), -2)
+    channels = torch.arange(3, dtype=torch.int32, device=planes.device)[:, None, None] * 256
+    return normalised.index_select(0, (channels + levels).flatten()).view(levels.shape)
 
 
 def drawn(events: Events, device: torch.device) -> Tensor:
@@ -88,17 +91,19 @@ def drawn(events: Events, device: torch.device) -> Tensor:
 def _constants(
     preprocessor: ClipPreprocessor, height: int, width: int, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Weights of the columns [size, width] and of the rows [size, height], mean and std [3, 1, 1]; uploaded
-    once for each size of image.
+    """Weights of the columns [2 * size, width] and of the rows [2 * size, height], as `ResizeFilter.halves`
+    gives them, and what levels become, float32 [3 * 256]; uploaded once for each size of image.
     """
     columns, rows = preprocessor.filters(height, width)
-    mean, std = (np.array(one, np.float32)[:, None, None] for one in (preprocessor.mean, preprocessor.std))
-    arrays = columns.dense(width), rows.dense(height), mean, std
+    arrays = columns.halves(width), rows.halves(height), preprocessor.normalised.flatten()
     return tuple(torch.from_numpy(one).to(device) for one in arrays)
 
 
-def _levels(values: Tensor) -> Tensor:
-    return (values + 0.5).floor_().clamp_(0, 255)
+def _levels(sums: Tensor, dim: int) -> Tensor:
+    """The two halves of sums along `dim` as levels int32, 0 .. 255, rounded as Pillow rounds them."""
+    upper, lower = sums.int().chunk(2, dim)
+    whole = upper * (1 << LOWER_BITS) + lower + (1 << (PRECISION_BITS - 1))
+    return (whole >> PRECISION_BITS).clamp_(0, 255)
 
 
 def _uploaded(values: NDArray[Any], device: torch.device) -> Tensor:

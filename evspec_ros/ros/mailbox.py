@@ -5,13 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Generic, TypeVar
 
-from evspec_ros.errors import EvspecError
-
 Waiter = TypeVar("Waiter")
-
-
-class DeactivatedError(EvspecError):
-    """Stops a description that is being written when the node is deactivated."""
 
 
 class Mailbox(Generic[Waiter]):

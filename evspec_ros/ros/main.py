@@ -16,6 +16,8 @@ from evspec_ros.ros.requirements import require_ros
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVE_S = 0.7  # from the first signal until the process is gone, whatever computes then
+# So long a thread waits for another one that runs Python; by default 5 ms, as long as a callback may take.
+SWITCH_S = 0.0005
 PATIENCE_S = 2.0  # signals that come once more within this time of the end are not heard
 
 
@@ -24,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in SIGNALS:  # while modules are imported there is nothing to clean up
         signal.signal(number, lambda *_: os._exit(0))
     use_one_arena()
+    sys.setswitchinterval(SWITCH_S)
     try:
         require_ros()
         _spin(arguments)

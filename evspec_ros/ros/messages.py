@@ -11,6 +11,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import Image
 
 from evspec_ros.description import Description
+from evspec_ros.ros.answers import Answer
 from evspec_ros.ros.diagnostics import Age, Health
 from evspec_ros.ros.overlay import draw_overlay
 from evspec_ros.windows import Window
@@ -28,6 +29,16 @@ def stamped_message(kind: type, description: Description, window: Window) -> Any
     message.header.frame_id = window.frame_id
     message.header.stamp = Time(nanoseconds=description.stamp_ns).to_msg()
     return message
+
+
+def answer_message(kind: type, answer: Answer) -> Any:
+    """What came of a question, as the result of the action ~/ask, whose class is `kind`."""
+    result = kind(problem=answer.problem, first_word_ms=answer.first_word_ms or 0.0)
+    if answer.described is None:
+        result.description.prompt, result.description.text = answer.prompt, answer.text
+    else:
+        result.description = stamped_message(type(result.description), *answer.described)
+    return result
 
 
 def overlay_message(description: Description, window: Window) -> Image:

@@ -14,6 +14,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.errors import Failure
+from evspec_ros.ros.asking import AskServer
 from evspec_ros.ros.configuring import load
 from evspec_ros.ros.diagnostics import DescriptionCounts
 from evspec_ros.ros.guard import Guard
@@ -54,6 +55,7 @@ class EvspecNode(LifecycleNode):
         self._worker = worker = Worker(self, settings, inputs, self._outputs, counts, guard)
         self._triggers = Triggers(self, settings, inputs, worker, counts, guard)
         self._requests = Requests(self, inputs, worker, counts, guard)
+        self._ask_server = AskServer(self, worker, guard)
         self._reports = Reports(self, settings, inputs, worker, counts, lambda: self._describer)
         # In simulated time too, even while that stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -96,14 +98,18 @@ class EvspecNode(LifecycleNode):
         return self._transition("cleaned up", [self._release, inherited])
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop whatever runs; the node cannot be configured again."""
+        """Stop whatever runs; the node cannot be configured again. Its memory is collected by the timer: that
+        takes longer than a shutdown may.
+        """
         inherited = partial(super().on_shutdown, state)
-        return self._transition("shut down", [self._stop, self._release, inherited])
+        return self._transition("shut down", [self._stop, self._let_go, gc.unfreeze, inherited])
 
     def destroy_node(self) -> None:
-        """Stop the worker, then destroy the node."""
+        """Stop the worker, then destroy the node. rclpy ends some of its services when it is collected."""
         self._stop()
+        self._ask_server.close()
         super().destroy_node()
+        gc.unfreeze()
 
     def _transition(
         self, what: str, steps: Sequence[Callable[[], Any]], undo: Sequence[Callable[[], Any]] = ()
@@ -147,9 +153,12 @@ class EvspecNode(LifecycleNode):
         self._worker.stop()
 
     def _release(self) -> None:
+        self._let_go()
+        unsettle()
+
+    def _let_go(self) -> None:
         self._outputs.close()
         self._describer = None
-        unsettle()
 
     def _require_room(self, settings: Settings) -> None:
         """Raise GenerationError where the loaded target has no room for what is asked."""

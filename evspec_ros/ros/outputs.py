@@ -15,7 +15,7 @@ from evspec_ros.description import Description
 from evspec_ros.ros.diagnostics import Age
 from evspec_ros.ros.messages import latency_message, overlay_message, stamped_message
 from evspec_ros.ros.qos import overridable
-from evspec_ros.ros.requirements import STAMPED_REMEDY, stamped_type
+from evspec_ros.ros.requirements import OWN_REMEDY, stamped_type
 from evspec_ros.windows import Window
 
 
@@ -32,11 +32,9 @@ class Outputs:
         kind = stamped_type()
         self.stamped = None if kind is None else self._publisher(kind, "~/description/stamped", 10)
         if self.stamped is None:
-            self._node.get_logger().info(STAMPED_REMEDY)
+            self._node.get_logger().info(OWN_REMEDY.format("~/description/stamped is not published"))
         self.partial = self._publisher(String, "~/description/partial", 10)
         self.result = self._publisher(String, "~/result", 10)
-        self._answer = self._publisher(String, "~/answer", 10)
-        self._answer_so_far = self._publisher(String, "~/answer/partial", 10)
         self.overlay = self._publisher(Image, "~/overlay", qos_profile_sensor_data)
         self.latency = self._publisher(DiagnosticArray, "~/latency", 10)
 
@@ -50,14 +48,6 @@ class Outputs:
         if self.partial.get_subscription_count():
             self.partial.publish(String(data=text))
 
-    def publish_answer_so_far(self, text: str) -> None:
-        """The answer to a question, as far as it is written."""
-        self._answer_so_far.publish(String(data=text))
-
-    def publish_answer(self, answer: dict[str, Any]) -> None:
-        """A whole answer, or what became of the question."""
-        self._answer.publish(String(data=json.dumps(answer)))
-
     def publish(
         self,
         described: tuple[Description, ...],
@@ -68,20 +58,21 @@ class Outputs:
         stale: bool,
     ) -> None:
         """The answer to the prompt on every topic, those to further questions as results alone. Where the
-        window was stale, results are all that is published.
+        window was stale, results are all that is published. Where nobody listens, nothing costly is made.
 
         shared: what every result holds besides.
         """
         description = described[0]
         if not stale:
             self.description.publish(String(data=description.text))
-            if self.stamped is not None:
+            if self.stamped is not None and self.stamped.get_subscription_count():
                 self.stamped.publish(stamped_message(self.stamped.msg_type, description, window))
         for answer in described:
             self.result.publish(String(data=json.dumps(answer.as_dict() | shared | {"stale": stale})))
         if stale:
             return
-        self.latency.publish(latency_message(description, age, self._node.get_fully_qualified_name()))
+        if self.latency.get_subscription_count():
+            self.latency.publish(latency_message(description, age, self._node.get_fully_qualified_name()))
         if self.overlay.get_subscription_count():
             self.overlay.publish(overlay_message(description, window))
 

@@ -49,7 +49,7 @@ class RecentDescriptions:
             "acceptance_rate": round(whole.acceptance_rate, 3),
             "accepted_length": round(whole.mean_accepted_length, 3),
             "plain_step_ms": "unknown" if step_ms is None else round(step_ms, 3),
-            "speed_up_by_plain_step": speed_up,
+            "speed_up": speed_up,
         }
 
     def _sum(self) -> DecodingStatistics:

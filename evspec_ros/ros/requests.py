@@ -1,4 +1,4 @@
-"""What is asked of the node: its services, questions, another prompt."""
+"""What is asked of the node: its services, another prompt."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from evspec_ros.errors import Failure
 from evspec_ros.ros.diagnostics import DescriptionCounts
 from evspec_ros.ros.guard import Guard
 from evspec_ros.ros.inputs import Inputs
-from evspec_ros.ros.worker import AskedNow, Worker
+from evspec_ros.ros.worker import Worker
 
 
 class Requests:
-    """Answers ~/describe and ~/reset_statistics, hands on what comes on ~/ask and ~/prompt."""
+    """Answers ~/describe and ~/reset_statistics, sets what comes on ~/prompt."""
 
     def __init__(
         self, node: Node, inputs: Inputs, worker: Worker, counts: DescriptionCounts, guard: Guard
@@ -29,20 +29,7 @@ class Requests:
         node.create_service(Trigger, "~/describe", describe)
         reset = guard("Statistics could not be reset", self._reset_statistics, lambda *given: given[-1])
         node.create_service(Empty, "~/reset_statistics", reset)
-        self._asked: AskedNow | None = None
-        node.create_subscription(String, "~/ask", guard("A question could not be asked", self._ask), 10)
         node.create_subscription(String, "~/prompt", guard("The prompt could not be set", self._prompt), 10)
-
-    def _ask(self, message: String) -> None:
-        """Have a question answered on ~/answer; an empty one cancels the last."""
-        if not message.data.strip():
-            if self._asked is not None:
-                self._asked.cancelled = True
-        elif self._worker.running:
-            self._asked = AskedNow(message.data)
-            self._worker.ask(self._asked)
-        else:
-            self._node.get_logger().warning("A question came, but the node is not active; activate it first.")
 
     def _prompt(self, message: String) -> None:
         """Set the parameter, with its checks."""

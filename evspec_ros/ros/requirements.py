@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from evspec_ros.errors import RosError
 
@@ -15,9 +16,9 @@ EVENT_MESSAGES = (
     "install it with `apt install ros-$ROS_DISTRO-{}`, or build it into this Python environment with "
     "`python -m evspec_ros.interfaces.build {}`"
 )
-STAMPED = "evspec_msgs/msg/Description"
-STAMPED_REMEDY = (
-    "~/description/stamped is not published, for evspec_msgs is not built: add "
+STAMPED, ASK = "evspec_msgs/msg/Description", "evspec_msgs/action/Ask"
+OWN_REMEDY = (
+    "{}, for evspec_msgs is not built, or an earlier version of it: add "
     "src/evspec_ros/evspec_ros/interfaces/evspec_msgs to colcon's --base-paths, or run "
     "`python -m evspec_ros.interfaces.build evspec_msgs`."
 )
@@ -48,17 +49,28 @@ def require_package(name: str, purpose: str) -> None:
 
 
 def message_type(name: str) -> type:
-    """The class of an event message, named package/msg/Type; RosError says what to install for it."""
-    package, _, kind = name.split("/")
+    """The class of an event message, named package/msg/Type, or of an action of the package's own; RosError
+    says what to install for it.
+    """
+    package, folder, kind = name.split("/")
     remedy = EVENT_MESSAGES.format(package.replace("_", "-"), package)
-    found: type = getattr(_require(f"{package}.msg", remedy), kind)
+    found: type = getattr(_require(f"{package}.{folder}", remedy), kind)
     return found
 
 
 def stamped_type() -> type | None:
     """The class of the stamped description, of the package's own; None where it was not built."""
+    return _own_type(STAMPED)
+
+
+def ask_type() -> Any:
+    """The class of the action ~/ask, likewise."""
+    return _own_type(ASK)
+
+
+def _own_type(name: str) -> type | None:
     try:
-        return message_type(STAMPED)
+        return message_type(name)
     except RosError:
         return None
 

@@ -4,53 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 from rclpy.node import Node
 from rclpy.task import Future
 
+from evspec_ros.cancellation import Cancellation, check
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.description import Description
-from evspec_ros.errors import EvspecError, Failure
+from evspec_ros.errors import CancelledError, EvspecError, Failure
+from evspec_ros.ros.answers import AskedNow
 from evspec_ros.ros.degrading import NothingToDescribeError
 from evspec_ros.ros.diagnostics import Age, DescriptionCounts, window_age_s
 from evspec_ros.ros.guard import LOG_PERIOD_S, Guard
 from evspec_ros.ros.inputs import Inputs
 from evspec_ros.ros.live_settings import LiveSettings
-from evspec_ros.ros.mailbox import DeactivatedError, Mailbox
+from evspec_ros.ros.mailbox import Mailbox
 from evspec_ros.ros.outputs import Outputs
 from evspec_ros.ros.parameters import Settings
 from evspec_ros.ros.relief import Relief, out_of_memory
 from evspec_ros.windows import Window
 
 DEACTIVATED = "The node was deactivated."
-
-
-@dataclass
-class AskedNow:
-    """Asked on ~/ask at monotonic seconds; text: of the answer so far, first_word_ms: until its beginning."""
-
-    question: str
-    asked_at: float = field(default_factory=time.monotonic)
-    cancelled: bool = False
-    text: str = ""
-    first_word_ms: float | None = None
-
-    def as_dict(self, problem: str = "") -> dict[str, Any]:
-        """What ~/answer says where there is no description to say it."""
-        return {
-            "prompt": self.question,
-            "text": self.text,
-            "cancelled": self.cancelled,
-            "problem": problem,
-            "first_word_ms": self.first_word_ms,
-        }
-
-
-class CancelledError(EvspecError):
-    """Stops an answer that nobody waits for any more."""
+STEP_PERIOD_S = 10.0  # between two timings of a plain step, to which the speed-up is held
 
 
 class Worker:
@@ -76,11 +54,12 @@ class Worker:
         self._counts = counts
         self._guard = guard
         self._describer: SceneDescriber | None = None
-        self._first_word_ms: float | None = None  # of the description that is being written
+        self._under_way = Cancellation()  # of the text that is being written
         self.relief = Relief()
         self._thread: threading.Thread | None = None
         self.mailbox: Mailbox[Future | AskedNow] = Mailbox()
         self.begun_at: float | None = None
+        self._step_timed_at = 0.0  # monotonic seconds
 
     @property
     def running(self) -> bool:
@@ -102,10 +81,14 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Describe nothing more; a description that is being written is left unfinished."""
+        """Describe nothing more; a description that is being written is left unfinished, within a layer of
+        the network that is being computed.
+        """
         if self._thread is None or self._describer is None:
             return
-        _answer(self.mailbox.close(), DEACTIVATED)
+        waiting = self.mailbox.close()
+        self._under_way.cancel(DEACTIVATED)
+        _answer(waiting, DEACTIVATED)
         self._thread.join()
         self._thread = None
         if (failure := self._describer.rest()) is not None:
@@ -118,18 +101,21 @@ class Worker:
 
     def request(self, answer: Future) -> None:
         """Likewise, for somebody who waits for the text and True, or for what went wrong and False."""
-        mailbox = self.mailbox
-        mailbox.offer(answer)
-        if mailbox.closed:  # meanwhile
-            _answer(mailbox.close(), DEACTIVATED)
+        self._offer(answer)
 
     def ask(self, question: AskedNow) -> None:
         """Have a question answered about what is newest, before the next description."""
-        self.mailbox.offer(question)
+        self._offer(question)
+
+    def _offer(self, waiter: Future | AskedNow) -> None:
+        mailbox = self.mailbox
+        mailbox.offer(waiter)
+        if mailbox.closed:  # meanwhile
+            _answer(mailbox.close(), DEACTIVATED)
 
     def _work(self) -> None:
         answer = self._guard("A request could not be answered", _answer)
-        reply = self._guard("A question could not be answered", self._reply)
+        reply = self._guard("A question could not be answered", self._reply, _fail)
         while (waiting := self.mailbox.take()) is not None:
             futures = [one for one in waiting if isinstance(one, Future)]
             for question in waiting:
@@ -141,40 +127,46 @@ class Worker:
     def _reply(self, question: AskedNow) -> None:
         """Answer a question; what went wrong is part of the answer."""
         settings = self._settings.current
+        question.begin(settings.prompt)
+        asked = replace(settings, prompt=question.question, questions="")
         try:
-            assert self._describer is not None
-            self._describer.require_room((question.question,), settings.limits)
-            begun_ns = self._now_ns()
-            window = self._inputs.window()
-            asked = replace(settings, prompt=question.question, questions="")
-            (described,) = self._write(window, asked, lambda _, text: self._on_answer(question, text))
+            with self._writing(question.cancellation):
+                assert self._describer is not None
+                self._describer.require_room(asked.prompts, asked.limits)
+                window = self._inputs.window()
+                (described,) = self._write(window, asked, lambda _, text: self._on_answer(question, text))
         except EvspecError as error:
-            self._outputs.publish_answer(question.as_dict(str(error)))
-            return
-        age = Age.between(window.stamp_ns, begun_ns, self._now_ns(), self._inputs.silent_s())
-        shared = self._shared(window, age)
-        self._outputs.publish_answer(described.as_dict() | shared | question.as_dict())
+            question.end(str(error))
+        else:
+            question.end(described=(described, window))
 
-    def _on_answer(self, question: AskedNow, text: str) -> None:
-        self._require_active()
-        if question.cancelled:
-            raise CancelledError("The question was cancelled.")
-        if question.first_word_ms is None and text:
-            question.first_word_ms = round(1000 * (time.monotonic() - question.asked_at), 1)
-        question.text = text
-        self._outputs.publish_answer_so_far(text)
+    @contextmanager
+    def _writing(self, cancellation: Cancellation) -> Iterator[None]:
+        """What is written meanwhile ends when it is cancelled, which `stop` does, too."""
+        self._under_way = cancellation
+        if self.mailbox.closed:
+            cancellation.cancel(DEACTIVATED)
+        with cancellation.scope():
+            check()
+            yield
+
+    @staticmethod
+    def _on_answer(question: AskedNow, text: str) -> None:
+        check()
+        question.grow(text)
 
     def try_to_describe(self) -> tuple[str, bool]:
         """The text and True, or what went wrong."""
         self.begun_at = time.monotonic()
         try:
-            return self._describe_newest(), True
+            with self._writing(Cancellation()):
+                return self._describe_newest(), True
         except NothingToDescribeError as error:
             self._node.get_logger().warning(str(error), throttle_duration_sec=LOG_PERIOD_S)
             return str(error), False
         except Exception as error:  # noqa: BLE001 - it is logged and told, and the next window is described
             failure = Failure.of(error)
-            if not isinstance(error, DeactivatedError) and self._node.context.ok():
+            if not isinstance(error, CancelledError) and self._node.context.ok():
                 self._counts.fail(failure.problem)
                 self._guard.log("A window could not be described", failure)
             return failure.problem, False
@@ -183,7 +175,6 @@ class Worker:
 
     def _describe_newest(self) -> str:
         settings = self._settings.current
-        self._first_word_ms = None
         begun_ns = self._now_ns()
         window = self._inputs.window()
         old_s = window_age_s(window.stamp_ns, begun_ns, self._inputs.silent_s())
@@ -192,7 +183,15 @@ class Worker:
         self.relief.ease(settings.relief_s)
         self._tell_of_failures(described)
         self._publish(described, window, begun_ns, stale)
+        self._time_step(described[0])
         return described[0].text
+
+    def _time_step(self, description: Description) -> None:
+        """Once in STEP_PERIOD_S, behind what is published already, so that no description waits for it."""
+        assert self._describer is not None
+        if time.monotonic() - self._step_timed_at > STEP_PERIOD_S:
+            self._step_timed_at = time.monotonic()
+            self._describer.time_step(description)
 
     def _write(
         self, window: Window, settings: Settings, on_text: Callable[[int, str], None]
@@ -200,7 +199,7 @@ class Worker:
         """The texts about a window; where the device runs out of memory, written with less of it."""
         assert self._describer is not None
         while True:
-            self._require_active()  # what waited with the last one is not begun
+            check()  # before less memory is tried
             try:
                 return self._describer.describe_all(
                     window.events,
@@ -223,15 +222,9 @@ class Worker:
         return int(self._node.get_clock().now().nanoseconds)
 
     def _on_text(self, number: int, text: str, stale: bool) -> None:
-        self._require_active()
-        if number == 0 and self._first_word_ms is None and text and self.begun_at is not None:
-            self._first_word_ms = round(1000 * (time.monotonic() - self.begun_at), 1)
+        check()
         if number == 0 and not stale:
             self._outputs.publish_partial(text)
-
-    def _require_active(self) -> None:
-        if self.mailbox.closed:
-            raise DeactivatedError(DEACTIVATED)
 
     def _tell_of_failures(self, described: Sequence[Description]) -> None:
         for answer in described:
@@ -249,12 +242,7 @@ class Worker:
     ) -> None:
         age = Age.between(window.stamp_ns, begun_ns, self._now_ns(), self._inputs.silent_s())
         self._counts.add(described[0], age, stale=stale)
-        shared = self._shared(window, age) | {"first_word_ms": self._first_word_ms}
-        self._outputs.publish(described, window, age, shared, stale=stale)
-
-    def _shared(self, window: Window, age: Age) -> dict[str, Any]:
-        """What every result holds besides."""
-        return {
+        shared = {
             "age_ms": age.ms,
             "age_problem": age.problem,
             "replaced_windows": self.mailbox.replaced,
@@ -263,9 +251,17 @@ class Worker:
             "degraded": window.degraded,
             "relief": self.relief.told,
         }
+        self._outputs.publish(described, window, age, shared, stale=stale)
 
 
 def _answer(waiting: Sequence[Future | AskedNow], message: str, success: bool = False) -> None:
-    for future in waiting:
-        if isinstance(future, Future):
-            future.set_result((success, message))
+    """Tell those who wait for a description; questions among them are not answered any more."""
+    for one in waiting:
+        if isinstance(one, Future):
+            one.set_result((success, message))
+        else:
+            one.end(message)
+
+
+def _fail(failure: Failure, question: AskedNow) -> None:
+    question.end(failure.problem)

@@ -15,13 +15,17 @@ from torch import Tensor
 from evspec_ros.engines.block import BlockOutput
 from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.networks.block_head import BlockHead
+from evspec_ros.networks.cuda_streams import has_streams
+from evspec_ros.networks.devices import fetched, uploaded
 from evspec_ros.networks.draft_head import ReducedHead
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.sizes import cache_rows
+from evspec_ros.speculative.device_growth import grown_chain, grown_paths
+from evspec_ros.speculative.device_tree import DeviceTree, Draft
 from evspec_ros.speculative.drafter import DraftLimits, Prompt, joined
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import grow_paths
-from evspec_ros.speculative.sampling import Draws, Sampling, chances_of
+from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, chances_of, draw, drawn
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
@@ -47,6 +51,7 @@ class BlockDrafter:
         """engines: of the head, by default those that run the target."""
         self.layers = head.feature_layers(target.decoder.config.num_layers)
         self._head = head
+        self._device = target.device
         self._events = events
         self._draws = draws
         self._engine = (engines or DrafterEngines.like(target.engine)).block(head, target.decoder)
@@ -66,7 +71,7 @@ class BlockDrafter:
         self._features = [joined(feature[-rows:] for feature in features)]
         self._token, self._capacity, self._positions_left = token, capacity, True
 
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> Draft:
         """Paths whose probability is at least the limits' floor, or one that is drawn."""
         assert self._features, "Cannot propose before start, nor twice without accept"
         features = torch.cat(self._features)
@@ -86,9 +91,16 @@ class BlockDrafter:
             return NO_DRAFT
         self._engine.read(features[:early], events, cache)
         output = self._engine.run(features[early:], self._token, cache)
-        if sampling.greedy or not self._draws:
-            return grow_paths(output.tokens.tolist(), output.probabilities.tolist(), limits)
-        return self._drawn(output, limits, sampling, generator)
+        unseen, chance = has_streams(self._device), self._draws and not sampling.greedy
+        if unseen and limits.most_nodes == 0:
+            return NO_DRAFT
+        if chance:
+            draw_chain = self._drawn_unseen if unseen else self._drawn
+            return draw_chain(output, limits, sampling, generator)
+        if unseen:
+            return grown_paths(output.tokens, output.probabilities, limits)
+        tokens, probabilities = fetched(output.tokens, output.probabilities)
+        return grow_paths(tokens.tolist(), probabilities.tolist(), limits)
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """Queue the target's own features for the next `propose`."""
@@ -107,23 +119,45 @@ class BlockDrafter:
         """A token of each position, while the product of their largest probabilities is high enough, which
         is decided before the draw, so that sampling stays exact.
         """
-        spread = sampling.probabilities(output.logits)
-        if isinstance(self._head.lm_head, ReducedHead):
-            every = spread.new_zeros(len(spread), self._head.config.vocab_size)
-            spread = every.index_copy_(1, self._head.lm_head.tokens, spread)
-        draws = Draws(spread, generator)
+        spread = self._spread(output, sampling)
         tokens: list[int] = []
         confidence = gain = 1.0
-        for best in output.probabilities[: min(limits.n_max, limits.tree_size), 0].tolist():
+        (probabilities,) = fetched(output.probabilities)
+        for best in probabilities[: min(limits.n_max, limits.tree_size), 0].tolist():
             confidence *= best
             if confidence < limits.floor(len(tokens), gain):
                 break
             gain += confidence
-            tokens.append(draws[len(tokens)])
+            tokens.append(draw(spread[len(tokens)], generator))
             if tokens[-1] in limits.end_tokens:
                 break
         drawn = spread[: len(tokens)]
         return DraftTree.chain(tokens, chances_of(drawn, tokens), drawn if tokens else None)
+
+    def _drawn_unseen(
+        self, output: BlockOutput, limits: DraftLimits, sampling: Sampling, generator: torch.Generator
+    ) -> DeviceTree:
+        """The same without a look at what was drawn, by the host's random numbers."""
+        count = min(limits.n_max, limits.most_nodes, len(output.logits))
+        spread = self._spread(output, sampling)[:count]
+        chances = torch.rand(count, generator=generator, dtype=torch.float64)
+        tokens = drawn(spread, uploaded(chances, spread.device))
+        return grown_chain(
+            tokens.clamp(min=0),
+            spread.gather(1, tokens.clamp(min=0)[:, None])[:, 0],
+            limits,
+            confidences=output.probabilities[:count, 0],
+            impossible=tokens == NO_TOKEN,
+            distributions=spread,
+        )
+
+    def _spread(self, output: BlockOutput, sampling: Sampling) -> Tensor:
+        """The distributions [B, V] to draw from."""
+        spread = sampling.probabilities(output.logits)
+        if isinstance(self._head.lm_head, ReducedHead):
+            every = spread.new_zeros(len(spread), self._head.config.vocab_size)
+            spread = every.index_copy_(1, self._head.lm_head.tokens, spread)
+        return spread
 
     def _empty_cache(self, capacity: int) -> KVCache:
         """The cache, emptied; a larger one where it is too small."""

@@ -4,13 +4,15 @@ stream's past descriptions go on with, and of what a draft head proposes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from evspec_ros.speculative.block import BlockDrafter
+from evspec_ros.speculative.device_growth import united
+from evspec_ros.speculative.device_tree import DeviceTree, Draft
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.eagle import EagleDrafter
 from evspec_ros.speculative.eventgpt import EventGptDrafter
@@ -53,7 +55,7 @@ class CombinedDrafter:
         for part in self._parts:
             part.start(prompt, features, token, capacity)
 
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> Draft:
         """One tree within the limits."""
         trees: list[DraftTree] = []
         trusted = False
@@ -64,8 +66,12 @@ class CombinedDrafter:
             trusted = sum(followed.path_probabilities()) >= TRUSTED
             trees.append(followed)
         if self._head is not None and not trusted:
-            trees.append(self._head.propose(limits, sampling, generator))
-
+            grown = self._head.propose(limits, sampling, generator)
+            if isinstance(grown, DeviceTree):
+                paths, passes = united_paths(trees), sum(tree.passes for tree in trees)
+                both = united(paths, grown, limits) if paths else grown
+                return replace(both, passes=passes + grown.passes)
+            trees.append(grown)
         return replace(merged(trees, limits), passes=sum(tree.passes for tree in trees))
 
     def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
@@ -84,6 +90,15 @@ class CombinedDrafter:
             part.forget()
 
 
+def united_paths(trees: Iterable[DraftTree]) -> dict[tuple[int, ...], float]:
+    """The paths of all trees, each behind its beginning, and the higher of their probabilities."""
+    of_paths: dict[tuple[int, ...], float] = {}
+    for tree in trees:
+        for path, probability in zip(tree.paths(), tree.path_probabilities(), strict=True):
+            of_paths[path] = max(probability, of_paths.get(path, 0.0))
+    return of_paths
+
+
 def merged(trees: Sequence[DraftTree], limits: DraftLimits) -> DraftTree:
     """Trees drafted without sampling as one: their paths, the likeliest first, as far as they pay.
 
@@ -92,10 +107,7 @@ def merged(trees: Sequence[DraftTree], limits: DraftLimits) -> DraftTree:
     trees = [tree for tree in trees if len(tree)]
     if len(trees) <= 1:
         return trees[0] if trees else NO_DRAFT
-    of_paths: dict[tuple[int, ...], float] = {(): 1.0}
-    for tree in trees:
-        for path, probability in zip(tree.paths(), tree.path_probabilities(), strict=True):
-            of_paths[path] = max(probability, of_paths.get(path, 0.0))
+    of_paths = {(): 1.0, **united_paths(trees)}
     expected_length = 1.0
     nodes: dict[tuple[int, ...], int] = {(): ROOT}
     of_nodes: list[float] = []

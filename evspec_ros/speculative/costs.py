@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 import torch
@@ -12,12 +14,62 @@ import torch
 from evspec_ros.sizes import MEASURED_ROWS, TIMED_ROWS, TIMINGS
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, NoDrafter, PassCosts, Prompt
 from evspec_ros.speculative.generate import generate
+from evspec_ros.speculative.guarded import GuardedDrafter
 from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics
 from evspec_ros.speculative.target import DecoderTarget, Target
-from evspec_ros.speculative.tree import DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
 _NODES, _TOKENS = 32, 64  # of drafts and texts that are timed
+_STEPS_KEPT = 5  # timings of a plain step, whose median shows nothing that happened once
+
+
+class Pace:
+    """What passes, drafts and prefills were found to take on this machine; nothing before they are measured.
+
+    costs: by which a draft's size is chosen.
+    """
+
+    def __init__(self) -> None:
+        self.costs: PassCosts | None = None
+        self._passes_ms: tuple[float, ...] = ()
+        self._steps_ms: deque[float] = deque(maxlen=_STEPS_KEPT)
+        self._prefill: PrefillCost | None = None  # None where no event model runs beside the prefill
+
+    @property
+    def plain_step_ms(self) -> float | None:
+        """What a pass over one row takes: the median of what `time_step` found last, before that what
+        `measure` did; None where nothing drafts, as passes are not measured then.
+        """
+        return median(self._steps_ms or self._passes_ms[:1]) if self._passes_ms else None
+
+    def measure(self, target: DecoderTarget, drafter: Drafter, prompt: Prompt, *, overlap: bool) -> None:
+        """Measure what can differ: passes once, drafts each time, as the drafter's head may be another.
+
+        overlap: the event model runs beside the prefill.
+        """
+        if not isinstance(drafter, NoDrafter):
+            self._passes_ms = self._passes_ms or measure_passes(target, prompt)
+            self.costs = measure_costs(target, GuardedDrafter(drafter), prompt, self._passes_ms)
+        if overlap:
+            self._prefill = measure_prefill(target, prompt)
+
+    @torch.inference_mode()
+    def time_step(self, target: Target, token: int) -> None:
+        """Time one pass over one row, as plain decoding makes it, behind the text that was written last
+        (of several the first) and its last token; nothing where nothing drafts.
+        """
+        if self._passes_ms:
+            started = time.perf_counter()
+            target.extend([Block(0, token, NO_DRAFT)])[0].logits.argmax(-1).tolist()
+            self._steps_ms.append((time.perf_counter() - started) * 1e3)
+            target.keep([[0]])
+
+    def slowdown(self, together: Sequence[DecodingStatistics]) -> float:
+        """How many times longer than alone the prompts of one `generate_together` took; 1 where nothing ran
+        beside them.
+        """
+        return self._prefill.slowdown(together) if self._prefill else 1.0
 
 
 def measure_costs(

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
@@ -68,6 +69,14 @@ class DraftLimits:
         """The least confidence of another node behind so many, which gain so many tokens with the bonus."""
         return self.p_min if self.costs is None else max(self.p_min, self.costs.floor(nodes, gain))
 
+    @property
+    def most_nodes(self) -> int:
+        """Nodes of the largest draft that may pay: of a larger one the last node would not, were all of them
+        certain.
+        """
+        every = range(self.tree_size)
+        return next((nodes for nodes in every if self.floor(nodes, nodes + 1.0) > 1.0), self.tree_size)
+
 
 DEFAULT_LIMITS = DraftLimits()
 
@@ -96,9 +105,9 @@ class Drafter(Protocol):
         Up to `capacity` rows follow the prompt in this generation, drafted ones included.
         """
 
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator, /) -> DraftTree:
+    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator, /) -> Draft:
         """A tree within the limits, to follow the last emitted token; no node follows an end token, it could
-        never be emitted.
+        never be emitted. On a GPU it may be one that the host has not seen.
 
         Its shape must not depend on the outcome of draws from a distribution that its nodes declare: deciding
         whether to draw is allowed, dropping what was drawn is not, or sampling would no longer be exact.

@@ -14,15 +14,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evspec_ros.engines.draft_head import HeadPass
+from evspec_ros.engines.draft_head import HeadPass, LevelEngine
 from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.engines.networks import CANDIDATES
+from evspec_ros.networks.cuda_streams import has_streams
+from evspec_ros.networks.devices import uploaded
 from evspec_ros.networks.draft_head import DraftHead
 from evspec_ros.networks.llama import KVCache
+from evspec_ros.speculative.device_growth import UnseenDepth, frontier_rows
+from evspec_ros.speculative.device_levels import drawn_levels, grown_levels
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.drafter import DraftLimits, Prompt, joined
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import Growth
-from evspec_ros.speculative.sampling import Draws, Sampling, chances_of
+from evspec_ros.speculative.sampling import Sampling, chances_of, draw
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 
@@ -62,9 +67,8 @@ class EagleDrafter:
         self._head = head
         self._events = events
         self._branches = branches
-        # Where rows cost what they compute, as on a CPU, each node is expanded when its turn comes; a GPU
-        # expands a few of them as fast as one.
-        self._width = 1 if target.device.type == "cpu" else branches
+        self._device = target.device
+        self._depth = UnseenDepth()
         engines = engines or DrafterEngines.like(target.engine)
         self._engine = engines.head(head, target.decoder, target.lm_head)
         self._cache: KVCache | None = None
@@ -87,11 +91,12 @@ class EagleDrafter:
         self._prompt = _PromptRows(embeddings, rows_read[:-1], capacity)
         self._ids, self._features = [token], [rows_read[-1:]]
 
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> Draft:
         """Nodes whose path's probability is at least the limits' floor, the likeliest ones."""
         assert self._ids, "Cannot propose twice without accept"
+        unseen = has_streams(self._device)
         if self._prompt is not None:
-            self._read_prompt(self._prompt)
+            self._read_prompt(self._prompt, frontier_rows(limits, self._branches) if unseen else 0)
             self._prompt = None
         if self._accepted_rows + len(self._ids) > self._positions:
             self._accepted_rows, self._ids, self._features = self._positions, [], []
@@ -99,13 +104,17 @@ class EagleDrafter:
         cache = self._cache
         assert cache is not None, "Cannot propose before start"
         cache.truncate(self._accepted_rows)
-        root = self._engine.read(self._ids, torch.cat(self._features), cache)
-        self._runs = 1
-        self._accepted_rows = cache.length
+        ids, features = self._ids, torch.cat(self._features)
+        self._accepted_rows += len(ids)
         self._ids, self._features = [], []
         left = max(1, self._positions - self._accepted_rows)  # one node needs no row
         limits = replace(limits, n_max=min(limits.n_max, left), tree_size=min(limits.tree_size, left))
-        if self._branches == 1 and not sampling.greedy:
+        by_chance = self._branches == 1 and not sampling.greedy
+        if unseen:
+            return self._unseen(ids, features, cache, limits, (sampling, generator) if by_chance else None)
+        root = self._engine.read(ids, features, cache)
+        self._runs = 1
+        if by_chance:
             tree = self._drawn_chain(root, cache, limits, sampling, generator)
         else:
             tree = self._grown_tree(root, cache, limits)
@@ -115,6 +124,7 @@ class EagleDrafter:
         """Queue the target's own features for the next `propose`, each with the token emitted after it."""
         self._ids += tokens
         self._features.append(joined(features))
+        self._depth.accepted(len(tokens))
 
     def finish(self, tokens: Sequence[int]) -> None:
         """Nothing is learnt from a whole text."""
@@ -145,7 +155,7 @@ class EagleDrafter:
                 break
             expected_length += confidence
             distributions.append(sampling.probabilities(step.logits[0]))
-            tokens.append(Draws(distributions[-1][None], generator)[0])
+            tokens.append(draw(distributions[-1], generator))
             if tokens[-1] in limits.end_tokens:
                 break
         if not tokens:
@@ -158,34 +168,54 @@ class EagleDrafter:
         growth = Growth(self._branches)
         growth.expand(ROOT, root.tokens[0].tolist(), root.probabilities[0].tolist(), root.output.clone())
         chain: deque[HeadPass] = deque()  # of the tip's likeliest continuation, computed in one run
-        while nodes := growth.select(self._width, limits):
+        while (node := growth.select(limits)) is not None:
             if growth.chain:
                 if not chain:
-                    hidden = growth.hidden(nodes)
-                    chain.extend(self._engine.run_chain(growth.tokens[nodes[0]], hidden, cache))
+                    chain.extend(self._engine.run_chain(growth.tokens[node], growth.hidden(node), cache))
                     self._runs += 1
                 level = chain.popleft()
             else:
                 chain.clear()
-                cache.truncate(self._accepted_rows + growth.rows - len(nodes))
-                ids = [growth.tokens[node] for node in nodes]
-                level = self._engine.run(ids, growth.hidden(nodes), cache, *growth.positions(nodes))
+                cache.truncate(self._accepted_rows + growth.rows - 1)
+                ids, hidden = [growth.tokens[node]], growth.hidden(node)
+                level = self._engine.run(ids, hidden, cache, *growth.position(node))
                 self._runs += 1
-            hidden = level.output.clone()
-            candidates = zip(nodes, level.tokens.tolist(), level.probabilities.tolist(), strict=True)
-            for row, (node, tokens, probabilities) in enumerate(candidates):
-                growth.expand(node, tokens, probabilities, hidden[row : row + 1])
+            tokens, probabilities = level.tokens[0].tolist(), level.probabilities[0].tolist()
+            growth.expand(node, tokens, probabilities, level.output.clone())
         return growth.tree()
 
-    def _read_prompt(self, prompt: _PromptRows) -> None:
-        """Keys and values of the event rows and of the prompt's; its last one goes with the first token."""
+    def _unseen(
+        self,
+        ids: list[int],
+        features: Tensor,
+        cache: KVCache,
+        limits: DraftLimits,
+        chance: tuple[Sampling, torch.Generator] | None,
+    ) -> Draft:
+        """What is drafted behind accepted tokens without a look at it, by chance where there is one."""
+        engine = self._engine
+        assert isinstance(engine, LevelEngine), "Heads that are on a GPU run there"
+        root = engine.level(uploaded(torch.tensor(ids), self._device), self._head.fuse(features), cache)
+        limits = self._depth.limits(limits)
+        while frontier_rows(limits, self._branches) > cache.capacity - cache.length:
+            limits = replace(limits, n_max=limits.n_max - 1)
+        if limits.most_nodes == 0:
+            return NO_DRAFT
+        if chance is not None:
+            return drawn_levels(engine, root, cache, limits, *chance)
+        return grown_levels(engine, root, cache, limits, self._branches)
+
+    def _read_prompt(self, prompt: _PromptRows, more: int) -> None:
+        """Keys and values of the event rows and of the prompt's, in a cache with room for so many drafted
+        rows more; the prompt's last one goes with the first token.
+        """
         events = self._events.features()
         event_rows = 0 if events is None else len(events)
         rows = event_rows + len(prompt.features)
         if rows >= self._positions:
             self._accepted_rows = self._positions
             return
-        cache = self._empty_cache(min(rows + 1 + prompt.capacity, self._positions))
+        cache = self._empty_cache(min(rows + 1 + prompt.capacity + more, self._positions))
         self._engine.read_prompt(prompt.embeddings, prompt.features, events, cache)
         self._accepted_rows = cache.length
 

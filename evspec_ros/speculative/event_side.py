@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evspec_ros.cancellation import Cancellation, wait_for
+from evspec_ros.errors import GenerationError
 from evspec_ros.networks.cuda_streams import Mark, SideStream
 from evspec_ros.sizes import EVENT_IMAGES
 from evspec_ros.speculative.drafter import Prompt
 from evspec_ros.speculative.timing import Span
 
+PATIENCE_S = 1.0  # for the end of what nobody wants any more
 Prefilling = Callable[[], bool]  # whether the target is still reading its prompt
 Then = Callable[[Tensor | None, Prefilling], None]
 
@@ -49,6 +52,8 @@ class EventSide:
         self._pooling = pooling
         self._thread = ThreadPoolExecutor(1, "events") if overlap else None
         self._pending: Future[Tensor | None] | None = None
+        self._reading = Cancellation()  # of what is pending
+        self._patience_s = PATIENCE_S
         self._unread: tuple[Prompt, Then] | None = None
         self._found: Tensor | None = None
         self._wanted = False
@@ -69,11 +74,10 @@ class EventSide:
 
     def begin(self, prompt: Prompt, then: Then = lambda *_: None) -> None:
         """Have the prompt's events read, then `then` done with the pooled tokens; it may go on for as long as
-        the target is still reading, which without overlap it is not.
+        the target is still reading, which without overlap it is not. Raises GenerationError where the thread
+        does not come to an end with the prompt before.
         """
-        self._wanted = False
-        if self._pending is not None:  # a text that was written without asking for its events
-            self._pending.exception()
+        self._end_reading()
         self._worked = self._waited = None
         self._device = prompt.embeddings.device
         self._found = None  # of the prompt before
@@ -81,7 +85,8 @@ class EventSide:
         if self._thread is None:
             self._unread = prompt, then
         else:
-            self._pending = self._thread.submit(self._read, prompt, then)
+            self._reading = Cancellation.nested()
+            self._pending = self._thread.submit(self._read_beside, self._reading, prompt, then)
 
     def features(self) -> Tensor | None:
         """The event model's tokens [E, D_event], pooled; None where the prompt has no events. What went wrong
@@ -93,10 +98,26 @@ class EventSide:
         if self._pending is not None:
             asked = Mark.now(self._device)
             self._wanted = False
+            wait_for(self._pending)
             pending, self._pending = self._pending, None
             self._found = pending.result()
             self._waited = Span(asked, Mark.now(self._device))
         return self._found
+
+    def _end_reading(self) -> None:
+        """Of a text that was written without asking for its events, or that was given up."""
+        self._wanted = False
+        if self._pending is None:
+            return
+        self._reading.cancel("The events of an earlier text are not wanted any more.")
+        if not wait_for(self._pending, self._patience_s):
+            self._patience_s = 0.0  # once was enough
+            raise GenerationError("The event model still reads the events of an earlier text.")
+        self._pending, self._patience_s = None, PATIENCE_S
+
+    def _read_beside(self, reading: Cancellation, prompt: Prompt, then: Then) -> Tensor | None:
+        with reading.scope():
+            return self._read(prompt, then)
 
     def _read(self, prompt: Prompt, then: Then) -> Tensor | None:
         """The tokens, done when they are given; from when to when they were read is noted."""

@@ -16,16 +16,19 @@ from torch import Tensor
 
 from evspec_ros.engines.decoder import DecoderEngine, Rows
 from evspec_ros.engines.drafter import DrafterEngines, drafter_engines
-from evspec_ros.networks.devices import fetched
+from evspec_ros.networks.cuda_streams import has_streams
+from evspec_ros.networks.devices import fetched, uploaded
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.sizes import EVENT_AHEAD, cache_rows
+from evspec_ros.speculative.device_growth import UnseenDepth, grown_chain
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.event_side import EventSide, Prefilling
 from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
-Readout = Callable[[Tensor], Tensor]  # features [D_event] before the final norm -> logits [V]
+Readout = Callable[[Tensor], Tensor]  # features [n, D_event] after the final norm -> logits [n, V]
 
 
 class EventWriter:
@@ -34,9 +37,7 @@ class EventWriter:
     def __init__(
         self, model: EventGpt, readout: Readout | None = None, engines: DrafterEngines | None = None
     ) -> None:
-        """readout: in the place of its own head; reads the features [n, D_event] after the final norm;
-        engines: what computes its rows, by default the best ones.
-        """
+        """readout: in the place of its own head; engines: what computes its rows, by default the best."""
         self._model = model
         self._engines = engines or drafter_engines("auto", (model,))
         self._readout = readout
@@ -58,25 +59,33 @@ class EventWriter:
         rows, last = len(embeddings), self._model.config.text.num_layers
         cache = self._empty_cache(rows + EVENT_AHEAD)
         output = self._engine.read(embeddings, cache, (last,))
-        hidden: Tensor = self._model.decoder.norm(output.features[0][-1])
+        hidden: Tensor = self._model.decoder.norm(output.features[0][-1:])
         self._prompt_rows, self.tokens = rows, []
-        logits = output.logits[0] if self._readout is None else self._readout(hidden)
-        self.next_tokens = [self._likeliest(logits)]
-        return hidden
+        logits = output.logits if self._readout is None else self._readout(hidden)
+        self.next_tokens = self._told(self._likeliest(logits))
+        return hidden[0]
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append tokens."""
-        assert self._cache is not None, "Cannot append before a prompt"
-        output = self._engine.run(Rows(torch.tensor(tokens)), self._cache, self._layers)
-        self.runs += 1
-        for row in range(len(tokens)):
-            logits = (
-                output.logits[row]
-                if self._readout is None
-                else self._readout(self._model.decoder.norm(output.features[0][row]))
-            )
-            self.next_tokens.append(self._likeliest(logits))
+        self.next_tokens += self._told(self.step(torch.tensor(tokens)))
         self.tokens += tokens
+
+    def step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Read tokens int64 [n] behind all that it has read, without a look at them: the likeliest token
+        after each, int64 [n], with its probability, float32 [n]. `confirm` says what becomes of them.
+        """
+        assert self._cache is not None, "Cannot append before a prompt"
+        output = self._engine.run(Rows(ids), self._cache, self._layers)
+        self.runs += 1
+        if self._readout is None:
+            return self._likeliest(output.logits)
+        return self._likeliest(self._readout(self._model.decoder.norm(output.features[0])))
+
+    def confirm(self, text: Sequence[int]) -> None:
+        """The text goes on so: of what was read unseen behind `tokens` keep what is in it."""
+        assert self._cache is not None, "There is nothing to confirm before a prompt"
+        self.tokens += text[len(self.tokens) : self._cache.length - self._prompt_rows]
+        self._cache.truncate(self._prompt_rows + len(self.tokens))
 
     @cached_property
     def _engine(self) -> DecoderEngine:
@@ -107,10 +116,15 @@ class EventWriter:
         del self.tokens[count:], self.next_tokens[count + 1 :]
 
     @staticmethod
-    def _likeliest(logits: Tensor) -> tuple[int, float]:
-        probability, token = torch.softmax(logits, -1, dtype=torch.float32).max(-1)
-        found, chance = fetched(token, probability)
-        return int(found), float(chance)
+    def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of logits [n, V] the likeliest tokens int64 [n] and their probabilities float32 [n]."""
+        probabilities, tokens = torch.softmax(logits, -1, dtype=torch.float32).max(-1)
+        return tokens, probabilities
+
+    @staticmethod
+    def _told(likeliest: tuple[Tensor, Tensor]) -> list[tuple[int, float]]:
+        tokens, probabilities = fetched(*likeliest)
+        return list(zip(tokens.tolist(), probabilities.tolist(), strict=True))
 
     def _empty_cache(self, capacity: int) -> KVCache:
         if self._cache is None or self._cache.capacity < capacity:
@@ -141,6 +155,8 @@ class EventGptDrafter:
         """vocabulary: the target's; a token beyond it, such as those around events, ends a draft."""
         self.name = name
         self._writer = EventWriter(model, readout, engines)
+        self._device = model.lm_head.weight.device
+        self._depth = UnseenDepth()
         self._events = events
         self._vocabulary = vocabulary
         self._text: list[int] = []
@@ -157,7 +173,7 @@ class EventGptDrafter:
         if self._has_events:
             self._writer.make_room(capacity)
 
-    def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
+    def propose(self, limits: DraftLimits, *_: object) -> Draft:
         """What it writes behind the text, while the path's probability is at least the limits' floor."""
         writer, text = self._writer, self._text
         runs_before = writer.runs
@@ -168,8 +184,12 @@ class EventGptDrafter:
             writer.truncate(prefix)
             if writer.room < len(text) - prefix:
                 return NO_DRAFT
-            writer.append(text[prefix:])
-        tree = self._chain(limits, writer.room)
+        if has_streams(self._device):
+            tree = self._unseen_chain(self._depth.limits(limits), text[prefix:])
+        else:
+            if prefix < len(text):
+                writer.append(text[prefix:])
+            tree = self._chain(limits, writer.room)
         return replace(tree, passes=writer.runs - runs_before)
 
     def free_draft(self, limits: DraftLimits) -> DraftTree:
@@ -191,8 +211,29 @@ class EventGptDrafter:
 
         return grow_chain(limits, longest, next_token)
 
+    def _unseen_chain(self, limits: DraftLimits, unread: Sequence[int]) -> Draft:
+        """The same without a look at a token; unread: the text's last tokens, which it has not read."""
+        writer, longest = self._writer, min(limits.n_max, limits.most_nodes)
+        if longest == 0:
+            return NO_DRAFT
+        if unread:
+            tokens, probabilities = writer.step(uploaded(torch.tensor(unread), self._device))
+            writer.tokens += unread
+            steps = [(tokens[-1:], probabilities[-1:])]
+        else:
+            known = writer.next_tokens[len(self._text) :][:longest]
+            pairs = uploaded(torch.tensor(known, dtype=torch.float64), self._device)
+            steps = [(pairs[:, 0].long(), pairs[:, 1].float())]
+        for _ in range(min(longest - len(steps[0][0]), writer.room)):
+            steps.append(writer.step(steps[-1][0][-1:]))
+        tokens, probabilities = (torch.cat(parts) for parts in zip(*steps, strict=True))
+        return grown_chain(tokens, probabilities, limits, impossible=tokens >= self._vocabulary)
+
     def accept(self, tokens: Sequence[int], _: tuple[Tensor, ...]) -> None:
         """The text goes on."""
+        if self._has_events:
+            self._writer.confirm([*self._text, *tokens[:-1]])
+        self._depth.accepted(len(tokens))
         self._text += tokens
 
     def finish(self, tokens: Sequence[int]) -> None:

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.networks.adapters import FeatureHead
+from evspec_ros.networks.cuda_streams import has_streams
 from evspec_ros.networks.devices import fetched
 from evspec_ros.networks.eventgpt import EventGpt
+from evspec_ros.speculative.device_growth import UnseenDepth, grown_chain
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.event_side import EventSide, Prefilling
 from evspec_ros.speculative.eventgpt import EventWriter
 from evspec_ros.speculative.growth import grow_chain
 from evspec_ros.speculative.target import DecoderTarget
-from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
+from evspec_ros.speculative.tree import NO_DRAFT
 
 
 class FeatureDrafter:
@@ -41,6 +44,7 @@ class FeatureDrafter:
         self._head = head
         self._model = model
         self._writer = EventWriter(model, engines=engines)
+        self._depth = UnseenDepth()
         self._events = events
         self._adapted: Tensor | None = None  # [1, D], what the adapter made of the events; None without any
         self._last: Tensor | None = None  # [1, D], the feature before the next one
@@ -54,27 +58,47 @@ class FeatureDrafter:
         self._events.features()
         self._last = features[0][-1:].clone()
 
-    def propose(self, limits: DraftLimits, *_: object) -> DraftTree:
+    def propose(self, limits: DraftLimits, *_: object) -> Draft:
         """Feature after feature, while the path's probability is at least the limits' floor."""
         if self._adapted is None:
             return NO_DRAFT
         assert self._last is not None, "Cannot propose before start"
         feature = self._last
+        if has_streams(feature.device):
+            return self._unseen(feature, self._depth.limits(limits))
         runs = 0
 
         def next_token(_: list[int]) -> tuple[int, float]:
             nonlocal feature, runs
             runs += 1
-            feature = self._head(self._adapted, feature)
-            probability, token = torch.softmax(self._target.head(feature)[0], -1, dtype=torch.float32).max(-1)
+            feature, token, probability = self._next(feature)
             found, chance = fetched(token, probability)
-            return int(found), float(chance)
+            return int(found[0]), float(chance[0])
 
         tree = grow_chain(limits, min(limits.n_max, limits.tree_size), next_token)
         return replace(tree, passes=runs)
 
-    def accept(self, _: Sequence[int], features: tuple[Tensor, ...]) -> None:
+    def _unseen(self, feature: Tensor, limits: DraftLimits) -> Draft:
+        """The same behind a feature [1, D] without a look at a token."""
+        tokens, probabilities = list[Tensor](), list[Tensor]()
+        for _ in range(min(limits.n_max, limits.most_nodes)):
+            feature, token, probability = self._next(feature)
+            tokens.append(token)
+            probabilities.append(probability)
+        if not tokens:
+            return NO_DRAFT
+        return grown_chain(torch.cat(tokens), torch.cat(probabilities), limits, passes=len(tokens))
+
+    def _next(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The feature [1, D] behind another one, its likeliest token [1] and that one's probability [1]."""
+        following = self._head(self._adapted, feature)
+        logits = self._target.head(following)
+        probability, token = torch.softmax(logits, -1, dtype=torch.float32).max(-1)
+        return following, token, probability
+
+    def accept(self, tokens: Sequence[int], features: tuple[Tensor, ...]) -> None:
         """The target's own feature takes the place of the drafted ones."""
+        self._depth.accepted(len(tokens))
         self._last = features[0][-1:].clone()
 
     def finish(self, tokens: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evspec_ros.cancellation import check
 from evspec_ros.errors import GenerationError
 from evspec_ros.speculative.drafter import DEFAULT_LIMITS, Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import GREEDY, Sampling
@@ -14,7 +15,7 @@ from evspec_ros.speculative.statistics import DecodingStatistics, PassOutcome
 from evspec_ros.speculative.target import Target
 from evspec_ros.speculative.text import Text, TextSettings
 from evspec_ros.speculative.timing import Clock, Span, TimedDrafter, TimedTarget
-from evspec_ros.speculative.verification import EXACT, Acceptance
+from evspec_ros.speculative.verification import EXACT, Acceptance, verify
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def generate(
     With temperature 0 the tokens are those of greedy decoding (in float32 and up to exact ties; the target
     computes a row of a block and a row alone by different sums); else they follow the target's distribution
     after temperature, top_k and top_p, and one seed gives one text. on_tokens is called with each piece
-    when it is accepted. Raises GenerationError on impossible settings or a prompt too long for the model.
+    when it is accepted. Raises GenerationError on impossible settings or a prompt too long for the model, and
+    CancelledError, as `cancellation.check`.
     """
     (generation,) = generate_together(
         target,
@@ -108,22 +110,23 @@ def generate_together(
             text.start(output)
 
         while writing := [text for text in texts if not text.complete]:
+            check()
             trees = [text.draft() for text in writing]
 
             # Verify all nodes in one pass; the rows that the target agrees with stay in the cache.
             passes = timed.extend([text.block(tree) for text, tree in zip(writing, trees, strict=True)])
-            drafts = list(zip(writing, trees, passes, strict=True))
-            verdicts = [text.judge(tree, output) for text, tree, output in drafts]
+            drafts = zip(writing, trees, passes, strict=True)
+            verdicts = verify([text.judging(tree, output) for text, tree, output in drafts])
             timed.keep([verdict.rows for verdict in verdicts])
 
             # Accept: emit up to an end token, then let the drafters go on from the target's own features.
-            for (text, tree, _), verdict in zip(drafts, verdicts, strict=True):
-                on_tokens(text.number, text.emit(tree, verdict))
+            for text, verdict in zip(writing, verdicts, strict=True):
+                on_tokens(text.number, text.emit(verdict))
                 text.count_pass(timed.verifying, Span(began, clock.now()))
-            for (text, _, output), verdict in zip(drafts, verdicts, strict=True):
+            for text, verdict, output in zip(writing, verdicts, passes, strict=True):
                 text.accept(verdict, output)
         for text in texts:
-            text.drafter.finish(text.tokens)
+            text.drafter.untimed.finish(text.tokens)
 
     prefill_ms = timed.prefilling.ms + sum(text.drafter.prepare_ms for text in texts)
     return tuple(

@@ -1,5 +1,6 @@
 """Draft trees grown best first, as in EAGLE-2 (arXiv 2406.16858): the path's probability decides which
 candidate becomes a node and which node is expanded next; what a node costs here decides where to end.
+Of equals the one nearer to the root comes first, then that of the older parent, then the better sibling.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from evspec_ros.speculative.tree import NO_DRAFT, ROOT, DraftTree
 # -(probability of the whole path), order, token, parent, probability given its parent: the likeliest path
 # sorts first, of equals the older. A plain tuple, as a heap makes and compares many of them.
 _Candidate = tuple[float, int, int, int, float]
+# The same with depth, parent and rank among its siblings in the place of the order.
+_Child = tuple[float, int, int, int, int, float]
 
 Place = TypeVar("Place")
 
@@ -40,30 +43,27 @@ class Growth:
         self._expected_length = 1.0  # accepted tokens, the bonus token counted
         self._path_rows: dict[int, tuple[int, ...]] = {ROOT: ()}  # of the expanded nodes, their own row last
         self._hidden: dict[int, Tensor] = {}  # [1, d], the head's output at an expanded node
-        self._candidates: list[_Candidate] = []  # a heap
+        self._candidates: list[_Child] = []  # a heap
         self._newest = ROOT  # the node that was expanded last
-        self._newest_order = 0  # of its likeliest candidate
-        self._order = 0
 
     def expand(self, node: int, tokens: list[int], probabilities: list[float], hidden: Tensor) -> None:
         """Add a node's candidates, its likeliest next tokens, and the head's output at it, hidden [1, d]."""
         self._hidden[node] = hidden
-        self._newest, self._newest_order = node, self._order
-        path = self._path_probabilities[node]
-        for token, probability in zip(tokens[: self._branches], probabilities, strict=False):
-            heappush(self._candidates, (-path * probability, self._order, token, node, probability))
-            self._order += 1
+        self._newest = node
+        path, depth = self._path_probabilities[node], len(self._path_rows[node])
+        children = zip(tokens[: self._branches], probabilities, strict=False)
+        for rank, (token, probability) in enumerate(children):
+            heappush(self._candidates, (-path * probability, depth, node, rank, token, probability))
 
-    def select(self, width: int, limits: DraftLimits) -> list[int]:
-        """Let the likeliest candidates become nodes; those of them to expand next, at most `width`. None
+    def select(self, limits: DraftLimits) -> int | None:
+        """Let the likeliest candidates become nodes up to one that is to be expanded next: that node. None
         where no further node is worth its cost.
         """
-        selected: list[int] = []
         candidates = self._candidates
-        while candidates and len(selected) < width and len(self.tokens) < limits.tree_size:
+        while candidates and len(self.tokens) < limits.tree_size:
             if -candidates[0][0] < limits.floor(len(self.tokens), self._expected_length):
                 break
-            minus_path_probability, order, token, parent, probability = heappop(candidates)
+            minus_path_probability, _, parent, rank, token, probability = heappop(candidates)
             node = len(self.tokens)
             self.tokens.append(token)
             self.parents.append(parent)
@@ -72,27 +72,24 @@ class Growth:
             self._expected_length -= minus_path_probability
             path = self._path_rows[parent]
             if len(path) + 1 < limits.n_max and token not in limits.end_tokens:
-                likeliest = parent == self._newest and order == self._newest_order
-                self.chain = self.chain and likeliest and not selected
+                self.chain = self.chain and parent == self._newest and rank == 0
                 self._path_rows[node] = (*path, self.rows)
                 self.rows += 1
-                selected.append(node)
-        return selected
+                return node
+        return None
 
-    def hidden(self, nodes: list[int]) -> Tensor:
-        """The head's outputs at the parents of these nodes, [n, d]."""
-        outputs = [self._hidden[self.parents[node]] for node in nodes]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    def hidden(self, node: int) -> Tensor:
+        """The head's output at a node's parent, [1, d]."""
+        return self._hidden[self.parents[node]]
 
-    def positions(self, nodes: list[int]) -> tuple[Tensor, Tensor]:
-        """Of the nodes to expand: depths int64 [n], the position relative to the first of their rows, and
-        bool [n, rows], which rows they attend to.
+    def position(self, node: int) -> tuple[Tensor, Tensor]:
+        """Of the newest node to expand: its depth int64 [1], the position relative to its row, and bool
+        [1, rows], which rows it attends to.
         """
-        first = self.rows - len(nodes)
-        visible = torch.zeros(len(nodes), self.rows, dtype=torch.bool)
-        for row, node in enumerate(nodes):
-            visible[row, list(self._path_rows[node])] = True
-        return torch.tensor([len(self._path_rows[node]) - 1 - first for node in nodes]), visible
+        path = self._path_rows[node]
+        visible = torch.zeros(1, self.rows, dtype=torch.bool)
+        visible[0, list(path)] = True
+        return torch.tensor([len(path) - self.rows]), visible
 
     def tree(self) -> DraftTree:
         """What has grown."""
@@ -112,22 +109,19 @@ def grow_paths(tokens: list[list[int]], probabilities: list[list[float]], limits
     parents: list[int] = []
     of_nodes: list[float] = []
     expected_length = 1.0
-    # -(probability of the path), order, probability of the path before, parent, position, rank at it
-    candidates: list[tuple[float, int, float, int, int, int]] = []
-    order = 0
+    # -(probability of the path), position, parent, rank at it, probability of the path before
+    candidates: list[tuple[float, int, int, int, float]] = []
 
     def add(before: float, parent: int, position: int, rank: int) -> None:
-        nonlocal order
         if position < depth and rank < len(tokens[position]):
             path = before * probabilities[position][rank]
-            heappush(candidates, (-path, order, before, parent, position, rank))
-            order += 1
+            heappush(candidates, (-path, position, parent, rank, before))
 
     add(1.0, ROOT, 0, 0)
     while candidates and len(nodes) < limits.tree_size:
         if -candidates[0][0] < limits.floor(len(nodes), expected_length):
             break
-        minus_path, _, before, parent, position, rank = heappop(candidates)
+        minus_path, position, parent, rank, before = heappop(candidates)
         node, token = len(nodes), tokens[position][rank]
         nodes.append(token)
         parents.append(parent)

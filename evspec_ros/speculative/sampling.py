@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from evspec_ros.errors import GenerationError
-from evspec_ros.networks.devices import fetched, uploaded
 
 
 @dataclass(frozen=True)
@@ -61,20 +60,15 @@ NO_TOKEN = -1  # where logits are not finite, so that nothing can be chosen
 
 
 def likeliest(logits: Tensor) -> list[int]:
-    """The most likely token of each row of logits [N, V], the first of equals; NO_TOKEN for a row that holds
-    NaN (both libraries take it for the largest), an infinity, or nothing but negative ones.
+    """The most likely token of each row of logits [N, V] on the CPU, the first of equals; NO_TOKEN for a row
+    that holds NaN (numpy takes it for the largest), an infinity, or nothing but negative ones.
 
-    On a CPU by numpy, whose argmax takes a sixth of torch's time.
+    By numpy, whose argmax takes a sixth of torch's time.
     """
-    tokens: list[int]
-    if logits.device.type == "cpu":
-        values = logits.float().numpy()
-        chosen = values.argmax(-1)
-        largest = np.take_along_axis(values, chosen[..., None], -1)[..., 0]
-        tokens = np.where(np.isfinite(largest), chosen, NO_TOKEN).tolist()
-    else:  # one look at the device for both
-        highest, places = logits.max(-1)
-        tokens = torch.where(highest.isfinite(), places, NO_TOKEN).tolist()
+    values = logits.float().numpy()
+    chosen = values.argmax(-1)
+    largest = np.take_along_axis(values, chosen[..., None], -1)[..., 0]
+    tokens: list[int] = np.where(np.isfinite(largest), chosen, NO_TOKEN).tolist()
     return tokens
 
 
@@ -94,45 +88,19 @@ def drawn(weights: Tensor, chances: Tensor) -> Tensor:
     return torch.where(total[:, 0].isnan(), NO_TOKEN, places)
 
 
-class Draws:
-    """A token of each distribution of float32 [n, V], in their order: `draws[row]`.
-
-    On a CPU one is drawn when it is asked for. Elsewhere all are at once, by the host's random numbers, with
-    one wait.
-    """
-
-    def __init__(self, spread: Tensor, generator: torch.Generator) -> None:
-        self._spread, self._generator = spread, generator
-        self._known: list[int] | None = None
-        if spread.is_cuda:
-            chances = torch.rand(len(spread), generator=generator, dtype=torch.float64)
-            (tokens,) = fetched(drawn(spread, uploaded(chances, spread.device)))
-            self._known = tokens.tolist()
-
-    def __getitem__(self, row: int) -> int:
-        return draw(self._spread[row], self._generator) if self._known is None else self._known[row]
-
-
 def chances_of(spread: Tensor, tokens: list[int]) -> list[float]:
-    """The probability of one token of each distribution [n, V]."""
-    places = uploaded(torch.tensor(tokens, dtype=torch.int64)[:, None], spread.device)
-    (found,) = fetched(spread.gather(1, places)[:, 0])
-    chances: list[float] = found.tolist()
+    """The probability of one token of each distribution [n, V], on the CPU."""
+    chances: list[float] = spread[range(len(tokens)), tokens].tolist()
     return chances
 
 
 class Warped:
-    """The distribution [V] to draw from after each row of logits [N, V], float32 on the CPU: `warped[row]`.
-
-    On a CPU a row is warped when it is asked for: of a tree those on the accepted path alone. Elsewhere, for
-    trees that are not decided on the device, all are warped at once.
+    """The distribution [V] to draw from after each row of logits [N, V] on the CPU, float32: `warped[row]`. A
+    row is warped when it is asked for: of a tree those on the accepted path alone.
     """
 
     def __init__(self, logits: Tensor, sampling: Sampling) -> None:
         self._logits, self._sampling = logits, sampling
-        self._known = None if logits.device.type == "cpu" else sampling.probabilities(logits).cpu()
 
     def __getitem__(self, row: int) -> Tensor:
-        if self._known is not None:
-            return self._known[row]
         return self._sampling.probabilities(self._logits[row])

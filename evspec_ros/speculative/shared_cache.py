@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from evspec_ros.engines.decoder import Rows
+from evspec_ros.networks.devices import uploaded
 from evspec_ros.networks.llama import KVCache
-from evspec_ros.speculative.tree import DraftTree
+from evspec_ros.speculative.device_tree import DeviceTree, Draft
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,21 @@ class Block:
 
     text: int
     root: int
-    tree: DraftTree
+    tree: Draft
+
+    def ids(self) -> Tensor:
+        """The token of each of its rows, where the tree is."""
+        tokens = self.tree.tokens
+        if isinstance(tokens, Tensor):
+            return torch.cat((tokens.new_full((1,), self.root), tokens))
+        return torch.tensor((self.root, *tokens.tolist()))
+
+    def rows(self) -> Rows:
+        """Each behind the row before the root by its depth, attending to its ancestors alone."""
+        tree = self.tree
+        if isinstance(tree, DeviceTree):
+            return Rows(self.ids(), tree.row_depths(), tree.ancestors)
+        return Rows(self.ids(), torch.from_numpy(tree.row_depths()), torch.from_numpy(tree.ancestors()))
 
 
 @dataclass
@@ -49,19 +64,25 @@ class SharedCache:
         self._texts.append(_CachedText(common + rows, visible))
         return mask
 
-    def rows(self, ids: Tensor, blocks: Sequence[Block], prefix: int) -> Rows:
+    def rows(self, blocks: Sequence[Block], prefix: int) -> Rows:
         """The rows of a pass behind `prefix` cached ones: each at the position of its text's length + depth,
-        attending to its text and its ancestors.
+        attending to its text and its ancestors. Where one of the trees is on a device all of them are.
         """
         self._blocks = [(block.text, len(block.tree) + 1) for block in blocks]
-        depths = [
-            torch.from_numpy(block.tree.row_depths()) + self._texts[block.text].length - prefix
-            for block in blocks
-        ]
-        masks = [torch.from_numpy(block.tree.ancestors()) for block in blocks]
+        parts = [block.rows() for block in blocks]
+        drafted = [block.tree.tokens for block in blocks if isinstance(block.tree, DeviceTree)]
+        device = drafted[0].device if drafted else torch.device("cpu")
+        depths, masks = list[Tensor](), list[Tensor]()
+        for block, part in zip(blocks, parts, strict=True):
+            assert part.depths is not None
+            assert part.visible is not None
+            depths.append(uploaded(part.depths, device) + (self._texts[block.text].length - prefix))
+            masks.append(uploaded(part.visible, device))
+        ids = torch.cat([uploaded(part.ids, device) for part in parts])
         ancestors: Tensor = torch.block_diag(*masks)  # type: ignore[no-untyped-call]
         texts = [self._texts[text].visible[:prefix].expand(rows, -1) for text, rows in self._blocks]
-        return Rows(ids, torch.cat(depths), torch.cat((torch.cat(texts), ancestors), 1))
+        seen = uploaded(torch.cat(texts), device)
+        return Rows(ids, torch.cat(depths), torch.cat((seen, ancestors), 1))
 
     def keep(self, rows: Sequence[Sequence[int]], prefix: int) -> list[int]:
         """Give each text its accepted rows, which will follow each other behind the prefix; their places

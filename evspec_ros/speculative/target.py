@@ -178,14 +178,11 @@ class DecoderTarget:
         """
         assert self._cache is not None, "Cannot extend before a prefill"
         self._prefix = self._cache.length
-        ids = torch.tensor([token for block in blocks for token in (block.root, *block.tree.tokens.tolist())])
         if self._shared is not None:
-            rows = self._shared.rows(ids, blocks, self._prefix)
-        elif blocks[0].tree.is_chain:
-            rows = Rows(ids)
+            rows = self._shared.rows(blocks, self._prefix)
         else:
-            tree = blocks[0].tree
-            rows = Rows(ids, torch.from_numpy(tree.row_depths()), torch.from_numpy(tree.ancestors()))
+            (block,) = blocks
+            rows = Rows(block.ids()) if block.tree.is_chain else block.rows()
         logits, features = self.engine.run(rows, self._cache, self._layers)
         if len(blocks) == 1:
             return [TargetPass(logits, features)]

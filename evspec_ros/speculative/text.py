@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from evspec_ros.networks.devices import uploaded
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.statistics import DecodingStatistics, PassCounts, PassOutcome
 from evspec_ros.speculative.target import TargetPass
 from evspec_ros.speculative.timing import NEVER, Span, TimedDrafter
-from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
-from evspec_ros.speculative.verification import Acceptance, Verdict, verify
+from evspec_ros.speculative.tree import NO_DRAFT
+from evspec_ros.speculative.verification import Acceptance, Judging, Verdict, verify
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Text:
 
     def begin(self, output: TargetPass) -> list[int]:
         """The first token, from the pass over the prompt."""
-        self.tokens = self.judge(NO_DRAFT, output).tokens
+        (verdict,) = verify([self.judging(NO_DRAFT, output)])
+        self.tokens = verdict.tokens
         self._reused_rows = output.reused
         return list(self.tokens)
 
@@ -70,7 +72,7 @@ class Text:
             settings = self._settings
             self.drafter.start(self.prompt, self._features(output), self.tokens[-1], settings.capacity)
 
-    def draft(self) -> DraftTree:
+    def draft(self) -> Draft:
         """What the drafter proposes, but never more than can still be emitted with the bonus token."""
         settings, limits = self._settings, self._settings.limits
         depth = min(limits.n_max, settings.max_new_tokens - len(self.tokens) - 1)
@@ -79,27 +81,28 @@ class Text:
         limits = replace(limits, n_max=depth, end_tokens=settings.end_tokens)
         return self.drafter.propose(limits, settings.sampling, self._generator)
 
-    def block(self, tree: DraftTree) -> Block:
+    def block(self, tree: Draft) -> Block:
         """What the target reads of it: the last token and the tree behind that."""
         return Block(self.number, self.tokens[-1], tree)
 
-    def judge(self, tree: DraftTree, output: TargetPass) -> Verdict:
-        """What the target accepts of a tree."""
+    def judging(self, tree: Draft, output: TargetPass) -> Judging:
+        """What decides how much of a tree the target accepts."""
         settings, written = self._settings, len(self.tokens)
-        return verify(tree, output.logits, settings.sampling, self._generator, settings.acceptance, written)
+        return Judging(tree, output.logits, settings.sampling, self._generator, settings.acceptance, written)
 
-    def emit(self, tree: DraftTree, verdict: Verdict) -> list[int]:
+    def emit(self, verdict: Verdict) -> list[int]:
         """The text's next tokens, up to an end token."""
         emitted = _up_to_end(verdict.tokens, self._settings.end_tokens)
         self.tokens += emitted
         self._last_emitted = len(emitted)
-        self._counts.add(tree, len(emitted), len(verdict.rows) - 1)
+        self._counts.add(verdict.tree, len(emitted), len(verdict.rows) - 1)
         return emitted
 
     def accept(self, verdict: Verdict, output: TargetPass) -> None:
         """Tell the drafter the block's tokens, and the target's own features at the rows before them."""
         count = self._last_emitted
-        self.drafter.accept(self.tokens[-count:], _at_rows(self._features(output), verdict.rows[:count]))
+        drafter = self.drafter.untimed if self.complete else self.drafter
+        drafter.accept(self.tokens[-count:], _at_rows(self._features(output), verdict.rows[:count]))
 
     def count_pass(self, verifying: Span, decoding: Span) -> None:
         """Note when the last pass ran, and all since the first token."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from evspec_ros.networks.cuda_streams import Mark
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
 from evspec_ros.speculative.target import Target, TargetPass
-from evspec_ros.speculative.tree import DraftTree
 
 Result = TypeVar("Result")
 
@@ -110,7 +110,7 @@ class TimedDrafter:
         """See Drafter."""
         self._draft(lambda: self._drafter.start(prompt, features, token, capacity))
 
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> Draft:
         """See Drafter."""
         return self._draft(lambda: self._drafter.propose(limits, sampling, generator))
 
@@ -118,9 +118,10 @@ class TimedDrafter:
         """See Drafter."""
         self._draft(lambda: self._drafter.accept(tokens, features))
 
-    def finish(self, tokens: Sequence[int]) -> None:
-        """See Drafter; the text is complete by then."""
-        self._drafter.finish(tokens)
+    @property
+    def untimed(self) -> Drafter:
+        """For what is no part of its text's time: the text is complete."""
+        return self._drafter
 
     def _draft(self, step: Callable[[], Result]) -> Result:
         result, span = self._clock.timed(step)

@@ -8,8 +8,10 @@ Greedy: walk the tree along the target's most likely tokens. Sampling: the resid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +20,8 @@ from torch import Tensor
 from evspec_ros.choices import ACCEPTANCES
 from evspec_ros.errors import GenerationError
 from evspec_ros.networks.devices import fetched
-from evspec_ros.speculative.device_verification import can_decide, decide_greedily, decide_sampled
+from evspec_ros.speculative.device_tree import DeviceTree, Draft
+from evspec_ros.speculative.device_verification import decide
 from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, Warped, draw, likeliest
 from evspec_ros.speculative.tree import DraftTree
 
@@ -60,10 +63,12 @@ EXACT = Acceptance()
 class Verdict:
     """rows: the pass's rows to keep, root first, then the accepted nodes from the root downwards.
     tokens: the accepted tokens and, always last, the one that the target adds itself (the bonus token).
+    tree: what was judged, on the host.
     """
 
     rows: list[int]
     tokens: list[int]
+    tree: DraftTree
 
 
 class Distributions(Protocol):
@@ -72,61 +77,71 @@ class Distributions(Protocol):
     def __getitem__(self, row: int, /) -> Tensor: ...
 
 
-def verify(
-    tree: DraftTree,
-    logits: Tensor,
-    sampling: Sampling,
-    generator: torch.Generator,
-    acceptance: Acceptance = EXACT,
-    written: int = 0,
-) -> Verdict:
-    """Judge a tree of N nodes by the target's logits [N + 1, V] at its rows.
+class Judging(NamedTuple):
+    """A tree of N nodes, the target's logits [N + 1, V] at its rows, and what it is judged by.
 
-    The lossy modes read p at temperature 1 where the sampling is greedy. written: how long the text is that
-    the tree follows. Raises GenerationError where the logits that decide are not finite.
+    written: how long the text is that the tree follows.
     """
-    verdict = _judged(tree, logits, sampling, generator, acceptance)
-    if verdict.tokens[-1] == NO_TOKEN:
-        emitted = written + len(verdict.tokens) - 1
-        raise GenerationError(
-            f"The target's logits behind {f'token {emitted} of the text' if emitted else 'the prompt'} are "
-            "not finite (NaN or infinite), so that no token can follow; check the target's files, or choose "
-            "float32 or bfloat16 where its values are too large for float16."
-        )
-    return verdict
+
+    tree: Draft
+    logits: Tensor
+    sampling: Sampling
+    generator: torch.Generator
+    acceptance: Acceptance = EXACT
+    written: int = 0
 
 
-def _judged(
-    tree: DraftTree, logits: Tensor, sampling: Sampling, generator: torch.Generator, acceptance: Acceptance
-) -> Verdict:
+def verify(judgings: Sequence[Judging]) -> list[Verdict]:
+    """Judge the trees of one pass; on a GPU the host waits once for all of them.
+
+    The lossy modes read p at temperature 1 where the sampling is greedy. Raises GenerationError where the
+    logits that decide are not finite.
+    """
+    on_device = any(isinstance(one.tree, DeviceTree) or one.logits.is_cuda for one in judgings)
+    verdicts = verify_on_device(judgings) if on_device else [_judged(one) for one in judgings]
+    for one, verdict in zip(judgings, verdicts, strict=True):
+        if verdict.tokens[-1] == NO_TOKEN:
+            emitted = one.written + len(verdict.tokens) - 1
+            raise GenerationError(
+                f"The target's logits behind {f'token {emitted} of the text' if emitted else 'the prompt'} "
+                "are not finite (NaN or infinite), so that no token can follow; check the target's files, or "
+                "choose float32 or bfloat16 where its values are too large for float16."
+            )
+    return verdicts
+
+
+def _judged(judging: Judging) -> Verdict:
     """By the rule that was asked for; the last token is NO_TOKEN where the logits that decide are not
     finite.
     """
+    tree, logits, sampling, generator, acceptance, _ = judging
+    assert isinstance(tree, DraftTree), "What the host has not seen is judged where it is"
     if not acceptance.lossless:
-        p = (logits.float().softmax(-1) if sampling.greedy else sampling.probabilities(logits)).cpu()
+        p = logits.float().softmax(-1) if sampling.greedy else sampling.probabilities(logits)
         if acceptance.mode == "typical":
             return _verify_typical(tree, p, sampling, generator, acceptance)
         p = _cascade(tree, p, acceptance.alpha)
         return verify_greedy(tree, likeliest(p)) if sampling.greedy else verify_sampled(tree, p, generator)
-    if logits.is_cuda and can_decide(tree, sampling):
-        return verify_on_device(tree, logits, sampling, generator)
     if sampling.greedy:
         return verify_greedy(tree, likeliest(logits))
     return verify_sampled(tree, Warped(logits, sampling), generator)
 
 
-def verify_on_device(
-    tree: DraftTree, logits: Tensor, sampling: Sampling, generator: torch.Generator
-) -> Verdict:
-    """What `device_verification` decides, after one wait."""
-    decision = (
-        decide_greedily(tree, logits)
-        if sampling.greedy
-        else decide_sampled(tree, logits, sampling, generator)
-    )
-    (packed,) = fetched(decision.packed())
-    rows = np.flatnonzero(packed[:-1])
-    return Verdict(rows.tolist(), [*tree.tokens[rows[1:] - 1].tolist(), int(packed[-1])])
+def verify_on_device(judgings: Sequence[Judging]) -> list[Verdict]:
+    """What `device_verification` decides, after one wait for that and for the trees that nobody has seen."""
+    trees: list[DeviceTree] = []
+    decided: list[Tensor] = []
+    for tree, logits, sampling, generator, acceptance, _ in judgings:
+        trees.append(tree if isinstance(tree, DeviceTree) else DeviceTree.of(tree, logits.device))
+        decided += decide(trees[-1], logits, sampling, generator, acceptance)
+        decided += trees[-1].unseen
+    told, verdicts = iter(fetched(*decided)), list[Verdict]()
+    for here in trees:
+        accepted, bonus, *found = islice(told, 2 + len(here.unseen))
+        rows, known = np.flatnonzero(accepted), here.told(found)
+        tokens = known.tokens[rows[1:] - 1].tolist()
+        verdicts.append(Verdict(rows.tolist(), [*tokens, int(bonus[0])], known))
+    return verdicts
 
 
 def verify_greedy(tree: DraftTree, choices: list[int]) -> Verdict:
@@ -137,7 +152,7 @@ def verify_greedy(tree: DraftTree, choices: list[int]) -> Verdict:
             row = node + 1
             rows.append(row)
             tokens.append(token)
-    return Verdict(rows, [*tokens, choices[row]])
+    return Verdict(rows, [*tokens, choices[row]], tree)
 
 
 def verify_sampled(tree: DraftTree, target: Distributions, generator: torch.Generator) -> Verdict:
@@ -152,7 +167,7 @@ def verify_sampled(tree: DraftTree, target: Distributions, generator: torch.Gene
     for node, (token, parent) in enumerate(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)):
         if parent + 1 != row:
             continue
-        q = None if tree.distributions is None else tree.distributions[node].cpu()
+        q = None if tree.distributions is None else tree.distributions[node]
         if chances[node] * (1.0 if q is None else float(q[token])) < float(p[token]):
             row = node + 1
             rows.append(row)
@@ -160,7 +175,7 @@ def verify_sampled(tree: DraftTree, target: Distributions, generator: torch.Gene
             p = target[row]
         else:
             p = _residual(p, q, token)
-    return Verdict(rows, [*tokens, _drawn(p, generator)])
+    return Verdict(rows, [*tokens, _drawn(p, generator)], tree)
 
 
 def _verify_typical(
@@ -176,7 +191,7 @@ def _verify_typical(
     rows = max(paths.values(), key=len)
     last = p[rows[-1]]
     bonus = likeliest(last[None])[0] if sampling.greedy else _drawn(last, generator)
-    return Verdict(rows, [*(int(tree.tokens[row - 1]) for row in rows[1:]), bonus])
+    return Verdict(rows, [*(int(tree.tokens[row - 1]) for row in rows[1:]), bonus], tree)
 
 
 def _cascade(tree: DraftTree, p: Tensor, alpha: float) -> Tensor:
@@ -195,7 +210,7 @@ def _cascade(tree: DraftTree, p: Tensor, alpha: float) -> Tensor:
             q = torch.nn.functional.one_hot(torch.tensor(token), p.shape[-1]).to(p)
             confidence = float(tree.probabilities[node])
         else:
-            q = tree.distributions[node].cpu()
+            q = tree.distributions[node]
             confidence = float(q.max())
         stands = confidence >= float(p[row].max()) - alpha * float((p[row] - q).abs().sum()) / 2
         if stands:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from evspec_ros.networks.draft_head import DraftHead
-from evspec_ros.networks.llama import DecoderLayer, rotate
+from evspec_ros.networks.kernels import rotate
+from evspec_ros.networks.llama import DecoderLayer
 
 DECAY = 0.9  # a step's weight relative to the one before: what lies deeper is reached less often
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from evspec_ros.networks.block_head import BlockHead
 from evspec_ros.networks.draft_head import DraftHead
+from evspec_ros.speculative.device_tree import Draft
 from evspec_ros.speculative.drafter import Drafter, DraftLimits, Prompt
 from evspec_ros.speculative.event_side import pooled
 from evspec_ros.speculative.sampling import Sampling
-from evspec_ros.speculative.tree import DraftTree
 from evspec_ros.training.features import Answers
 
 LearningHead = BlockHead | DraftHead  # those that read the target's features
@@ -71,7 +71,7 @@ class ObservedDrafter:
         self._note(tuple(feature[-rows:] for feature in features))
         self._drafter.start(prompt, self._asked_for(features), token, capacity)
 
-    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    def propose(self, limits: DraftLimits, sampling: Sampling, generator: torch.Generator) -> Draft:
         """See Drafter."""
         return self._drafter.propose(limits, sampling, generator)
 

@@ -18,14 +18,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from evspec_ros.errors import CheckpointError, Failure
+from evspec_ros.cancellation import Cancellation
+from evspec_ros.errors import CancelledError, CheckpointError, Failure
 from evspec_ros.networks.eventgpt import EventGpt
 from evspec_ros.networks.head_store import HeadStore
 from evspec_ros.networks.video_llava import VideoLlava
@@ -106,8 +107,8 @@ class OnlineDistiller:
         self._owed = 0  # steps for the windows that came
         self._changed = threading.Condition()  # guards the windows, what is owed and what is offered
         self._learning = threading.RLock()  # held while weights change
-        self._writing = False
-        self._closed = False
+        self._step = Cancellation()  # of what is learnt now
+        self._writing = self._closed = False
         self._failure: Failure | None = None
         self._offered: dict[str, Tensor] | None = None
         self._champion = deepcopy(pupil.head).float()  # as the head that drafts, for the other thread
@@ -146,7 +147,7 @@ class OnlineDistiller:
         return first
 
     def close(self) -> None:
-        """End the thread after its step, and save what was learnt."""
+        """End the thread, and save what was learnt."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -154,8 +155,9 @@ class OnlineDistiller:
 
     def save(self) -> None:
         """Write the head to its place, if it has learnt since the last time: the one that drafts, and where
-        none does, the one that learns. A failure is told by `take_failure`.
+        none does, the one that learns; a step under way is given up. A failure is told by `take_failure`.
         """
+        self._step.cancel("What was learnt until now is saved.")
         with self._learning:
             self._saved_at = time.monotonic()
             if self._store is None or self.steps == self._saved_steps:
@@ -231,9 +233,9 @@ class OnlineDistiller:
     def _work(self) -> None:
         _lower_priority()
         while self._wait():
-            started = time.monotonic()
+            started, self._step = time.monotonic(), Cancellation()
             try:
-                with self._learning:
+                with self._learning, self._step.scope(), suppress(CancelledError):
                     self._go_on()
             except Exception as error:  # noqa: BLE001 - the thread goes on with the next window, and it is told
                 self._give_up(Failure.of(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from evspec_ros.engines.decoder import DecoderEngine, DecoderPass, Rows, TorchDe
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError, GenerationError
+from evspec_ros.networks import attention
 from evspec_ros.networks.draft_head import Eagle3Config, Eagle3Head, EagleConfig, EagleHead
+from evspec_ros.networks.kernels import Kernels, using
 from evspec_ros.networks.llama import KVCache, LlamaConfig, LlamaDecoder
 from evspec_ros.speculative import (
     DecoderTarget,
@@ -342,8 +345,21 @@ def _tree_or_chain(count: int, random: np.random.Generator) -> Rows:
     return Rows(ids, torch.from_numpy(tree.row_depths()), torch.from_numpy(tree.ancestors()))
 
 
+@pytest.fixture(autouse=True)
+def _large_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where keys are read in parts, there are as many as on an H100."""
+    monkeypatch.setattr(attention, "_multiprocessors", lambda _: 132)
+
+
+# As on a processor, and as on a large GPU with Triton.
+KERNELS = pytest.mark.parametrize("kernels", [None, Kernels("aot_eager", split=True)], ids=["plain", "fused"])
+
+
+@KERNELS
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float16, torch.int8])
-def test_padded_passes_equal_the_modules_whatever_the_rows_and_keys(kv_dtype: torch.dtype) -> None:
+def test_padded_passes_equal_the_modules_whatever_the_rows_and_keys(
+    kv_dtype: torch.dtype, kernels: Kernels | None
+) -> None:
     """Any number of rows up to 64, and more, at prefixes on both sides of a bucket's end, up to the last row
     of the cache; what lies in the cache beyond a bucket may be NaN.
     """
@@ -359,7 +375,8 @@ def test_padded_passes_equal_the_modules_whatever_the_rows_and_keys(kv_dtype: to
             beyond = [memory[..., key_bucket(prefix + count, LONG) :, :] for memory in (cache.k, cache.v)]
             for memory in beyond if kv_dtype.is_floating_point else ():
                 memory.fill_(float("nan"))
-            found.append(engine.run(rows, cache, (1,)))
+            with using(kernels) if kernels and engine is graphs else nullcontext():
+                found.append(engine.run(rows, cache, (1,)))
             for memory in beyond:
                 memory.zero_()
         assert found[0].logits.shape == (count, VOCABULARY)
@@ -451,8 +468,11 @@ def test_auto_takes_captured_graphs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     assert "fastest on a GPU" in chosen.reason
 
 
+@KERNELS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_passes_of_one_shape_compute_a_row_alone_as_in_a_draft(dtype: torch.dtype) -> None:
+def test_passes_of_one_shape_compute_a_row_alone_as_in_a_draft(
+    dtype: torch.dtype, kernels: Kernels | None
+) -> None:
     """With exact_half, bit for bit in half precision: row after row as in one pass of all, whose keys lie
     where the single rows' lie; whatever the number of rows.
     """
@@ -463,9 +483,10 @@ def test_passes_of_one_shape_compute_a_row_alone_as_in_a_draft(dtype: torch.dtyp
     caches = [KVCache(decoder.config, LONG, dtype=dtype) for _ in range(3)]
     for cache in caches:
         engine.read(prompt, cache, ())
-    together = engine.run(Rows(ids), caches[0], ()).logits
-    in_parts = [engine.run(Rows(part), caches[1], ()).logits for part in ids.split(7)]
-    alone = [engine.run(Rows(one), caches[2], ()).logits for one in ids.split(1)]
+    with using(kernels) if kernels else nullcontext():
+        together = engine.run(Rows(ids), caches[0], ()).logits
+        in_parts = [engine.run(Rows(part), caches[1], ()).logits for part in ids.split(7)]
+        alone = [engine.run(Rows(one), caches[2], ()).logits for one in ids.split(1)]
     assert torch.equal(torch.cat(in_parts), together)
     assert torch.equal(torch.cat(alone), together)
 

@@ -242,7 +242,7 @@ def test_descriptions_and_drafts_do_not_depend_on_the_engine(drafter: str, head:
     assert [describer.drafting.split()[0] for describer in describers] == ["torch", "onnxruntime"]
     for describer in describers:
         describer.warm_up()
-        describer._costs = None  # measured ones decide how much is drafted, and differ
+        describer._pace.costs = None  # measured ones decide how much is drafted, and differ
     for index in range(3):
         events, frames = _window(index)
         one, other = (describer.describe(events, frames, stamp_ns=0) for describer in describers)

@@ -28,6 +28,11 @@ ROWS = (
     "event model",
     "overlap",
     "whole descriptions",
+    "kernels: passes",
+    "kernels: attention",
+    "kernels: norm + residual",
+    "kernels: rotary + cache write",
+    "kernels: silu x up",
     "tiny: texts",
     "tiny: drafters",
     "tiny: waiting",
@@ -52,12 +57,16 @@ def test_every_row_is_measured_on_a_cpu_at_the_tiny_shape(
     assert report["left_out"] == {}
     figures = {figure["name"]: figure for row in report["rows"].values() for figure in row}
     unmeasured = {name for name, figure in figures.items() if figure["value"] is None}
-    assert unmeasured == {"memory at most", "waits a turn, suffix", "waits a turn, block"}
+    compiled = {name for name in figures if name.endswith(("compiled", "keys in parts"))}
+    assert len(compiled) == 2 * 2 + 2 + 3 * 2
+    waits = {f"waits a turn, {drafter}" for drafter in ("suffix", "block", "eagle3", "eventgpt")}
+    assert unmeasured == {"memory at most", *waits, *compiled}
     assert figures["other than the CPU's"]["value"] == 0
     assert figures["verify 24 nodes"]["at_most"] == 1.25
     assert figures["step's share of the bandwidth"]["at_least"] == 0.75
     assert "the same text" in figures["perfect draft"]["note"]
-    assert all(figure["value"] > 0 for name, figure in figures.items() if figure["unit"] == "ms")
+    times = [figure["value"] for figure in figures.values() if figure["unit"] in {"ms", "us"}]
+    assert all(time is None or time > 0 for time in times)
     before = path.read_text(encoding="utf-8")
     assert _run(tiny, capsys) == report
     assert path.read_text(encoding="utf-8") == before

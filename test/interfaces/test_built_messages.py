@@ -76,6 +76,27 @@ def test_what_is_there_is_not_built_again() -> None:
     assert build.missing_packages(["json", "no_such_msgs"]) == ["no_such_msgs"]
 
 
+def test_a_package_of_an_earlier_version_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that can be imported and lacks a kind of what is defined."""
+    (tmp_path / "json" / "action").mkdir(parents=True)
+    (tmp_path / "json" / "action" / "Ask.action").touch()
+    monkeypatch.setattr(build, "DEFINITIONS", tmp_path)
+    assert build.missing_packages(["json", "email"]) == ["json"]
+
+
+def test_the_action_has_the_fields_of_its_definition() -> None:
+    """Of each of its three parts."""
+    ask = pytest.importorskip("evspec_msgs.action", reason="evspec_msgs is not built").Ask
+    fields = [part.get_fields_and_field_types() for part in (ask.Goal, ask.Result, ask.Feedback)]
+    assert fields == [
+        {"question": "string"},
+        {"description": "evspec_msgs/Description", "problem": "string", "first_word_ms": "double"},
+        {"text": "string"},
+    ]
+
+
 def test_without_ros_wheels_the_builder_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

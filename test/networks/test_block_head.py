@@ -12,7 +12,8 @@ from torch import Tensor
 
 from evspec_ros.errors import CheckpointError
 from evspec_ros.networks.block_head import BEST, BlockConfig, BlockHead, BlockPass
-from evspec_ros.networks.llama import DecoderLayer, LlamaConfig, rotate
+from evspec_ros.networks.kernels import rotate
+from evspec_ros.networks.llama import DecoderLayer, LlamaConfig
 from evspec_ros.networks.tiny import tiny_video_llava
 from evspec_ros.networks.video_llava import VideoLlava
 

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from evspec_ros.errors import FrameError
 from evspec_ros.events.rendering import render_event_images
 from evspec_ros.events.types import Events
-from evspec_ros.frames.clip import CLIP_STD, ClipPreprocessor
+from evspec_ros.frames.clip import LOWER_BITS, ClipPreprocessor, ResizeFilter
 from evspec_ros.networks.pixels import PixelReader, drawn
 
 CPU = torch.device("cpu")
-LEVEL = 1 / 255 / min(CLIP_STD)  # one of 255, normalised
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -49,26 +48,43 @@ def events_of(count: int, width: int, height: int, seed: int = 0) -> Events:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([7, 64, 224]))
 def test_frames_prepared_on_a_device_are_the_processor_s(height: int, width: int, size: int) -> None:
-    """Up and down, tall and wide, of any picture: within one level of 255, of a thousand values less than one
-    within two, where a level that was rounded otherwise is weighed above one.
-    """
+    """Bit for bit, up and down, tall and wide, of any picture."""
     if max(height, width) > 60 * min(height, width):
         height = width
     host, other = readers(size)
     images = [noise(height, width), np.full((height, width, 3), 200, np.uint8)]
-    expected, found = host.frames(images), other.frames(images)
-    assert found.shape == expected.shape
-    apart = (found - expected).abs()
-    assert apart.max() <= 2 * LEVEL * 1.001
-    assert (apart > LEVEL * 1.001).float().mean() < 1e-3
+    assert torch.equal(other.frames(images), host.frames(images))
 
 
-def test_of_usual_cameras_hardly_a_level_differs() -> None:
-    """Of a million, where a sum lies between two; pictures of two sizes share a batch."""
+def test_pictures_of_usual_cameras_are_the_processor_s() -> None:
+    """Bit for bit; pictures of several sizes share a batch, one of which is so large that each pixel is a sum
+    of very many, of black and white at random: the largest sums there can be.
+    """
+    host, other = readers(64)
+    large = (np.random.default_rng(5).integers(0, 2, (2000, 3000, 3)) * 255).astype(np.uint8)
+    assert other.frames([noise(480, 640), large]).equal(host.frames([noise(480, 640), large]))
     host, other = readers(336)
     images = [noise(480, 640), noise(720, 1280), noise(260, 346)]
-    different = (other.frames(images) - host.frames(images)).abs() > LEVEL / 10
-    assert different.float().mean() < 1e-4
+    assert torch.equal(other.frames(images), host.frames(images))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4000), st.sampled_from([7, 64, 224, 336]))
+def test_no_sum_of_pixels_times_halves_of_weights_is_rounded(inputs: int, size: int) -> None:
+    """Whatever its order: whole numbers of eleven bits, whose sums are below 2**24 or in float64; together
+    they are the weight.
+    """
+    columns: ResizeFilter = ClipPreprocessor(size).filters(inputs, inputs)[0]
+    halves = columns.halves(inputs)
+    upper, lower = np.split(halves.astype(np.int64), 2)
+    assert np.array_equal(halves, np.concatenate((upper, lower)))
+    assert np.abs(halves).max() <= 2**11
+    sums = [255 * np.where(sign * halves > 0, np.abs(halves), 0).sum(1).max() for sign in (1, -1)]
+    assert max(sums) < 2 ** (24 if halves.dtype == np.float32 else 53)
+    assert halves.dtype == np.float32 or inputs > 8 * size
+    taps = columns.starts[:, None] + np.arange(columns.weights.shape[1])
+    whole = np.pad((upper << LOWER_BITS) + lower, ((0, 0), (0, columns.weights.shape[1])))
+    assert np.array_equal(np.take_along_axis(whole, taps, 1), columns.weights)
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,15 +105,13 @@ def test_coordinates_beyond_half_of_their_range_are_unsigned() -> None:
     assert (drawn(events, CPU) == 255).all()
 
 
-def test_event_pictures_are_within_a_level_of_the_processor_s() -> None:
-    """From events to what the tower reads, of a sensor of VGA size."""
+def test_event_pictures_are_the_processor_s() -> None:
+    """Bit for bit from events to what the tower reads, of a sensor of VGA size."""
     events = events_of(60_000, 640, 480)
     host, other = readers(336)
     expected, found = (reader.events(reader.drawn(events)) for reader in (host, other))
-    assert found.shape == expected.shape == (5, 3, 336, 336)
-    apart = (found - expected).abs()
-    assert apart.max() <= 2 * LEVEL * 1.001
-    assert (apart > LEVEL * 1.001).float().mean() < 1e-3
+    assert found.shape == (5, 3, 336, 336)
+    assert torch.equal(found, expected)
 
 
 def test_what_is_no_picture_is_refused_there_too() -> None:
@@ -108,13 +122,15 @@ def test_what_is_no_picture_is_refused_there_too() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_s_pixels_are_the_processor_s() -> None:
-    """Frames and events, in float32."""
+def test_a_gpu_s_pixels_are_the_processor_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames and events, in float32, bit for bit, also where products are allowed to be in TF32."""
     host, other = readers(336, torch.device("cuda"))
     images, events = [noise(480, 640) for _ in range(8)], events_of(200_000, 640, 480)
-    assert (other.frames(images).cpu() - host.frames(images)).abs().max() <= LEVEL * 1.001
+    for allowed in (False, True):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+        assert torch.equal(other.frames(images).cpu(), host.frames(images))
+        expected, found = (reader.events(reader.drawn(events)).cpu() for reader in (host, other))
+        assert torch.equal(found, expected)
     np.testing.assert_array_equal(
         drawn(events, torch.device("cuda")).cpu().numpy(), render_event_images(events).transpose(0, 3, 1, 2)
     )
-    expected, found = (reader.events(reader.drawn(events)).cpu() for reader in (host, other))
-    assert (found - expected).abs().max() <= LEVEL * 1.001

@@ -23,7 +23,7 @@ def ros() -> Iterator[None]:
         pytest.skip(str(error))
     import rclpy
 
-    from evspec_ros.ros.processes import isolated_environment
+    from evspec_ros.ros.trials.processes import isolated_environment
 
     before = dict(os.environ)
     os.environ.update(isolated_environment())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +27,9 @@ class Spinner:
         return value
 
     def close(self) -> None:
-        """Destroy the nodes."""
+        """Destroy the nodes, and the services that end when they are collected."""
         nodes = self.executor.get_nodes()
         self.executor.shutdown()
-        for node in nodes:
-            node.destroy_node()
+        while nodes:
+            nodes.pop().destroy_node()
+        gc.collect()

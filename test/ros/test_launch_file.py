@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from evspec_ros.files import share_directory
 from evspec_ros.ros.parameters import ROWS, Settings, changed
+from evspec_ros.simulation.recorded_scene import record_scene
 
 FILES = ("evspec", "replay", "demo")
 Load = Callable[[str], ModuleType]
@@ -86,9 +88,11 @@ def test_a_replay_records_the_results_of_its_namespace(load: Load) -> None:
     assert "/left/evspec/result" in words
 
 
-def test_the_demo_describes(load: Load, tmp_path: Path) -> None:
-    """Launched as `ros2 launch` does, the node in a namespace describes what the player shows it."""
-    load("demo")
+@pytest.fixture
+def launched(load: Load, tmp_path: Path) -> Callable[[str], str]:
+    """What a script prints that launches files of this source tree, as `ros2 launch` finds an installed
+    package's; the script knows their folder as SHARE.
+    """
     prefix = tmp_path / "prefix"
     for folder in ("share/ament_index/resource_index/packages", "share/evspec_ros", "lib"):
         (prefix / folder).mkdir(parents=True)
@@ -99,22 +103,50 @@ def test_the_demo_describes(load: Load, tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "AMENT_PREFIX_PATH": os.pathsep.join([str(prefix), os.environ.get("AMENT_PREFIX_PATH", "")]),
+        "PATH": os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]),
         "ROS_DOMAIN_ID": "77",
     }
-    script = tmp_path / "run.py"
-    script.write_text(_RUN.format(path=str(prefix / "share/evspec_ros/launch/demo.launch.py")))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "HEARD /robot/evspec/description" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+
+    def run(script: str) -> str:
+        path = tmp_path / "run.py"
+        path.write_text(f"SHARE = {str(prefix / 'share/evspec_ros')!r}\n{script}")
+        done = subprocess.run(
+            [sys.executable, str(path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.stdout + done.stderr[-2000:]
+
+    return run
 
 
-_RUN = """
+def test_the_demo_describes(launched: Callable[[str], str]) -> None:
+    """Launched as `ros2 launch` does, the node in a namespace describes what the player shows it."""
+    said = launched(_LAUNCH + _DEMO)
+    assert "HEARD /robot/evspec/description" in said, said
+
+
+def test_a_replay_describes_and_ends_with_its_bag(launched: Callable[[str], str], tmp_path: Path) -> None:
+    """What the node writes by the bag's clock reaches the recorder; `ros2 bag` is a stand-in here, as no
+    package brings it.
+    """
+    bag, results = tmp_path / "bag", tmp_path / "results"
+    record_scene(bag, 5, 2.0)
+    (tmp_path / "bin").mkdir()
+    ros2 = tmp_path / "bin" / "ros2"
+    ros2.write_text(f"#!{sys.executable}\n{_ROS2_BAG}")
+    ros2.chmod(0o755)
+    said = launched(_LAUNCH + _REPLAY.format(bag=str(bag), out=str(results)))
+    heard = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    assert "ENDED 0" in said, said
+    assert len(heard) > 3, said
+    assert all(0.0 <= result["age_ms"] < 10_000.0 for result in heard)
+
+
+_LAUNCH = """
 import threading, time
 import rclpy
 from launch import LaunchDescription, LaunchService
@@ -123,9 +155,15 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from std_msgs.msg import String
 
 service = LaunchService(argv=[])
-service.include_launch_description(LaunchDescription([IncludeLaunchDescription(
-    PythonLaunchDescriptionSource({path!r}),
-    launch_arguments={{"namespace": "robot", "seconds": "60"}}.items())]))
+
+def include(name, **arguments):
+    source = PythonLaunchDescriptionSource(f"{SHARE}/launch/{name}.launch.py")
+    included = IncludeLaunchDescription(source, launch_arguments=arguments.items())
+    service.include_launch_description(LaunchDescription([included]))
+"""
+
+_DEMO = """
+include("demo", namespace="robot", seconds="60")
 
 def listen():
     rclpy.init(domain_id=77)
@@ -142,6 +180,53 @@ def listen():
 
 threading.Thread(target=listen).start()
 service.run()
+"""
+
+_REPLAY = """
+include("replay", bag={bag!r}, events="/events", image="/image", out={out!r}, start_after="10.0")
+print("ENDED", service.run(), flush=True)
+"""
+
+_ROS2_BAG = """
+import sys, threading, time
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import String
+from evspec_ros.recordings import open_recording
+from evspec_ros.ros.trials.player import Player
+
+verb, arguments = sys.argv[2], sys.argv[3:]
+rclpy.init()
+
+def play(bag, clock, frequency, rate, value):
+    assert (clock, rate) == ("--clock", "--rate")
+    player = Player(open_recording(bag))
+    ticks = player.node.create_publisher(Clock, "/clock", 10)
+    threading.Thread(target=tick, args=(ticks, float(frequency)), daemon=True).start()
+    player.wait_for_subscribers(30.0)
+    player.play(player.schedule(float(value)), 0.0, once=True)
+
+def tick(ticks, frequency):
+    while True:
+        now, message = time.time_ns(), Clock()
+        message.clock.sec, message.clock.nanosec = divmod(now, 10**9)
+        ticks.publish(message)
+        time.sleep(1 / frequency)
+
+def record(output, path, *topics):
+    assert output == "--output"
+    node = rclpy.create_node("recorder")
+    (topic,) = [one for one in topics if one.endswith("/result")]
+    with open(path, "w") as file:
+        write = lambda message: print(message.data, file=file, flush=True)
+        node.create_subscription(String, topic, write, 10)
+        try:
+            rclpy.spin(node)
+        except (KeyboardInterrupt, ExternalShutdownException):
+            pass
+
+{"play": play, "record": record}[verb](*arguments)
 """
 
 

@@ -18,8 +18,8 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from evspec_ros.ros.processes import Child
 from evspec_ros.ros.shared_memory import stale_segments
+from evspec_ros.ros.trials.processes import Child
 
 CYCLES = 3
 GIVEN_BACK_MB = 100.0  # of 170: caches and arrays of the tiny networks, which are 35 MB themselves

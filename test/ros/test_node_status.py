@@ -381,4 +381,4 @@ def test_without_the_message_package_it_is_said_what_to_build(monkeypatch: pytes
     """And the node does without that topic."""
     monkeypatch.setattr(requirements, "STAMPED", "no_such_msgs/msg/Description")
     assert requirements.stamped_type() is None
-    assert "evspec_ros.interfaces.build evspec_msgs" in requirements.STAMPED_REMEDY
+    assert "evspec_ros.interfaces.build evspec_msgs" in requirements.OWN_REMEDY

@@ -64,7 +64,7 @@ def test_what_drafting_brings_is_summed_over_the_descriptions() -> None:
         "acceptance_rate": 0.312,
         "accepted_length": 2.667,
         "plain_step_ms": 10.0,
-        "speed_up_by_plain_step": 2.667,
+        "speed_up": 2.667,
     }
 
 
@@ -72,9 +72,9 @@ def test_what_is_not_known_is_not_told_as_a_number() -> None:
     """Without a measured step, and before the first description."""
     recent = RecentDescriptions()
     assert recent.stages() == {"recent_descriptions": 0}
-    assert recent.decoding(10.0)["speed_up_by_plain_step"] == "unknown"
+    assert recent.decoding(10.0)["speed_up"] == "unknown"
     recent.add(described(1.0))
-    assert recent.decoding(None)["speed_up_by_plain_step"] == "unknown"
+    assert recent.decoding(None)["speed_up"] == "unknown"
 
 
 def test_events_in_ros_time_have_no_clock_offset_before_the_first() -> None:

@@ -12,10 +12,11 @@ from spinner import Spinner
 
 pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
 
-from node_bench import make_bench
+from node_bench import Bench, make_bench
+from rclpy.action import get_action_server_names_and_types_by_node
 from rclpy.lifecycle import TransitionCallbackReturn
 
-from evspec_ros.ros.requirements import stamped_type
+from evspec_ros.ros.requirements import ask_type, stamped_type
 from evspec_ros.ros.tables import parameter_table
 
 ROOT = Path(__file__).parents[2]
@@ -26,10 +27,17 @@ SOMETIMES = {
     "/image/compressed",
     "/clock",
     "/parameter_events",  # heard by some versions
+    "/evspec/ask",
     "/evspec/description/stamped",
     "/evspec/get_type_description",
 }
-PLAIN = ("parameter", "rosout", "transition_event", "/clock")  # what every lifecycle node has
+PLAIN = (
+    "parameter",
+    "rosout",
+    "transition_event",
+    "/clock",
+    "/_action/",
+)  # what every lifecycle node and every action has
 
 
 def test_the_parameters_are_those_of_the_code() -> None:
@@ -62,18 +70,26 @@ def test_topics_and_services_are_those_of_an_active_node(spinner: Spinner, check
             for name, types in bench.node.get_service_names_and_types_by_node(*of_node)
             if types[0].startswith("std_srvs")
         ),
+        *_actions(bench),
     ]
     have = {(name, types[0]) for name, types in found if not any(part in name for part in PLAIN)}
     topics, _, _ = PAGE.partition("## When")
-    rows = re.findall(r"^\| `([\w~/]+)`.*? \| `(\w+/(?:msg|srv)/\w+)` \|", topics, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w~/]+)`.*? \| `(\w+/(?:msg|srv|action)/\w+)` \|", topics, re.MULTILINE)
     told = {(f"/{name.replace('~', 'evspec').lstrip('/')}", kind) for name, kind in rows}
     if stamped_type() is None:
         told = {(name, kind) for name, kind in told if "stamped" not in name}
+    if ask_type() is None:
+        told = {(name, kind) for name, kind in told if "/ask" not in name}
     assert have == told
 
 
+def _actions(bench: Bench) -> list[tuple[str, list[str]]]:
+    """Those that the node serves, as another node learns of them."""
+    return list(get_action_server_names_and_types_by_node(bench.node, "evspec", "/"))
+
+
 def _allowed(kind: str, how: str) -> set[str]:
-    """Full names of what the policy lets the node `how` (publish, subscribe, reply)."""
+    """Full names of what the policy lets the node `how` (publish, subscribe, reply, execute)."""
     found = POLICY.iterfind(f".//{kind}s[@{how}='ALLOW']/{kind}")
     return {f"/{(one.text or '').replace('~', 'evspec').lstrip('/')}" for one in found}
 
@@ -91,6 +107,8 @@ def test_the_security_policy_allows_what_an_active_node_opens(
         ("topic", "publish", node.get_publisher_names_and_types_by_node),
         ("topic", "subscribe", node.get_subscriber_names_and_types_by_node),
         ("service", "reply", node.get_service_names_and_types_by_node),
+        ("action", "execute", lambda *_: _actions(bench)),
     ):
-        opened, allowed = {name for name, _ in look("evspec", "/")}, _allowed(kind, how)
+        names = (name for name, _ in look("evspec", "/"))
+        opened, allowed = {name for name in names if "/_action/" not in name}, _allowed(kind, how)
         assert opened <= allowed <= opened | SOMETIMES

@@ -110,7 +110,7 @@ class FakeEngine:
         self.read(features, None, cache)
         logits = self.table[token]
         chances, tokens = torch.softmax(logits, -1).topk(4, -1)
-        return BlockOutput(tokens.numpy(), chances.numpy(), logits)
+        return BlockOutput(tokens, chances, logits)
 
 
 def _fake_drafter(monkeypatch: pytest.MonkeyPatch, vocabulary: int) -> tuple[BlockDrafter, FakeEngine]:
@@ -120,7 +120,11 @@ def _fake_drafter(monkeypatch: pytest.MonkeyPatch, vocabulary: int) -> tuple[Blo
     head = SimpleNamespace(
         config=sizes, lm_head=None, feature_layers=lambda _: (0,), context=lambda rows: min(rows, 5)
     )
-    target = SimpleNamespace(decoder=SimpleNamespace(config=None), engine=SimpleNamespace(backend="torch"))
+    target = SimpleNamespace(
+        decoder=SimpleNamespace(config=None),
+        engine=SimpleNamespace(backend="torch"),
+        device=torch.device("cpu"),
+    )
     target.decoder.config = SimpleNamespace(num_layers=1)
     return BlockDrafter(target, head, EventSide()), engine  # type: ignore[arg-type]
 

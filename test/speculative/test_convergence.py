@@ -94,7 +94,7 @@ class _KnownBlocks:
 
     def __init__(self, spread: Tensor) -> None:
         chances, tokens = spread.sort(-1, descending=True)
-        self._output = BlockOutput(tokens.numpy(), chances.numpy(), spread.log())
+        self._output = BlockOutput(tokens, chances, spread.log())
 
     def new_cache(self, capacity: int) -> Any:
         """Of no use."""
@@ -116,7 +116,9 @@ def _blocks(q: Tensor, generator: torch.Generator) -> Iterator[DraftTree]:
     )
     config = SimpleNamespace(num_layers=1)
     target: Any = SimpleNamespace(
-        decoder=SimpleNamespace(config=config), engine=SimpleNamespace(backend="torch")
+        decoder=SimpleNamespace(config=config),
+        engine=SimpleNamespace(backend="torch"),
+        device=torch.device("cpu"),
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(block.DrafterEngines, "block", lambda *_: _KnownBlocks(q[:2]))

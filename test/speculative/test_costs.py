@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from speculative_fakes import FakeTarget, fake_prompt, markov
+from speculative_fakes import FakeTarget, ScriptedDrafter, fake_prompt, markov
 
-from evspec_ros.speculative import DecodingStatistics, DraftLimits, TargetPass
-from evspec_ros.speculative.costs import PrefillCost, convex_minorant, line, measure_prefill
+from evspec_ros.speculative import DecodingStatistics, DraftLimits, TargetPass, costs
+from evspec_ros.speculative.costs import Pace, PrefillCost, convex_minorant, line, measure_prefill
 from evspec_ros.speculative.drafter import PassCosts
+from evspec_ros.speculative.tree import NO_DRAFT
 
 COSTS = PassCosts(tuple(1.0 + 0.1 * rows for rows in range(20)), 0.05)
 BEGUN = replace(COSTS, begin_ms=0.4)
@@ -116,3 +117,21 @@ def test_what_a_prefill_costs_is_measured_at_both_ends() -> None:
     assert read == [100, 1] * 5
     assert cost.prompt_ms > 0.9
     assert cost.row_ms == pytest.approx(0.2, rel=0.5)
+
+
+def test_the_plain_step_is_the_median_of_its_last_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five of them count, one row each behind the text; where no pass was measured none is timed."""
+    target, pace = FakeTarget(markov(9, seed=1)), Pace()
+    target.prefill([fake_prompt([1, 2, 3]).embeddings], 10, ())
+    pace.time_step(target, 4)
+    assert pace.plain_step_ms is None
+    monkeypatch.setattr(costs, "measure_passes", lambda *_: (9.0, 10.0))
+    monkeypatch.setattr(costs, "measure_costs", lambda *_: PassCosts((9.0, 10.0), 0.1))
+    pace.measure(target, ScriptedDrafter(lambda _: NO_DRAFT), fake_prompt([1, 2]), overlap=False)  # type: ignore[arg-type]
+    assert pace.plain_step_ms == 9.0
+    moments = iter([moment for ms in (40.0, 3.0, 4.0, 5.0, 6.0, 7.0) for moment in (1.0, 1.0 + ms / 1000)])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(moments))
+    for _ in range(6):
+        pace.time_step(target, 4)
+    assert pace.plain_step_ms == pytest.approx(5.0)
+    assert target.history == [1, 2, 3, *[4] * 6]

@@ -3,29 +3,72 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from emulated_cuda import EmulatedCuda, replace_everywhere
+from random_networks import (
+    naive_text,
+    random_drafter,
+    random_event_model,
+    random_head,
+    random_prompts,
+    random_target,
+)
 from speculative_fakes import ScriptedDrafter, excess, random_tree
 from torch import Tensor, nn
 
 from evspec_ros.engines.cuda_graphs import GraphedDecoder
+from evspec_ros.engines.drafter import DrafterEngines
 from evspec_ros.networks import devices
 from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
-from evspec_ros.speculative import DecoderTarget, DraftLimits, NoDrafter, Prompt, generate
+from evspec_ros.speculative import (
+    DRAFTERS,
+    DecoderTarget,
+    Drafter,
+    DraftLimits,
+    DraftModels,
+    EventSide,
+    Generation,
+    NoDrafter,
+    Prompt,
+    generate,
+    make_drafter,
+)
+from evspec_ros.speculative.device_tree import DeviceTree
 from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, draw, drawn, likeliest
 from evspec_ros.speculative.tree import DraftTree
-from evspec_ros.speculative.verification import verify_greedy, verify_on_device
+from evspec_ros.speculative.verification import (
+    Acceptance,
+    Judging,
+    Verdict,
+    verify,
+    verify_greedy,
+    verify_on_device,
+)
 
 GREEDY = Sampling()
 DRAWS = 4000
+LOSSY = [
+    Acceptance("typical"),
+    Acceptance("typical", 0.5, 0.9),
+    Acceptance("cascade"),
+    Acceptance("cascade", alpha=0.4),
+]
 
 
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def _on_device(*given: Any) -> Verdict:
+    """Of one tree alone."""
+    (verdict,) = verify_on_device([Judging(*given)])
+    return verdict
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -37,9 +80,55 @@ def test_greedy_decides_what_the_host_decides(seed: int) -> None:
     tree = DraftTree.from_parents(random.integers(0, 3, size).tolist(), parents, [0.5] * size)
     logits = torch.randn(size + 1, 3, generator=_generator(seed))
     logits[random.integers(size + 1)] = float("nan") if seed % 2 else 0.0
-    verdict = verify_on_device(tree, logits, GREEDY, _generator())
+    verdict = _on_device(tree, logits, GREEDY, _generator())
     expected = verify_greedy(tree, likeliest(logits))
     assert (verdict.rows, verdict.tokens) == (expected.rows, expected.tokens)
+
+
+@pytest.mark.parametrize("rule", LOSSY, ids=str)
+@pytest.mark.parametrize("seed", range(12))
+def test_lossy_modes_decide_what_the_host_decides(seed: int, rule: Acceptance) -> None:
+    """Greedily, on any tree, siblings that are alike among them; drawn nodes in a cascade as well."""
+    random = np.random.default_rng(seed)
+    size = int(random.integers(0, 20))
+    parents = [int(random.integers(-1, node)) for node in range(size)]
+    spread = torch.softmax(torch.randn(size, 4, generator=_generator(seed + 50)), -1) if seed % 2 else None
+    tokens, chances = random.integers(0, 4, size).tolist(), random.random(size).tolist()
+    tree = DraftTree.from_parents(tokens, parents, chances, spread)
+    logits = 2 * torch.randn(size + 1, 4, generator=_generator(seed))
+    verdict = _on_device(tree, logits, GREEDY, _generator(), rule)
+    (expected,) = verify([Judging(tree, logits, GREEDY, _generator(), rule)])
+    assert (verdict.rows, verdict.tokens) == (expected.rows, expected.tokens)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_a_cascade_draws_from_the_mixture_that_its_rule_makes(alpha: float) -> None:
+    """The drafter's distribution where it stands, the target's where it does not."""
+    for seed in range(4):
+        p, q = (
+            torch.softmax(1.5 * torch.randn(6, generator=_generator(seed + more)), -1) for more in (0, 50)
+        )
+        stands = float(q.max()) >= float(p.max()) - alpha * float((p - q).abs().sum()) / 2
+        generator, counts, mode = _generator(seed), torch.zeros(6), Acceptance("cascade", alpha=alpha)
+        for token in torch.multinomial(q, DRAWS // 8, True, generator=generator).tolist():
+            tree = DraftTree.chain([token], [float(q[token])], q[None])
+            found = _on_device(tree, p.log().repeat(2, 1), Sampling(1.0), generator, mode)
+            counts[found.tokens[0]] += 1
+        assert excess(counts, q if stands else p) < 5
+
+
+def test_what_is_not_there_is_never_accepted() -> None:
+    """Of a tree whose last nodes say what the target says, greedily, by chance and in the lossy modes."""
+    tree = DraftTree.from_parents([1, 2, 3, 3], [-1, 0, 0, 1], [0.9] * 4)
+    here = DeviceTree(**{**vars(DeviceTree.of(tree, torch.device("cpu"))), "known": None})
+    here.there[2:] = False
+    logits = torch.zeros(5, 5)
+    logits[[0, 1, 2], [1, 3, 3]] = 60.0
+    for sampling in (GREEDY, Sampling(1.0)):
+        for mode in (Acceptance(), Acceptance("typical"), Acceptance("cascade")):
+            verdict = _on_device(here, logits, sampling, _generator(), mode)
+            assert len(verdict.tree) == 2
+            assert (verdict.rows, verdict.tokens) == ([0, 1], [1, 3])
 
 
 def _without_chance(p: Tensor, _: torch.Generator) -> DraftTree:
@@ -55,7 +144,23 @@ def _chain(p: Tensor, generator: torch.Generator) -> DraftTree:
     return DraftTree.chain(tokens, [0.5, 0.5], spread)
 
 
-@pytest.mark.parametrize("propose", [_without_chance, _chain])
+def _siblings(p: Tensor, generator: torch.Generator) -> DraftTree:
+    """Three tokens drawn without replacement from another distribution than the target's, one more drawn
+    behind the first two.
+    """
+    spread, tokens, q = p.flip(-1), list[int](), list[Tensor]()
+    left = spread[0]
+    for _ in range(3):
+        q.append(left)
+        tokens.append(draw(left, generator))
+        left = left.index_fill(0, torch.tensor(tokens[-1:]), 0.0)
+        left = left / left.sum()
+    q += [spread[token] for token in tokens[:2]]
+    tokens += [draw(one, generator) for one in q[3:]]
+    return DraftTree.from_parents(tokens, [-1, -1, -1, 0, 1], [0.5] * 5, torch.stack(q))
+
+
+@pytest.mark.parametrize("propose", [_without_chance, _chain, _siblings])
 def test_what_is_sampled_is_distributed_as_the_target(
     propose: Callable[[Tensor, torch.Generator], DraftTree],
 ) -> None:
@@ -68,7 +173,7 @@ def test_what_is_sampled_is_distributed_as_the_target(
     seconds: dict[int, Counter[int]] = {token: Counter() for token in range(5)}
     for _ in range(DRAWS):
         tree = propose(p, generator)
-        tokens = verify_on_device(tree, table[[4, *tree.tokens.tolist()]], sampling, generator).tokens
+        tokens = _on_device(tree, table[[4, *tree.tokens.tolist()]], sampling, generator).tokens
         firsts[tokens[0]] += 1
         if len(tokens) > 1:
             seconds[tokens[0]][tokens[1]] += 1
@@ -84,9 +189,9 @@ def test_logits_that_are_not_finite_yield_no_token() -> None:
     logits = torch.zeros(3, 4)
     logits[:, 1] = 60.0
     logits[2] = float("nan")
-    assert verify_on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, 1]
+    assert _on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, 1]
     logits[1] = float("nan")
-    assert verify_on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, NO_TOKEN]
+    assert _on_device(tree, logits, Sampling(1.0), _generator()).tokens == [1, NO_TOKEN]
 
 
 def test_a_draw_lies_where_the_chance_says_and_never_where_there_is_none() -> None:
@@ -126,12 +231,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         found, OnDevice.looks = OnDevice.looks, 0
         return found
 
-    def uploaded(values: Tensor, _: torch.device) -> Tensor:
-        return values.as_subclass(OnDevice)
-
-    for module in ("device_verification", "sampling", "target", "text"):
-        monkeypatch.setattr(f"evspec_ros.speculative.{module}.uploaded", uploaded)
-    monkeypatch.setattr("evspec_ros.engines.decoder.uploaded", uploaded)
+    replace_everywhere(monkeypatch, "uploaded", lambda values, _: values.as_subclass(OnDevice))
+    EmulatedCuda(monkeypatch)
     return since
 
 
@@ -147,16 +248,25 @@ def test_the_fake_counts_looks(looks: Callable[[], int]) -> None:
     assert looks() == 4
 
 
+@pytest.mark.parametrize("mode", ["exact", "typical", "cascade"])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, 0.9, 20)])
 @pytest.mark.parametrize(
-    "tree", [random_tree(12, 4, range(9), np.random.default_rng(2)), DraftTree.chain([1, 2, 0], [0.5] * 3)]
+    "tree",
+    [
+        random_tree(12, 4, range(9), np.random.default_rng(2)),
+        DraftTree.chain([1, 2, 0], [0.5] * 3),
+        DraftTree.from_parents([1, 2, 0], [-1, -1, 0], [0.5] * 3, torch.full((3, 9), 1 / 9)),
+    ],
 )
 def test_the_host_waits_once_for_a_verdict(
-    sampling: Sampling, tree: DraftTree, looks: Callable[[], int]
+    sampling: Sampling, tree: DraftTree, mode: str, looks: Callable[[], int]
 ) -> None:
-    """Of at most as many numbers as the pass has rows, and one."""
+    """Whatever decides, of whatever kind the tree is; for several texts in a pass as well."""
     logits = torch.randn(len(tree) + 1, 9).as_subclass(OnDevice)
-    verify_on_device(tree, logits, sampling, _generator())
+    judging = Judging(tree, logits, sampling, _generator(), Acceptance(mode))
+    verify([judging])
+    assert looks() == 1
+    verify([judging] * 3)
     assert looks() == 1
 
 
@@ -220,6 +330,44 @@ def test_the_host_waits_once_a_turn(temperature: float, looks: Callable[[], int]
         assert found.tokens == text
 
 
+def _everything_on_device(name: str) -> tuple[DecoderTarget, Drafter]:
+    """A target and a drafter, with all parameters of their networks there."""
+    target = random_target()
+    drafter = random_drafter(name, target, engines=DrafterEngines.like(target.engine))
+    for network in (target.decoder, target.lm_head, *_networks_of(drafter)):
+        _put_on_device(network)
+    return target, drafter
+
+
+def _networks_of(owner: object, depth: int = 4) -> Iterator[nn.Module]:
+    """What a drafter holds, its parts' and engines' networks among it."""
+    for held in vars(owner).values() if hasattr(owner, "__dict__") and depth > 0 else ():
+        if isinstance(held, nn.Module):
+            yield held
+        elif type(held).__module__.startswith("evspec_ros."):
+            yield from _networks_of(held, depth - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_the_host_waits_once_a_turn_whatever_drafts(
+    name: str, temperature: float, looks: Callable[[], int]
+) -> None:
+    """From the second proposal on, behind what is read once a text: a draft is grown, judged and kept, and
+    the host looks at what was accepted. Greedily the text is the target's own.
+    """
+    prompt, text = random_prompts(2)[1], naive_text(random_target(), random_prompts(2)[1], 24)
+    target, drafter = _everything_on_device(name)
+    counts, propose = list[int](), drafter.propose
+    drafter.propose = lambda *given: (counts.append(looks()), propose(*given))[1]  # type: ignore[method-assign]
+    settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "limits": DraftLimits(4, 7)}
+    found = generate(target, drafter, prompt, **settings)
+    assert len(counts) > 3
+    assert set(counts[2:]) == {1}
+    if temperature == 0.0:
+        assert list(found.tokens) == text
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_turn_on_a_gpu_waits_for_the_verdict_alone(
@@ -233,28 +381,60 @@ def test_a_turn_on_a_gpu_waits_for_the_verdict_alone(
     decoder, lm_head = decoder.cuda(), lm_head.cuda()
     target = DecoderTarget(decoder, lm_head, (), str, engine=GraphedDecoder(decoder, lm_head))
     prompt = Prompt(prompt.embeddings.cuda())
-    limits = DraftLimits(4, 8)
-    generate(target, _Counting(text, lambda: 0), prompt, limits=limits, **settings)  # captures
+    found = _strictly(target, _Counting(text, lambda: 0), prompt, monkeypatch, **settings)
+    if temperature == 0.0:
+        assert found.tokens == text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_turn_on_a_gpu_waits_for_the_verdict_alone_whatever_drafts(
+    name: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same of every drafter with its own networks, from its second draft on."""
+    prompt, text = random_prompts(2)[1], naive_text(random_target(), random_prompts(2)[1], 24)
+    events = prompt.events
+    assert events is not None
+    on_cpu = random_target()
+    decoder, lm_head = on_cpu.decoder.cuda(), on_cpu.lm_head.cuda()
+    target = DecoderTarget(decoder, lm_head, (), str, engine=GraphedDecoder(decoder, lm_head))
+    kinds = DRAFTERS[name].head_kinds
+    head = random_head(kinds[0]).cuda() if kinds else None
+    drafter = make_drafter(name, target, DraftModels(head, random_event_model().cuda(), EventSide()))
+    prompt = replace(prompt, embeddings=prompt.embeddings.cuda(), events=lambda: events().cuda())
+    found = _strictly(target, drafter, prompt, monkeypatch, max_new_tokens=24, temperature=temperature)
+    if temperature == 0.0:
+        assert list(found.tokens) == text
+
+
+def _strictly(
+    target: DecoderTarget, drafter: Any, prompt: Prompt, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> Generation:
+    """A text in which torch refuses every wait but that for a verdict, from the second draft on."""
+    settings["limits"] = DraftLimits(4, 8)
+    generate(target, drafter, prompt, **settings)  # captures
+    drafter.forget()
+    propose, mode = drafter.propose, ["default"]
+
+    def strict(*given: Any) -> Any:
+        torch.cuda.set_sync_debug_mode(mode[0])
+        mode[0] = "error"
+        return propose(*given)
 
     def waits(*tensors: Tensor) -> list[Any]:
         torch.cuda.set_sync_debug_mode("default")
         try:
             return devices.fetched(*tensors)
         finally:
-            torch.cuda.set_sync_debug_mode("error")
+            torch.cuda.set_sync_debug_mode(mode[0])
 
-    class Strict(_Counting):
-        def propose(self, *given: Any) -> DraftTree:
-            torch.cuda.set_sync_debug_mode("error")
-            return super().propose(*given)
+    def finish(_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
 
-        def finish(self, tokens: Any) -> None:
-            torch.cuda.set_sync_debug_mode("default")
-
+    drafter.propose, drafter.finish = strict, finish
     monkeypatch.setattr("evspec_ros.speculative.verification.fetched", waits)
     try:
-        found = generate(target, Strict(text, lambda: 0), prompt, limits=limits, **settings)
+        return generate(target, drafter, prompt, **settings)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    if temperature == 0.0:
-        assert found.tokens == text

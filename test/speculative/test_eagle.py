@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from random_networks import (
+    CONFIG,
+    EVENT_SIZE,
+    VOCABULARY,
+    naive_text,
+    random_drafter,
+    random_event_model,
+    random_head,
+    random_prompts,
+    random_target,
+)
 from speculative_fakes import ScriptedDrafter, following_script, random_trees
 
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.errors import CheckpointError, GenerationError
 from evspec_ros.networks.checkpoints import DRAFT_HEADS
-from evspec_ros.networks.clip import ClipConfig
 from evspec_ros.networks.draft_head import EagleConfig, EagleHead
-from evspec_ros.networks.eventgpt import EventGpt, EventGptConfig
 from evspec_ros.networks.llama import LlamaConfig, LlamaDecoder
 from evspec_ros.speculative import (
     DRAFTERS,
@@ -36,87 +44,12 @@ from evspec_ros.speculative import (
 from evspec_ros.speculative.eagle import EagleDrafter
 from evspec_ros.speculative.sampling import Sampling
 
-VOCABULARY, LENGTH, EVENT_SIZE = 50, 20, 12
-CONFIG = LlamaConfig(
-    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2,
-    head_dim=8, max_positions=96,
-)  # fmt: skip
-
-
-def _target(seed: int = 0, kv_dtype: torch.dtype | None = None) -> DecoderTarget:
-    """Weights large enough that texts vary and no two tokens are nearly tied."""
-    torch.manual_seed(seed)
-    decoder = LlamaDecoder(CONFIG).eval()
-    lm_head = torch.nn.Linear(CONFIG.hidden_size, VOCABULARY, bias=False)
-    with torch.no_grad():
-        for parameter in (*decoder.parameters(), lm_head.weight):
-            if parameter.dim() == 2:
-                parameter.normal_(std=0.4)
-            else:
-                parameter.uniform_(0.5, 1.5)  # a norm that changes something when it is applied twice
-    return DecoderTarget(
-        decoder, lm_head, (), detokenize=lambda tokens: " ".join(map(str, tokens)), kv_dtype=kv_dtype
-    )
-
-
-def _head(kind: str = "eagle") -> Any:
-    """EAGLE-3's and the block head read the last five of the prompt's rows; the block is of four."""
-    torch.manual_seed(0)
-    sizes = DRAFT_HEADS[kind].config.for_target(CONFIG, EVENT_SIZE, 8)
-    if kind in ("eagle3", "block"):
-        sizes = replace(sizes, context=5)
-    if kind == "block":
-        sizes = replace(sizes, block=4)
-    head = DRAFT_HEADS[kind].head(sizes).eval()
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.normal_(std=0.3)
-    return head
-
-
-def _event_model() -> EventGpt:
-    """Knows the target's tokens and one more, and no more positions than a text needs at times."""
-    torch.manual_seed(4)
-    clip = ClipConfig(8, 16, 1, 2, 32, 16, projection_dim=8)
-    text = LlamaConfig(VOCABULARY + 1, EVENT_SIZE, 16, 2, 2, 2, 6, max_positions=32)
-    model = EventGpt(EventGptConfig(text, clip)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.5)
-    return model
-
-
-def _drafter(name: str, target: DecoderTarget, *, overlap: bool = False, pooling: int = 1) -> Drafter:
-    kinds = drafter_kind(name).head_kinds
-    events = EventSide(overlap=overlap, pooling=pooling)
-    return make_drafter(name, target, DraftModels(_head(kinds[0]) if kinds else None, _event_model(), events))
-
-
-def _prompts(count: int, rows: int = 12) -> list[Prompt]:
-    """Embeddings as a projector makes them, so no tokens stand behind them; some with events."""
-    generator = torch.Generator().manual_seed(1)
-    prompts = []
-    for index in range(count):
-        embeddings = torch.randn(1, rows + index % 3, CONFIG.hidden_size, generator=generator)
-        events = torch.randn(9, EVENT_SIZE, generator=generator)
-        read = partial(torch.clone, events) if index % 2 else None
-        prompts.append(Prompt(embeddings, (7,) * (rows + index % 3), read, ((1, 3), (4, 5, 6))))
-    return prompts
-
-
-@torch.inference_mode()
-def _naive(target: DecoderTarget, prompt: Prompt, length: int = LENGTH) -> list[int]:
-    """The reference: a whole pass without a cache for every token."""
-    embeddings, tokens = prompt.embeddings, []
-    for _ in range(length):
-        tokens.append(int(target.lm_head(target.decoder(embeddings).hidden[0, -1]).argmax()))
-        embeddings = torch.cat((embeddings, target.embed(torch.tensor([tokens[-1:]]))), 1)
-    return tokens
+LENGTH = 20
 
 
 def _drafters(target: DecoderTarget, text: list[int]) -> dict[str, Drafter]:
     return {
-        **{name: _drafter(name, target) for name in DRAFTERS},
+        **{name: random_drafter(name, target) for name in DRAFTERS},
         "perfect": following_script(text, vocabulary=VOCABULARY),
         "wrong": following_script(text, wrong_by=1, vocabulary=VOCABULARY),
         "random": random_trees(VOCABULARY, seed=1),
@@ -145,9 +78,9 @@ def _hidden_in_a_tree(text: list[int]):  # type: ignore[no-untyped-def]
 def test_greedy_text_is_the_target_s_own_whatever_the_drafter(kind: str) -> None:
     """Against whole passes without a cache, 2 targets, 6 prompts each, several limits."""
     for seed in range(2):
-        target = _target(seed)
-        for prompt in _prompts(6):
-            text = _naive(target, prompt)
+        target = random_target(seed)
+        for prompt in random_prompts(6):
+            text = naive_text(target, prompt, LENGTH)
             drafter = _drafters(target, text)[kind]
             for limits in (DraftLimits(1, 1), DraftLimits(4, 12), DraftLimits(6, 18, p_min=0.05)):
                 found = generate(target, drafter, prompt, max_new_tokens=LENGTH, limits=limits)
@@ -158,13 +91,13 @@ def test_greedy_text_is_the_target_s_own_whatever_the_drafter(kind: str) -> None
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_nothing_is_drafted_behind_an_end_token(name: str, temperature: float) -> None:
     """With half of the vocabulary ending a text, no drafter gives such a token a child."""
-    target = _target()
+    target = random_target()
     target.end_tokens = frozenset(range(0, VOCABULARY, 2))
-    drafter = _drafter(name, target)
+    drafter = random_drafter(name, target)
     drafted: list[DraftTree] = []
     propose = drafter.propose
     drafter.propose = lambda *given: drafted.append(propose(*given)) or drafted[-1]  # type: ignore[method-assign]
-    for prompt in _prompts(12):
+    for prompt in random_prompts(12):
         generate(target, drafter, prompt, max_new_tokens=LENGTH, temperature=temperature)
     for tree in drafted:
         inner = {int(tree.tokens[parent]) for parent in tree.parents if parent >= 0}
@@ -176,19 +109,19 @@ def test_nothing_is_drafted_behind_an_end_token(name: str, temperature: float) -
 @pytest.mark.parametrize("name", [name for name, kind in DRAFTERS.items() if kind.reads_events])
 def test_greedy_text_does_not_depend_on_how_events_are_read(name: str, pooling: int, overlap: bool) -> None:
     """Beside the prefill or before it, all event tokens or some averaged: the target's own text."""
-    target = _target()
-    drafter = _drafter(name, target, overlap=overlap, pooling=pooling)
-    for prompt in _prompts(4):
+    target = random_target()
+    drafter = random_drafter(name, target, overlap=overlap, pooling=pooling)
+    for prompt in random_prompts(4):
         found = generate(target, drafter, prompt, max_new_tokens=LENGTH, limits=DraftLimits(5, 9))
-        assert list(found.tokens) == _naive(target, prompt)
+        assert list(found.tokens) == naive_text(target, prompt, LENGTH)
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8])
 def test_a_smaller_cache_keeps_every_drafter_lossless(kv_dtype: torch.dtype) -> None:
     """Greedy text is that of plain decoding with the same cache, whatever drafts."""
     for seed in range(2):
-        target = _target(seed, kv_dtype)
-        for prompt in _prompts(4):
+        target = random_target(seed, kv_dtype)
+        for prompt in random_prompts(4):
             plain = generate(target, NoDrafter(), prompt, max_new_tokens=LENGTH).tokens
             for drafter in _drafters(target, list(plain)).values():
                 limits = DraftLimits(4, 12)
@@ -198,9 +131,9 @@ def test_a_smaller_cache_keeps_every_drafter_lossless(kv_dtype: torch.dtype) -> 
 
 def test_a_right_branch_after_wrong_ones_is_committed() -> None:
     """All tokens of the hidden branch are accepted, so the cache was gathered row by row."""
-    target = _target()
-    prompt = _prompts(1)[0]
-    text = _naive(target, prompt)
+    target = random_target()
+    prompt = random_prompts(1)[0]
+    text = naive_text(target, prompt, LENGTH)
     found = generate(
         target,
         _drafters(target, text)["perfect in a tree"],
@@ -214,9 +147,9 @@ def test_a_right_branch_after_wrong_ones_is_committed() -> None:
 
 def test_features_after_acceptance_are_those_of_one_whole_pass() -> None:
     """What a drafter receives over the steps is what one pass over prompt and text computes."""
-    target = _target()
-    prompt = _prompts(1)[0]
-    text = _naive(target, prompt)
+    target = random_target()
+    prompt = random_prompts(1)[0]
+    text = naive_text(target, prompt, LENGTH)
     spy = ScriptedDrafter(_hidden_in_a_tree(text), layers=(0, 2, 3))
     received: list[tuple[torch.Tensor, ...]] = []
     start, accept = spy.start, spy.accept
@@ -238,8 +171,8 @@ def test_each_draft_is_what_the_head_says_of_the_whole_text_so_far(kind: str, te
     This is where a stale feature, a norm applied twice, a cache out of step or a token off by one shows; the
     text itself would still be right.
     """
-    target, head = _target(), _head(kind)
-    for prompt in _prompts(4):
+    target, head = random_target(), random_head(kind)
+    for prompt in random_prompts(4):
         drafter = EagleDrafter(target, head, EventSide())
         proposals: list[DraftTree] = []
         history: list[list[int]] = []
@@ -316,8 +249,8 @@ def _paths_of_whole_passes(
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 def test_a_tree_s_nodes_have_the_probabilities_that_whole_passes_give_them(kind: str) -> None:
     """Two levels, several branches, each seeing its own path alone; siblings in order of their chances."""
-    target, head = _target(), _head(kind)
-    for prompt in _prompts(4):
+    target, head = random_target(), random_head(kind)
+    for prompt in random_prompts(4):
         drafter = EagleDrafter(target, head, EventSide(), branches=3)
         with torch.inference_mode():
             (first,) = target.prefill([prompt.embeddings], 40, drafter.layers)
@@ -334,8 +267,8 @@ def test_a_tree_s_nodes_have_the_probabilities_that_whole_passes_give_them(kind:
 
 def test_events_change_what_is_drafted_and_not_what_is_said() -> None:
     """The same prompt with and without events: other drafts, the same text."""
-    target, head = _target(), _head()
-    with_events = _prompts(2)[1]
+    target, head = random_target(), random_head()
+    with_events = random_prompts(2)[1]
     without = Prompt(with_events.embeddings)
     drafts, texts = [], []
     for prompt in (with_events, without):
@@ -352,8 +285,8 @@ def test_events_change_what_is_drafted_and_not_what_is_said() -> None:
 
 def test_a_chain_stops_where_confidence_ends() -> None:
     """p_min bounds the product of the probabilities along the chain."""
-    target, head = _target(), _head()
-    prompt = _prompts(1)[0]
+    target, head = random_target(), random_head()
+    prompt = random_prompts(1)[0]
     drafter = EagleDrafter(target, head, EventSide())
     with torch.inference_mode():
         (first,) = target.prefill([prompt.embeddings], 20, drafter.layers)
@@ -369,9 +302,9 @@ def test_a_chain_stops_where_confidence_ends() -> None:
 
 def test_a_seeded_run_repeats() -> None:
     """Sampled text of eagle: the same seed the same text, another seed another."""
-    target = _target()
-    drafter = make_drafter("eagle", target, DraftModels(_head()))
-    prompt = _prompts(1)[0]
+    target = random_target()
+    drafter = make_drafter("eagle", target, DraftModels(random_head()))
+    prompt = random_prompts(1)[0]
     texts = [
         generate(target, drafter, prompt, max_new_tokens=LENGTH, temperature=1.0, seed=seed).tokens
         for seed in (1, 1, 2)
@@ -381,11 +314,11 @@ def test_a_seeded_run_repeats() -> None:
 
 def test_one_target_serves_prompts_of_any_length_in_turn() -> None:
     """Caches are reused and grown; nothing of an earlier prompt is seen by a later one."""
-    target = _target()
-    drafter = make_drafter("eagle", target, DraftModels(_head()))
+    target = random_target()
+    drafter = make_drafter("eagle", target, DraftModels(random_head()))
     for rows in (5, 30, 1, 12):
-        for prompt in _prompts(2, rows):
-            text = _naive(target, prompt)
+        for prompt in random_prompts(2, rows):
+            text = naive_text(target, prompt, LENGTH)
             assert list(generate(target, drafter, prompt, max_new_tokens=LENGTH).tokens) == text
 
 
@@ -393,12 +326,12 @@ def test_a_prompt_too_long_for_the_model_is_refused() -> None:
     """The message says how much there is and what to do."""
     prompt = Prompt(torch.zeros(1, 90, CONFIG.hidden_size))
     with pytest.raises(GenerationError, match=r"90 embedded tokens.*shorten"):
-        generate(_target(), NoDrafter(), prompt, max_new_tokens=LENGTH)
+        generate(random_target(), NoDrafter(), prompt, max_new_tokens=LENGTH)
 
 
 def test_drafters_go_by_name() -> None:
     """An unknown name, a missing head and a head for another target are refused in one sentence."""
-    target = _target()
+    target = random_target()
     assert make_drafter("none", target).name == "none"
     with pytest.raises(GenerationError, match=r"none, prompt_lookup, .*combined"):
         make_drafter("eagel", target)
@@ -413,7 +346,7 @@ def test_drafters_go_by_name() -> None:
 @pytest.mark.parametrize("name", ["eagle", "eagle2", "eagle3", "combined"])
 def test_a_head_with_too_few_positions_drafts_as_far_as_they_go(name: str, engine: str) -> None:
     """From none at all to enough: no error, the target's own text, and never fewer drafts with more."""
-    target = _target()
+    target = random_target()
     if engine == "onnxruntime":
         config = replace(CONFIG, head_dim=16)
         torch.manual_seed(0)
@@ -423,7 +356,7 @@ def test_a_head_with_too_few_positions_drafts_as_far_as_they_go(name: str, engin
         target = DecoderTarget(decoder, lm_head, (), str, engine=OnnxDecoder(decoder, lm_head))
     (kind, *_) = drafter_kind(name).head_kinds
     sizes = DRAFT_HEADS[kind].config.for_target(target.decoder.config, EVENT_SIZE, 8)
-    prompt = _prompts(2)[1]  # 13 rows and nine event rows
+    prompt = random_prompts(2)[1]  # 13 rows and nine event rows
     alone = generate(target, NoDrafter(), prompt, max_new_tokens=LENGTH).tokens
     drafted = []
     for positions in (1, 9, 16, 22, 23, 24, 26, 30, 36, 96):
@@ -431,7 +364,7 @@ def test_a_head_with_too_few_positions_drafts_as_far_as_they_go(name: str, engin
         head = DRAFT_HEADS[kind].head(replace(sizes, max_positions=positions)).eval()
         for parameter in head.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        drafter = make_drafter(name, target, DraftModels(head, _event_model()))
+        drafter = make_drafter(name, target, DraftModels(head, random_event_model()))
         for temperature in (0.0, 1.0):
             limits = DraftLimits(6, 12)
             drafter.forget()
@@ -447,8 +380,8 @@ def test_a_head_with_too_few_positions_drafts_as_far_as_they_go(name: str, engin
 
 def test_the_event_model_writes_only_what_the_target_can_read() -> None:
     """Where its tokens mean something else, `combined` is what is left without it."""
-    target, events = _target(), EventSide(overlap=True)
-    models = DraftModels(_head("eagle3"), _event_model(), events)
+    target, events = random_target(), EventSide(overlap=True)
+    models = DraftModels(random_head("eagle3"), random_event_model(), events)
     assert make_drafter("combined", target, models)._event_writer is not None  # type: ignore[attr-defined]
     others = replace(models, event_text=False)
     assert make_drafter("combined", target, others)._event_writer is None  # type: ignore[attr-defined]
@@ -458,14 +391,17 @@ def test_a_prompt_that_begins_as_the_last_one_is_read_from_where_they_part() -> 
     """Same logits and features as of a target that reads it all, whatever was generated in between."""
     torch.manual_seed(3)
     first = torch.randn(1, 12, CONFIG.hidden_size)
-    target, layers = _target(), (1, CONFIG.num_layers)
+    target, layers = random_target(), (1, CONFIG.num_layers)
     for rows in (12, 7, 1, 0):  # all of it, a part, one row, none
         other = torch.cat((first[:, :rows], torch.randn(1, 12 - min(rows, 11), CONFIG.hidden_size)), 1)
         with torch.inference_mode():
             target.prefill([first], 20, layers)
             target.extend([Block(0, 4, DraftTree.chain([1, 2, 3], [1.0] * 3))])
             target.keep([[0, 1]])
-            (found,), (whole,) = target.prefill([other], 20, layers), _target().prefill([other], 20, layers)
+            (found,), (whole,) = (
+                target.prefill([other], 20, layers),
+                random_target().prefill([other], 20, layers),
+            )
         assert found.reused == rows
         assert whole.reused == 0
         torch.testing.assert_close(found.logits, whole.logits, rtol=1e-4, atol=1e-4)
@@ -475,7 +411,7 @@ def test_a_prompt_that_begins_as_the_last_one_is_read_from_where_they_part() -> 
 
 def test_the_last_row_of_a_prompt_is_always_read() -> None:
     """Its logits begin the text: the same prompt again costs one row, or all after `forget`."""
-    target, prompt = _target(), torch.randn(1, 12, CONFIG.hidden_size)
+    target, prompt = random_target(), torch.randn(1, 12, CONFIG.hidden_size)
     with torch.inference_mode():
         once, again = (target.prefill([prompt], 20, ())[0] for _ in range(2))
         target.forget()
@@ -487,7 +423,7 @@ def test_the_last_row_of_a_prompt_is_always_read() -> None:
 def test_a_larger_cache_or_other_layers_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the rows of a smaller cache nor features that were not asked for are there to be reused."""
     monkeypatch.setattr("evspec_ros.sizes.CACHE_STEP", 8)
-    target, prompt = _target(), torch.randn(1, 12, CONFIG.hidden_size)
+    target, prompt = random_target(), torch.randn(1, 12, CONFIG.hidden_size)
     with torch.inference_mode():
         reused = [
             target.prefill([prompt], *ask)[0].reused for ask in ((4, ()), (40, ()), (4, (1,)), (4, (1,)))

@@ -10,7 +10,9 @@ import torch
 from emulated_cuda import EmulatedCuda
 from torch import Tensor
 
-from evspec_ros.speculative import EventSide, Prompt
+from evspec_ros.cancellation import Cancellation, check
+from evspec_ros.errors import CancelledError, GenerationError
+from evspec_ros.speculative import EventSide, Prompt, event_side
 from evspec_ros.speculative.event_side import EventTimes, Prefilling
 
 TIMEOUT_S = 20.0
@@ -119,6 +121,80 @@ def test_an_exception_that_nobody_asked_for_is_not_the_next_prompt_s() -> None:
     features = side.features()
     assert features is not None
     assert (features == 3.0).all()
+
+
+class _Reading:
+    """A prompt's events, which a network reads that looks between its layers, or that never looks."""
+
+    def __init__(self, *, looks: bool) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self._looks = looks
+
+    def prompt(self) -> Prompt:
+        """The prompt."""
+        return Prompt(torch.zeros(1, 3, 4), events=self._read)
+
+    def _read(self) -> Tensor:
+        self.begun.set()
+        while self._looks:
+            check()
+            time.sleep(0.005)
+        assert self.go_on.wait(TIMEOUT_S)
+        return torch.zeros(6, 4)
+
+
+def _cancel_soon(work: Cancellation) -> None:
+    threading.Timer(0.05, work.cancel, ["The drafter stalled."]).start()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_reading_that_stalls_ends_with_the_draft_that_waits_for_it(overlap: bool) -> None:
+    """In the event model's own thread, too; the next prompt's events are read."""
+    side, reading, work = EventSide(overlap=overlap), _Reading(looks=True), Cancellation()
+    with work.scope():
+        side.begin(reading.prompt())
+        _cancel_soon(work)
+        with pytest.raises(CancelledError, match="stalled"):
+            side.features()
+    side.begin(_prompt(2.0))
+    assert side.features() is not None
+
+
+def test_a_reading_that_nobody_asked_for_is_ended_by_the_next_prompt() -> None:
+    """Between two layers."""
+    side, reading = EventSide(overlap=True), _Reading(looks=True)
+    side.begin(reading.prompt())
+    assert reading.begun.wait(TIMEOUT_S)
+    side.begin(_prompt(2.0))
+    assert side.features() is not None
+
+
+def test_a_reading_that_never_looks_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draft that waits for it is given up, later ones are refused, once at once, until it is over."""
+    monkeypatch.setattr(event_side, "PATIENCE_S", 0.05)
+    side, reading, work = EventSide(overlap=True), _Reading(looks=False), Cancellation()
+    with work.scope():
+        side.begin(reading.prompt())
+        _cancel_soon(work)
+        with pytest.raises(CancelledError, match="stalled"):
+            side.features()
+    for _ in range(2):
+        with pytest.raises(GenerationError, match="still reads the events of an earlier text"):
+            side.begin(_prompt(2.0))
+    reading.go_on.set()
+    deadline = time.monotonic() + TIMEOUT_S
+    while (features := _try_to_read(side)) is None:
+        assert time.monotonic() < deadline
+    assert (features == 2.0).all()
+
+
+def _try_to_read(side: EventSide) -> Tensor | None:
+    try:
+        side.begin(_prompt(2.0))
+    except GenerationError:
+        time.sleep(0.01)
+        return None
+    return side.features()
 
 
 @pytest.mark.parametrize(

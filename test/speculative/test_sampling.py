@@ -9,7 +9,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from evspec_ros.errors import GenerationError
 from evspec_ros.speculative import DraftTree
 from evspec_ros.speculative.sampling import Sampling, Warped, draw
-from evspec_ros.speculative.verification import verify
+from evspec_ros.speculative.verification import Judging, verify
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
@@ -76,5 +76,6 @@ def test_rows_that_nobody_asks_for_are_not_warped(monkeypatch: pytest.MonkeyPatc
     logits = torch.zeros(25, 100)
     logits[:, 99] = 50.0
     tree = DraftTree.from_parents(list(range(24)), [-1] * 24, [0.1] * 24)
-    assert verify(tree, logits, Sampling(1.0), torch.Generator().manual_seed(0)).tokens == [99]
+    judging = Judging(tree, logits, Sampling(1.0), torch.Generator().manual_seed(0))
+    assert verify([judging])[0].tokens == [99]
     assert warped == [(100,)]

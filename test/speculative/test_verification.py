@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,24 @@ from evspec_ros.errors import GenerationError
 from evspec_ros.speculative import DraftTree
 from evspec_ros.speculative.sampling import Sampling, draw
 from evspec_ros.speculative.tree import NO_DRAFT
-from evspec_ros.speculative.verification import Acceptance, verify, verify_greedy, verify_sampled
+from evspec_ros.speculative.verification import (
+    Acceptance,
+    Judging,
+    Verdict,
+    verify,
+    verify_greedy,
+    verify_sampled,
+)
 
 VOCABULARY = 10
 DRAWS = 8_000
 SUSPICIOUS = 5.0  # standard deviations
+
+
+def _verified(*given: Any, **settings: Any) -> Verdict:
+    """Of one tree alone."""
+    (verdict,) = verify([Judging(*given, **settings)])
+    return verdict
 
 
 def test_greedy_follows_the_branch_that_the_target_takes() -> None:
@@ -52,8 +67,8 @@ def test_without_a_draft_the_target_decides_alone() -> None:
     """One row, one token, greedy and sampled."""
     logits = torch.tensor([[0.0, 5.0, 1.0]])
     generator = torch.Generator().manual_seed(0)
-    assert verify(NO_DRAFT, logits, Sampling(), generator).tokens == [1]
-    assert verify(NO_DRAFT, logits, Sampling(temperature=1e-3), generator).tokens == [1]
+    assert _verified(NO_DRAFT, logits, Sampling(), generator).tokens == [1]
+    assert _verified(NO_DRAFT, logits, Sampling(temperature=1e-3), generator).tokens == [1]
 
 
 MODES = [
@@ -79,9 +94,9 @@ def test_logits_that_are_not_finite_stop_the_text(
         logits[2, place] = value
         tree, generator = DraftTree.chain([1, 3], [1.0, 1.0]), torch.Generator().manual_seed(0)
         with pytest.raises(GenerationError, match=r"behind token 9 of the text are not finite"):
-            verify(tree, logits, sampling, generator, acceptance, written=7)
+            _verified(tree, logits, sampling, generator, acceptance, written=7)
         with pytest.raises(GenerationError, match="behind the prompt are not finite"):
-            verify(NO_DRAFT, logits[2:], sampling, generator, acceptance)
+            _verified(NO_DRAFT, logits[2:], sampling, generator, acceptance)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0)])
@@ -92,7 +107,7 @@ def test_a_row_that_decides_nothing_may_be_anything(sampling: Sampling) -> None:
     logits = torch.full((3, 4), float("-inf"))
     logits[0, 1] = 3.0
     logits[1:] = float("nan")
-    verdict = verify(DraftTree.chain([2, 3], [1.0, 1.0]), logits, sampling, torch.Generator())
+    verdict = _verified(DraftTree.chain([2, 3], [1.0, 1.0]), logits, sampling, torch.Generator())
     assert verdict.tokens == [1]
 
 
@@ -100,7 +115,7 @@ def test_a_row_of_nothing_but_minus_infinity_says_nothing() -> None:
     """No token is left in it."""
     for sampling in (Sampling(), Sampling(1.0)):
         with pytest.raises(GenerationError, match="not finite"):
-            verify(NO_DRAFT, torch.full((1, 4), float("-inf")), sampling, torch.Generator())
+            _verified(NO_DRAFT, torch.full((1, 4), float("-inf")), sampling, torch.Generator())
 
 
 def test_greedy_finds_the_longest_agreeing_path_of_any_tree() -> None:
@@ -225,7 +240,7 @@ P = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])
 
 def _lossy(token: int, confidence: float, acceptance: Acceptance) -> list[int]:
     tree = DraftTree.chain([token], [confidence])
-    return verify(tree, P.log(), Sampling(), torch.Generator().manual_seed(0), acceptance).tokens
+    return _verified(tree, P.log(), Sampling(), torch.Generator().manual_seed(0), acceptance).tokens
 
 
 def test_typical_accepts_what_exceeds_the_threshold() -> None:
@@ -272,6 +287,6 @@ def test_a_cascade_samples_the_mixture_that_its_rule_makes(alpha: float) -> None
         for token in torch.multinomial(q, 3_000, True, generator=generator).tolist():
             tree = DraftTree.chain([token], [float(q[token])], q[None])
             mode = Acceptance("cascade", alpha=alpha)
-            counts[verify(tree, p.log().repeat(2, 1), Sampling(1.0), generator, mode).tokens[0]] += 1
+            counts[_verified(tree, p.log().repeat(2, 1), Sampling(1.0), generator, mode).tokens[0]] += 1
         assert excess(counts, q if stands else p) < SUSPICIOUS
     assert deferred == {True, False}

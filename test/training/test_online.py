@@ -17,6 +17,7 @@ import pytest
 import torch
 from random_pair import PROMPT, noise_scenes, random_pair
 
+from evspec_ros.cancellation import check
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.errors import GenerationError
 from evspec_ros.loading import load_describer
@@ -257,6 +258,29 @@ def test_nothing_is_learnt_while_a_description_is_written() -> None:
         distiller.close()
     distiller._thread.join(5)
     assert not distiller._thread.is_alive()
+
+
+def test_who_saves_does_not_wait_for_a_step() -> None:
+    """It is given up between two layers, which is no failure, and learning goes on."""
+    distiller, steps = _distiller(), threading.Semaphore(0)
+
+    def learn() -> None:
+        steps.release()
+        deadline = time.monotonic() + LONG_S
+        while time.monotonic() < deadline:
+            check()
+            time.sleep(0.005)
+
+    distiller.learn = learn  # type: ignore[method-assign]
+    distiller.start()
+    _describe(distiller, range(QUICK.held_out + 1))
+    for _ in range(2):
+        assert steps.acquire(timeout=LONG_S)
+        began = time.monotonic()
+        distiller.save()
+        assert time.monotonic() - began < LONG_S / 2
+    assert distiller.take_failure() is None
+    distiller.close()
 
 
 def test_it_rests_so_long_that_its_share_of_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from evspec_ros.describer import SceneDescriber
 from evspec_ros.evaluation.replay.plan import ReplayPlan
-from evspec_ros.evaluation.replay.run import described_rows, first_word_ms
+from evspec_ros.evaluation.replay.run import described_rows
 from evspec_ros.evaluation.replay.store import RecordingId, Row
 from evspec_ros.evaluation.replay.sweep import windows_ending
 from evspec_ros.recordings.recording import Recording
@@ -90,7 +90,7 @@ def live_rows(
                 "text": result["text"],
                 "tokens": result["tokens"],
                 "latency_ms": result["latency_ms"],
-                "first_word_ms": first_word_ms(result["latency_ms"]),
+                "first_word_ms": result["latency_ms"]["first_word"],
                 "accepted_length": result["mean_accepted_length"],
                 "statistics": result["statistics"],
                 "drafter": result["drafter"],

@@ -150,7 +150,7 @@ def _row(describer: SceneDescriber, description: Description) -> dict[str, Any]:
         "text": description.text,
         "tokens": said["tokens"],
         "latency_ms": latency,
-        "first_word_ms": first_word_ms(latency),
+        "first_word_ms": latency["first_word"],
         "accepted_length": said["mean_accepted_length"],
         "statistics": said["statistics"],
         "drafter": description.drafter,
@@ -158,11 +158,6 @@ def _row(describer: SceneDescriber, description: Description) -> dict[str, Any]:
         "lossless": description.lossless,
         "spans": _spans(describer, description),
     }
-
-
-def first_word_ms(latency: dict[str, float]) -> float:
-    """From the window being there to its first token, which the prefill yields."""
-    return round(latency["preprocess"] + latency["encode_frames"] + latency["prefill"], 3)
 
 
 def _spans(describer: SceneDescriber, description: Description) -> list[tuple[str, str]]:

@@ -1,5 +1,5 @@
 """The node's memory while a recording is played to it over and over, its settings the defaults:
-`python -m evspec_ros.ros.node_memory [RECORDING] --seconds 600`.
+`python -m evspec_ros.ros.trials.node_memory [RECORDING] --seconds 600`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros.demo import SCENE_SEED, Listener
-from evspec_ros.ros.processes import Child, isolated_ros
+from evspec_ros.ros.trials.demo import SCENE_SEED, Listener
+from evspec_ros.ros.trials.processes import Child, isolated_ros
 from evspec_ros.simulation.recorded_scene import record_scene
 
 SETTLED_AFTER_S = 120.0  # by then caches, pools of threads and allocators have what they will have
@@ -52,7 +52,7 @@ def _measure(recording: Path, seconds: float, settle_s: float, folder: Path) -> 
     with Child("node", "evspec_ros.ros.main", [], folder) as node:
         listener.spin_until_describing(node)
         arguments = [str(recording), "--seconds", str(seconds)]
-        with Child("player", "evspec_ros.ros.player", arguments, folder) as player:
+        with Child("player", "evspec_ros.ros.trials.player", arguments, folder) as player:
             samples = _samples(listener, node, player)
     settled = [sample for sample in samples if sample[0] - samples[0][0] >= settle_s]
     growth = growth_per_10_min(settled)
@@ -89,7 +89,7 @@ def _samples(listener: Listener, node: Child, player: Child) -> list[tuple[float
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure as the command line says and print one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m evspec_ros.ros.node_memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m evspec_ros.ros.trials.node_memory", description=__doc__)
     parser.add_argument("recording", type=Path, nargs="?", help="a simulated scene where none is given")
     parser.add_argument("--seconds", type=float, default=600.0, help="how long to play it, over and over")
     parser.add_argument(

@@ -24,7 +24,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from evspec_ros.cli import main
-from evspec_ros.ros.watch import WAITING, Audience
+from evspec_ros.ros.trials.watch import WAITING, Audience
 
 CHROMIUM = found_chromium()
 RESULT: dict[str, Any] = {

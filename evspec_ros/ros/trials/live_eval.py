@@ -27,9 +27,9 @@ from evspec_ros.evaluation.replay.store import Finished, RecordingId, Row, RunFo
 from evspec_ros.evaluation.replay.sweep import MOST_FRAMES, replayed
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import Recording, Wanted
-from evspec_ros.ros.demo import LATE_MS, Listener
-from evspec_ros.ros.player import Playback, Played
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
+from evspec_ros.ros.trials.demo import LATE_MS, Listener
+from evspec_ros.ros.trials.player import Playback, Played
+from evspec_ros.ros.trials.processes import Child, as_parameter_file, isolated_environment
 
 SETTLE_S = 1.5  # without a result behind the last message: everything is described
 RENEWAL_TIMEOUT_S = 60.0  # for a node that finishes nothing any more and begins anew
@@ -114,7 +114,7 @@ def _stage(plan: ReplayPlan) -> Iterator[_Stage]:
         with tempfile.TemporaryDirectory(prefix="evspec-eval-") as name:
             file = Path(name) / "parameters.yaml"
             file.write_text(as_parameter_file({**plan.as_dict(), **_NODE}), encoding="utf-8")
-            listener = _Audience()
+            listener = _RenewingListener()
             arguments = ["--ros-args", "--params-file", str(file)]
             with Child("node", "evspec_ros.ros.main", arguments, Path(name)) as node:
                 listener.spin_until_describing(node)
@@ -123,7 +123,7 @@ def _stage(plan: ReplayPlan) -> Iterator[_Stage]:
         rclpy.shutdown()
 
 
-class _Audience(Listener):
+class _RenewingListener(Listener):
     """Listens, and has the node begin anew."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class _Audience(Listener):
 class _Stage:
     """Plays recordings to one node, one after the other."""
 
-    def __init__(self, listener: _Audience, node: Child, folder: Path) -> None:
+    def __init__(self, listener: _RenewingListener, node: Child, folder: Path) -> None:
         self._listener, self._node, self._folder = listener, node, folder
 
     def play(
@@ -165,7 +165,7 @@ class _Stage:
         arguments = [str(recording.path), "--rate", str(rate), "--events", wanted.events]
         arguments += ["--image", wanted.image, *([] if most_s else ["--in-step"])]
         arguments += ["--once"] if whole else ["--seconds", str(most_s)]
-        with Child("player", "evspec_ros.ros.player", arguments, self._folder) as player:
+        with Child("player", "evspec_ros.ros.trials.player", arguments, self._folder) as player:
             last_s = time.monotonic()
             while not player.finished() or time.monotonic() - last_s < SETTLE_S:
                 before = len(listener.results)

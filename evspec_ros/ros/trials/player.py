@@ -1,4 +1,5 @@
-"""Plays a recording over DDS at real speed, as a driver would: `python -m evspec_ros.ros.player RECORDING`.
+"""Plays a recording over DDS at real speed, as a driver would:
+`python -m evspec_ros.ros.trials.player RECORDING`.
 
 Events go out as libcaer packets and frames as rgb8 images, whatever the recording's format, because times are
 shifted to now and run on when the recording is played again; a stateful encoding could not say that.
@@ -197,7 +198,7 @@ def _sleep_until(ros_ns: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play one recording; prints a JSON line with the schedule before and one with what was sent after."""
-    parser = argparse.ArgumentParser(prog="python -m evspec_ros.ros.player", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m evspec_ros.ros.trials.player", description=__doc__)
     parser.add_argument("recording", type=Path)
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="play this long, over and over if need be"

@@ -15,12 +15,12 @@ pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camer
 
 from evspec_ros.cli import main
 from evspec_ros.errors import RosError
-from evspec_ros.ros.soak import Soak, require_well
-from evspec_ros.ros.soak_faults import FAULTS
+from evspec_ros.ros.trials.soak import Soak, require_well
+from evspec_ros.ros.trials.soak_faults import FAULTS
 
 SOAK = """
 import json
-from evspec_ros.ros.soak import soak
+from evspec_ros.ros.trials.soak import soak
 names = ["out_of_memory", "drafter_crashes", "malformed_packets", "dds_restart", "disk_full"]
 print(json.dumps(soak(20 / 60, seed=0, names=names).as_dict()))
 """
@@ -62,7 +62,7 @@ def test_the_command_tells_when_each_fault_began(
         told("no_events")
         return Soak(seed, minutes)
 
-    monkeypatch.setattr("evspec_ros.ros.soak.soak", suffer)
+    monkeypatch.setattr("evspec_ros.ros.trials.soak.soak", suffer)
     assert main(["soak", "--minutes", "2", "--seed", "3", "--json"]) == 0
     printed = capsys.readouterr()
     assert re.fullmatch(r" +0\.\d s  no_events\n", printed.err)

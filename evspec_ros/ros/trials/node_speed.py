@@ -19,8 +19,8 @@ from evspec_ros.errors import RosError
 from evspec_ros.evaluation.gpu_figures import Figure
 from evspec_ros.evaluation.replay.summary import spread
 from evspec_ros.networks.devices import processor
-from evspec_ros.ros.demo import SCENE_SEED, Listener
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_ros
+from evspec_ros.ros.trials.demo import SCENE_SEED, Listener
+from evspec_ros.ros.trials.processes import Child, as_parameter_file, isolated_ros
 from evspec_ros.simulation.recorded_scene import record_scene
 
 SCENE_S = 4.0
@@ -122,7 +122,7 @@ def measure_speed(seconds: float) -> NodeSpeed:
         parameters = folder / "parameters.yaml"
         parameters.write_text(as_parameter_file(PARAMETERS), encoding="utf-8")
         arguments = ["--ros-args", "--params-file", str(parameters)]
-        with Child("node", "evspec_ros.ros.measured_node", arguments, folder) as node:
+        with Child("node", "evspec_ros.ros.trials.measured_node", arguments, folder) as node:
             bench = _NodeBench(node, folder)
             moving = bench.play("moving", seconds)
             still: dict[str, ScenePhase] = {}
@@ -156,7 +156,7 @@ class _NodeBench(Listener):
     def play(self, scene: str, seconds: float) -> ScenePhase:
         """Play a scene for a while and look at the seconds after the first one."""
         arguments = [str(self._folder / scene), "--seconds", str(SETTLED_AFTER_S + seconds)]
-        with Child("player", "evspec_ros.ros.player", arguments, self._folder) as player:
+        with Child("player", "evspec_ros.ros.trials.player", arguments, self._folder) as player:
             while not player.output:  # its schedule comes when the node hears it
                 self._step()
             self._spin(SETTLED_AFTER_S)

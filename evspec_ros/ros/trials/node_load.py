@@ -8,8 +8,8 @@ from pathlib import Path
 
 from evspec_ros.errors import RosError
 from evspec_ros.evaluation.ingest_speed import NodeLoad
-from evspec_ros.ros.demo import Listener
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_ros
+from evspec_ros.ros.trials.demo import Listener
+from evspec_ros.ros.trials.processes import Child, as_parameter_file, isolated_ros
 
 RATES = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)  # million events a second
 # Of what is offered; the node reports once a second, which makes its rate uncertain by this much.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros.processes import DOMAINS, Child, isolated_environment
+from evspec_ros.ros.trials.processes import DOMAINS, Child, isolated_environment
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_a_recording_is_described_over_dds_and_reported(
     """stdout is one object with the documented keys, everything sent was received; report and picture are
     written.
     """
-    source_tree = Path(__file__).resolve().parents[2]
+    source_tree = Path(__file__).resolve().parents[3]
     path = f"{source_tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     options = ["--recording", str(recording), "--seconds", "3", "--json"]
     result = subprocess.run(
@@ -73,7 +73,7 @@ def test_a_recording_is_described_over_dds_and_reported(
 
 def test_what_cannot_be_described_is_one_sentence(ros: None, checkpoints: Path, tmp_path: Path) -> None:
     """A recording without frames and one that does not exist are refused before anything is started."""
-    from evspec_ros.ros.demo import run_demo
+    from evspec_ros.ros.trials.demo import run_demo
 
     path = tmp_path / "events_only"
     with BagWriter(path) as bag:

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros.node_memory import SETTLED_AFTER_S, growth_per_10_min
+from evspec_ros.ros.trials.node_memory import SETTLED_AFTER_S, growth_per_10_min
 
 SECONDS = float(os.environ.get("EVSPEC_MEMORY_SECONDS", "30"))
 MOST_MB = 1.0  # in ten minutes
@@ -35,7 +35,7 @@ def test_growth_is_the_slope_of_the_samples() -> None:
 def test_memory_stands_still_under_looped_replay(checkpoints: Path) -> None:
     """With the default settings; after the second minute by at most a megabyte in ten minutes."""
     settled = SECONDS > SETTLED_AFTER_S + 60
-    command = [sys.executable, "-m", "evspec_ros.ros.node_memory", "--seconds", str(SECONDS)]
+    command = [sys.executable, "-m", "evspec_ros.ros.trials.node_memory", "--seconds", str(SECONDS)]
     command += [] if settled else ["--settle", str(SECONDS / 2)]
     memory = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     print(memory)

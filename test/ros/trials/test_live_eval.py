@@ -34,7 +34,7 @@ def disturb(evaluation: subprocess.Popen[str]) -> None:
         playing = False
         with suppress(psutil.Error):  # one may end meanwhile
             children = psutil.Process(evaluation.pid).children(recursive=True)
-            playing = any("evspec_ros.ros.player" in child.cmdline() for child in children)
+            playing = any("evspec_ros.ros.trials.player" in child.cmdline() for child in children)
         if playing and not busy:
             busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
         while busy and not playing:
@@ -56,7 +56,7 @@ def test_live_and_offline_write_the_same_texts(ros: None, checkpoints: Path, tmp
     arguments = ["eval", *map(str, paths), "--threads", "1", "--out", str(tmp_path / "run")]
     evaluation = subprocess.Popen(
         [sys.executable, "-m", "evspec_ros", *arguments, "--live", "--rate", "0.5", "--json"],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     disturbance = threading.Thread(target=disturb, args=(evaluation,))
@@ -97,7 +97,7 @@ def test_the_highest_rate_is_found_among_a_few(
     """Of a node that misses windows from some rate on: that rate, at most a tenth below it. A player that is
     late reaches none.
     """
-    live_eval = pytest.importorskip("evspec_ros.ros.live_eval", reason="needs rclpy")
+    live_eval = pytest.importorskip("evspec_ros.ros.trials.live_eval", reason="needs rclpy")
 
     def play(_: object, recording: Recording, wanted: Wanted, rate: float, *rest: object) -> Playing:
         arrivals = [Arrival(k, k, k, {}) for k in range(20 if rate <= bound else 10)]

@@ -17,10 +17,10 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from std_msgs.msg import String
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros.demo import SCENE_SEED, Listener
-from evspec_ros.ros.node_memory import SETTLED_AFTER_S, growth_per_10_min
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_ros
-from evspec_ros.ros.soak_faults import FAULT_TOPIC, FAULTS, Fault
+from evspec_ros.ros.trials.demo import SCENE_SEED, Listener
+from evspec_ros.ros.trials.node_memory import SETTLED_AFTER_S, growth_per_10_min
+from evspec_ros.ros.trials.processes import Child, as_parameter_file, isolated_ros
+from evspec_ros.ros.trials.soak_faults import FAULT_TOPIC, FAULTS, Fault
 from evspec_ros.simulation.recorded_scene import record_scene
 
 RATE = 4.0
@@ -276,12 +276,12 @@ class _Ordeal:
     def _start_node(self) -> Child:
         self._memory.append([])
         name = f"node{next(self._numbers)}"
-        return Child(name, "evspec_ros.ros.soak_node", self._node_arguments, self._folder)
+        return Child(name, "evspec_ros.ros.trials.soak_node", self._node_arguments, self._folder)
 
     def _start_camera(self) -> Child:
         name = f"camera{next(self._numbers)}"
         arguments = [str(self._folder / "scene"), str(RATE), name]
-        return Child(name, "evspec_ros.ros.soak_camera", arguments, self._folder)
+        return Child(name, "evspec_ros.ros.trials.soak_camera", arguments, self._folder)
 
     def _slope(self) -> float | None:
         longest = max(self._memory, key=len)

@@ -36,8 +36,8 @@ from evspec_ros.recordings.recording import WHATEVER, Recording, Wanted, clipped
 from evspec_ros.ros.diagnostics import ACTIVE
 from evspec_ros.ros.overlay import draw_overlay, write_overlay
 from evspec_ros.ros.parameters import Settings, changed
-from evspec_ros.ros.player import Playback, Played
-from evspec_ros.ros.processes import Child, as_parameter_file, isolated_environment
+from evspec_ros.ros.trials.player import Playback, Played
+from evspec_ros.ros.trials.processes import Child, as_parameter_file, isolated_environment
 
 SHORTEST_S = 10.0  # a recording shorter than this is played again, time running on
 SCENE_SECONDS, SCENE_SEED = 12.0, 7  # the simulated recording where none is given
@@ -183,7 +183,7 @@ def _run(
         with Child("node", "evspec_ros.ros.main", arguments, folder) as node:
             with console.status("Starting the node ..."):
                 listener.spin_until_describing(node)
-            with Child("player", "evspec_ros.ros.player", playing, folder) as player:
+            with Child("player", "evspec_ros.ros.trials.player", playing, folder) as player:
                 _watch(listener, node, player, plain_ms, console)
                 schedule, played = (json.loads(line) for line in player.output.splitlines())
         return listener.run(Playback(**schedule), Played(**played), plain_ms)

@@ -1,5 +1,5 @@
 """The cameras of `evspec soak`: a recording played over and over, with faults as they are asked for:
-`python -m evspec_ros.ros.soak_camera RECORDING RATE NAME`.
+`python -m evspec_ros.ros.trials.soak_camera RECORDING RATE NAME`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.recording import WHATEVER, Recording
-from evspec_ros.ros.player import Playback, Played, Player
-from evspec_ros.ros.soak_faults import FAULT_TOPIC
+from evspec_ros.ros.trials.player import Playback, Played, Player
+from evspec_ros.ros.trials.soak_faults import FAULT_TOPIC
 
 if TYPE_CHECKING:
     from event_camera_msgs.msg import EventPacket

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("event_camera_msgs.msg", reason="needs rclpy and event_camera_msgs")
 
 from evspec_ros.errors import RosError
-from evspec_ros.ros.measured_node import Watch
-from evspec_ros.ros.node_speed import ACTIVITY, CONTINUOUS, NodeSpeed, ScenePhase, Told, print_speed
+from evspec_ros.ros.trials.measured_node import Watch
+from evspec_ros.ros.trials.node_speed import ACTIVITY, CONTINUOUS, NodeSpeed, ScenePhase, Told, print_speed
 
 TIMES = ("overhead_ms", "publish_ms", "pictures_ms", "callback_ms")
 BUSY = {"cpu_percent", "descriptions", "descriptions_per_s"}
@@ -65,7 +65,7 @@ def test_the_bench_measures_the_node(checkpoints: Path) -> None:
     with activity for less of a core.
     """
     command = [sys.executable, "-m", "evspec_ros", "bench", "node", "--seconds", str(SECONDS), "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     speed = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     print(speed)
     assert set(speed) == {*TIMES, *BUSY, "machine", "seconds", "callbacks", "still", "goals"}

@@ -12,12 +12,13 @@ import torch
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
 
+from evspec_ros.cancellation import check
 from evspec_ros.errors import Failure
 from evspec_ros.ros import machine, main, node
-from evspec_ros.ros.soak_faults import FAULT_TOPIC, FAULTS
+from evspec_ros.ros.trials.soak_faults import FAULT_TOPIC, FAULTS
 
+LOOK_S = 0.01
 SHORTAGES = 2  # allocations that fail in a row: smaller limits, then no drafts
-STALL_S = 2.5
 
 
 class FaultyNode(node.EvspecNode):
@@ -65,7 +66,9 @@ class FaultyNode(node.EvspecNode):
         def stall(*arguments: Any) -> Any:
             if not stalled:
                 stalled.append(True)
-                time.sleep(STALL_S)
+                while True:  # as a network would, which looks between its layers
+                    check()
+                    time.sleep(LOOK_S)
             return propose(*arguments)
 
         self._replace(drafter, "propose", stall)

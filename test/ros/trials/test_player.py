@@ -9,8 +9,8 @@ import pytest
 
 from evspec_ros.frames.types import Frame
 from evspec_ros.recordings.bag_writer import BagWriter
-from evspec_ros.ros import player
-from evspec_ros.ros.player import Playback
+from evspec_ros.ros.trials import player
+from evspec_ros.ros.trials.player import Playback
 
 MS = 1_000_000
 

@@ -1,0 +1,1 @@
+"""The node from outside: played to, watched, measured, and broken on purpose."""
