@@ -105,10 +105,13 @@ class EvspecNode(LifecycleNode):
         return self._transition("shut down", [self._stop, self._let_go, gc.unfreeze, inherited])
 
     def destroy_node(self) -> None:
-        """Stop the worker, then destroy the node. rclpy ends some of its services when it is collected."""
+        """Stop the worker, then destroy the node, with what rclpy leaves until it is collected, which it may
+        be from now on.
+        """
         self._stop()
         self._ask_server.close()
         super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()  # and its services
         gc.unfreeze()
 
     def _transition(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +26,8 @@ class Spinner:
         return value
 
     def close(self) -> None:
-        """Destroy the nodes, and the services that end when they are collected."""
+        """Destroy the nodes."""
         nodes = self.executor.get_nodes()
         self.executor.shutdown()
-        while nodes:
-            nodes.pop().destroy_node()
-        gc.collect()
+        for node in nodes:
+            node.destroy_node()
