@@ -65,7 +65,7 @@ class SlowLayers:
 
 
 PLACES: dict[str, Callable[[Any], Any]] = {
-    "prefill": lambda describer: describer._target.decoder.layers,
+    "prefill": lambda describer: [layer.mlp for layer in describer._target.decoder.layers],
     "frames": lambda describer: _layers(describer._reader.target.model.video_tower),
 }
 
