@@ -322,12 +322,12 @@ class StreamMonitor:
     ) -> tuple[bytes, str]:
         if counts.refused > before.refused:
             return DiagnosticStatus.ERROR, f"{counts.problem} {misfit}".rstrip()
-        silent = age_s is None or age_s > SILENT_AFTER_S
-        if misfit:
-            return DiagnosticStatus.ERROR if silent else DiagnosticStatus.WARN, misfit
-        if silent:
+        if age_s is None or age_s > SILENT_AFTER_S:
             since = "yet" if age_s is None else f"for {age_s:.1f} s"
-            return DiagnosticStatus.WARN, f"Nothing was received on {self._topic} {since}."
+            silence = f"Nothing was received on {self._topic} {since}. {misfit}".rstrip()
+            return DiagnosticStatus.ERROR if misfit else DiagnosticStatus.WARN, silence
+        if misfit:
+            return DiagnosticStatus.WARN, misfit
         lost, corrupt = (counts.lost or 0) - (before.lost or 0), counts.corrupt - before.corrupt
         if lost or corrupt:
             return DiagnosticStatus.WARN, (

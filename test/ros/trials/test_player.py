@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evspec_ros.errors import RosError
+from evspec_ros.events.types import Events
 from evspec_ros.frames.types import Frame
+from evspec_ros.recordings import open_recording
 from evspec_ros.recordings.bag_writer import BagWriter
 from evspec_ros.ros.trials import player
 from evspec_ros.ros.trials.player import Playback
@@ -40,3 +43,32 @@ def test_the_player_plays_the_topics_that_are_named(
         bag.write_frame(Frame(MS, np.zeros((4, 4, 3), np.uint8)))
     assert player.main([str(tmp_path / "bag"), "--image", "/centre"]) == 1
     assert "no topic /centre for --image; those that would do: /camera/image_raw." in capsys.readouterr().err
+
+
+def test_in_step_nothing_leaves_before_the_last_image_was_received(
+    ros: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each message the player waits for its images, and an image that nobody receives ends it."""
+    with BagWriter(tmp_path / "bag") as bag:
+        pixel = np.zeros(1, np.uint16)
+        for step in range(3):
+            bag.write_frame(Frame(step * 10 * MS, np.zeros((4, 4, 3), np.uint8)))
+            t = np.array([step * 10 * MS + 3 * MS])
+            bag.write_events(Events(t, pixel, pixel, np.zeros(1, np.uint8), 4, 4), int(t[0]))
+    playing = player.Player(open_recording(tmp_path / "bag"), in_step=True)
+    done: list[str] = []
+    received = [True]
+    monkeypatch.setattr(playing._events, "publish", lambda _: done.append("events"))
+    monkeypatch.setattr(playing._frames, "publish", lambda _: done.append("image"))
+
+    def acked(_: object) -> bool:
+        done.append("waited")
+        return received[0]
+
+    monkeypatch.setattr(playing._frames, "wait_for_all_acked", acked)
+    playing.play(playing.schedule(1.0), 0.0, once=True)
+    assert done == ["waited", "image", "waited", "events"] * 3
+    received[0] = False
+    with pytest.raises(RosError, match="Nobody received an image on /image within 30 s"):
+        playing.play(playing.schedule(1.0), 0.0, once=True)
+    playing.node.destroy_node()
