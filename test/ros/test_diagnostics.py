@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 pytest.importorskip("diagnostic_msgs.msg", reason="needs rclpy")
@@ -55,3 +57,13 @@ def test_losses_that_are_not_known_are_not_told_as_a_number() -> None:
     assert unknown.values["lost_messages"] == "unknown"
     known = monitor.report(StreamCounts(50, items=50, lost=3), 1.0, {})
     assert known.values["lost_messages"] == 3
+
+
+def test_silence_is_told_beside_what_is_wrong_with_the_publishers() -> None:
+    """A camera that was killed stays in DDS's graph for a while, and that hides no silence."""
+    monitor, heard = StreamMonitor("frames", "/image"), StreamCounts(5, items=5)
+    lively = monitor.report(heard, time.monotonic(), {}, misfit="2 publishers share /image.")
+    assert lively.message == "2 publishers share /image."
+    silent = monitor.report(heard, time.monotonic() - 60, {}, misfit="2 publishers share /image.")
+    assert silent.message.startswith("Nothing was received on /image for 60")
+    assert silent.message.endswith("2 publishers share /image.")
