@@ -56,7 +56,7 @@ class ObservedDrafter:
         self._pupil = pupil
         self._keep = keep
         self._prompt: Prompt | None = None
-        self._features: list[Tensor] = []  # [n, layers * D] each, float16
+        self._features: list[Tensor] = []  # [n, layers * D] each, float16, where the target computes
         self._passes: list[tuple[int, int]] = []  # as `Written`
 
     def prepare(self, prompt: Prompt) -> None:
@@ -91,7 +91,7 @@ class ObservedDrafter:
         if len(tokens) <= LEAST_ROWS:
             return
         read_rows = stored(prompt.embeddings[:, -len(self._features[0]) :])
-        answer, features = torch.tensor([tokens]), torch.cat(self._features)[None]
+        answer, features = torch.tensor([tokens]), stored(torch.cat(self._features))[None]
         passes, pooling, events = torch.tensor(self._passes), self._pupil.pooling, prompt.events
 
         def made() -> Written:
@@ -110,7 +110,7 @@ class ObservedDrafter:
         return tuple(features[self.layers.index(layer)] for layer in self._drafter.layers)
 
     def _note(self, features: tuple[Tensor, ...]) -> None:
-        self._features.append(stored(torch.cat(features, -1)))
+        self._features.append(torch.cat(features, -1).half())
 
 
 def stored(values: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ from evspec_ros.speculative.verification import (
     verify_greedy,
     verify_on_device,
 )
+from evspec_ros.training.observed import ObservedDrafter, Pupil, Written
 
 GREEDY = Sampling()
 DRAWS = 4000
@@ -201,7 +202,20 @@ def test_a_draw_lies_where_the_chance_says_and_never_where_there_is_none() -> No
     assert drawn(weights, chances).tolist() == [1, 1, 3, 3]
 
 
-LOOKS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero")
+LOOKS = {
+    "item", "tolist", "cpu", "numpy", "nonzero", "argwhere", "masked_select", "unique", "equal",
+    "__bool__", "__int__", "__float__", "__index__",
+}  # fmt: skip
+
+
+def _is_look(name: str, args: tuple[Any, ...]) -> bool:
+    """Also a copy to the CPU, and an index that is a mask, whose true values torch counts first."""
+    if name == "to":
+        return "cpu" in args[1:]
+    if name in ("__getitem__", "__setitem__"):
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(one, Tensor) and one.dtype == torch.bool for one in index)
+    return name in LOOKS
 
 
 class OnDevice(torch.Tensor):
@@ -211,12 +225,12 @@ class OnDevice(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """`cpu` alone leads to the host."""
+        """Looks alone lead to the host."""
         if func == torch.Tensor.is_cuda.__get__:
             return True
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in LOOKS:
+        if _is_look(getattr(func, "__name__", ""), args):
             OnDevice.looks += 1
             return found.as_subclass(torch.Tensor) if isinstance(found, torch.Tensor) else found
         return torch.utils._pytree.tree_map_only(torch.Tensor, lambda one: one.as_subclass(OnDevice), found)
@@ -245,7 +259,8 @@ def test_the_fake_counts_looks(looks: Callable[[], int]) -> None:
     assert tensor[0].item() == 1.0
     if tensor[0] > 0:
         tensor.tolist()
-    assert looks() == 4
+    assert len(tensor[tensor > 0]) == len(tensor.to("cpu"))
+    assert looks() == 6
 
 
 @pytest.mark.parametrize("mode", ["exact", "typical", "cascade"])
@@ -357,15 +372,32 @@ def test_the_host_waits_once_a_turn_whatever_drafts(
     the host looks at what was accepted. Greedily the text is the target's own.
     """
     prompt, text = random_prompts(2)[1], naive_text(random_target(), random_prompts(2)[1], 24)
-    target, drafter = _everything_on_device(name)
+    found = _counted(*_everything_on_device(name), looks, prompt, temperature)
+    if temperature == 0.0:
+        assert list(found.tokens) == text
+
+
+def test_who_learns_from_a_text_waits_when_it_is_complete(looks: Callable[[], int]) -> None:
+    """What is kept of it stays on the device until then."""
+    target, drafter = _everything_on_device("block")
+    kept: list[Callable[[], Written]] = []
+    pupil = Pupil(random_head("block"), drafter.layers)
+    prompt = random_prompts(2)[1]
+    _counted(target, ObservedDrafter(drafter, pupil, kept.append), looks, prompt, 0.0)
+    assert len(kept) == 1
+
+
+def _counted(
+    target: DecoderTarget, drafter: Any, looks: Callable[[], int], prompt: Prompt, temperature: float
+) -> Generation:
+    """A text of which each turn has one look, from the second on."""
     counts, propose = list[int](), drafter.propose
-    drafter.propose = lambda *given: (counts.append(looks()), propose(*given))[1]  # type: ignore[method-assign]
+    drafter.propose = lambda *given: (counts.append(looks()), propose(*given))[1]
     settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "limits": DraftLimits(4, 7)}
     found = generate(target, drafter, prompt, **settings)
     assert len(counts) > 3
     assert set(counts[2:]) == {1}
-    if temperature == 0.0:
-        assert list(found.tokens) == text
+    return found
 
 
 @pytest.mark.gpu
