@@ -8,6 +8,7 @@ KEPT_FRAMES = 4 * FRAMES  # whose embeddings are kept for the next windows
 EVENT_IMAGES = 5  # EventGPT sees a window as this many
 MAX_NEW_TOKENS = 80
 TREE_SIZE = 40  # most draft nodes in a pass
+UNSEEN_ROWS = TREE_SIZE * (TREE_SIZE - 1) // 2  # that such a tree expands at most where nobody sees it
 CACHE_STEP = 128  # rows; a question some words longer than the last one still fits into the same cache
 ROW_BUCKETS = (1, 8, 16, 32, 64)  # rows that a captured pass has; fewer are padded
 KEY_STEP = 256  # of the cache's rows as many multiples are read as hold the valid ones

@@ -173,7 +173,7 @@ def _play(options: argparse.Namespace, plan: ReplayPlan, folder: RunFolder) -> N
     require_ros()
     from evspec_ros.ros.trials.live_eval import evaluate_live
 
-    with messages.status("Playing to the node ..."):
+    with messages.status("Loading the networks ...") as status:
         evaluate_live(
             options.recording,
             plan,
@@ -181,6 +181,7 @@ def _play(options: argparse.Namespace, plan: ReplayPlan, folder: RunFolder) -> N
             wanted(options),
             rate=options.rate,
             search=options.highest_rate,
+            told=status.update,
         )
 
 

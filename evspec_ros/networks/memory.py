@@ -45,6 +45,7 @@ from evspec_ros.sizes import (
     MEASURED_ROWS,
     ROW_BUCKETS,
     TREE_SIZE,
+    UNSEEN_ROWS,
     cache_rows,
 )
 
@@ -95,15 +96,17 @@ class Checkpoints:
         answer = 0 if isinstance(self.draft_head, FeatureConfig) else ANSWER_ROWS  # features of the prompt
         return cache_rows(max(prompt + EVENT_AHEAD, min(prompt + answer, positions)))
 
-    @property
-    def head_rows(self) -> int:
-        """Rows of the draft head's cache: those of the events, what it reads of the prompt, the answer."""
+    def head_rows(self, device: torch.device) -> int:
+        """Rows of the draft head's cache: those of the events, what it reads of the prompt, the answer; on a
+        GPU every row that a tree may expand as well.
+        """
         head = self.draft_head
         if not isinstance(head, EagleConfig | Eagle3Config):
             return 0
         before = self.prompt_rows - 1
         read = min(before, head.context) if isinstance(head, Eagle3Config) else before
-        return min(self.event_tokens + read + 1 + ANSWER_ROWS, head.max_positions)
+        more = UNSEEN_ROWS if device.type == "cuda" else 0
+        return min(self.event_tokens + read + 1 + ANSWER_ROWS + more, head.max_positions)
 
 
 def published() -> Checkpoints:
@@ -153,7 +156,7 @@ def memory_map(checkpoints: Checkpoints, dtype: str, kv: str, device: torch.devi
         )
     if isinstance(checkpoints.draft_head, BlockConfig | EagleConfig | Eagle3Config):
         parts["draft head: KV cache"] = _cache_bytes(
-            checkpoints.draft_head.layer, checkpoints.head_rows, compute
+            checkpoints.draft_head.layer, checkpoints.head_rows(device), compute
         )
     text, vision = checkpoints.target.text, checkpoints.target.vision
     parts["kept frames"] = KEPT_FRAMES * vision.tokens * text.hidden_size * compute.itemsize

@@ -18,39 +18,46 @@ import torch
 from torch import Tensor
 
 from evspec_ros.networks.devices import uploaded
+from evspec_ros.sizes import LARGEST_TREE
 from evspec_ros.speculative.device_tree import DeviceTree, lineage
 from evspec_ros.speculative.drafter import DraftLimits
 from evspec_ros.speculative.text_drafter import AcceptanceRate
 from evspec_ros.speculative.tree import ROOT
 
+IMAGINED = 4.0  # trials of a depth, as those of all depths went
 _CLOSED = -1.0  # the probability of a path that nothing may follow, and of what follows it
 
 
 class UnseenDepth:
-    """How deep a draft is all of whose levels cost, as nobody sees where it should end: as deep as it pays
-    where each token is accepted as often as those before were, as far as costs are known.
+    """How deep a draft is all of whose levels cost, as nobody sees where it should end: as deep as drafts
+    bring most tokens a millisecond where each level is accepted as often as it was before, as far as costs
+    are known.
     """
 
     def __init__(self) -> None:
-        self._rate = AcceptanceRate(9.0, 10.0)
+        self._every = AcceptanceRate(9.0, 10.0)  # at whatever depth
+        self._rates = [AcceptanceRate(0.0, 0.0) for _ in range(LARGEST_TREE)]  # by depth
         self._drafted = 0
 
     def limits(self, limits: DraftLimits) -> DraftLimits:
         """The limits of a draft, no deeper than that."""
-        self._drafted = limits.n_max
-        path, gain = self._rate.value, 1.0
-        for depth in range(limits.n_max if limits.costs else 0):
-            if limits.costs and path < limits.costs.floor(depth, gain):
-                self._drafted = max(1, depth)
-                break
-            gain += path
-            path *= self._rate.value
+        self._drafted, costs = limits.n_max, limits.costs
+        if costs is not None:
+            reached = gain = 1.0
+            best, imagined = 0.0, IMAGINED * self._every.value
+            measured = range(1, min(limits.n_max, len(costs.verify_ms) - 1) + 1)
+            for depth, rate in zip(measured, self._rates, strict=False):
+                reached *= (rate.hits + imagined) / (rate.trials + IMAGINED)
+                gain += reached
+                if gain > best * costs.cost(depth):
+                    best, self._drafted = gain / costs.cost(depth), depth
         return replace(limits, n_max=self._drafted)
 
     def accepted(self, tokens: int) -> None:
         """So many tokens followed, the bonus token counted; without a draft they say nothing."""
-        for depth in range(min(tokens, self._drafted)):
-            self._rate.count(depth < tokens - 1)
+        for depth, rate in enumerate(self._rates[: min(tokens, self._drafted)], start=1):
+            rate.count(depth < tokens)
+            self._every.count(depth < tokens)
         self._drafted = 0
 
 

@@ -51,7 +51,7 @@ class DeviceTree:
         numbers = np.concatenate(((tree.tokens, tree.parents, tree.depths), chances.view(np.int64)))
         whole = uploaded(torch.from_numpy(numbers), device)
         probabilities, paths = whole[3:].view(torch.float64)
-        siblings = np.unique(tree.parents, return_counts=True)[1] if len(tree) else np.ones(1, np.int64)
+        drawn = tree.distributions is not None and len(tree) > 0
         return cls(
             whole[0],
             whole[1],
@@ -61,7 +61,7 @@ class DeviceTree:
             torch.ones(len(tree), dtype=torch.bool, device=device),
             uploaded(torch.from_numpy(tree.ancestors()), device),
             tree.is_chain,
-            int(siblings.max()),
+            int(np.unique(tree.parents, return_counts=True)[1].max()) if drawn else 1,
             tree.distributions,
             tree.passes,
             tree,

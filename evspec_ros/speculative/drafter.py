@@ -48,8 +48,11 @@ class PassCosts:
         """
         if nodes + 1 >= len(self.verify_ms):
             return float("inf")
-        cost = self.verify_ms[nodes] + self.begin_ms + nodes * self.draft_ms
-        return gain / cost * (self.verify_ms[nodes + 1] - self.verify_ms[nodes] + self.draft_ms)
+        return gain / self.cost(nodes) * (self.verify_ms[nodes + 1] - self.verify_ms[nodes] + self.draft_ms)
+
+    def cost(self, nodes: int) -> float:
+        """Milliseconds of drafting and verifying so many nodes, which were measured."""
+        return self.verify_ms[nodes] + self.begin_ms + nodes * self.draft_ms
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def generate_together(
             for text, verdict, output in zip(writing, verdicts, passes, strict=True):
                 text.accept(verdict, output)
         for text in texts:
-            text.drafter.finish(text.tokens)
+            text.drafter.untimed.finish(text.tokens)
 
     prefill_ms = timed.prefilling.ms + sum(text.drafter.prepare_ms for text in texts)
     return tuple(

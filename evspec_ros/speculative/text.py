@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from evspec_ros.networks.cuda_streams import has_streams
 from evspec_ros.networks.devices import uploaded
-from evspec_ros.speculative.device_tree import Draft
+from evspec_ros.speculative.device_tree import DeviceTree, Draft
 from evspec_ros.speculative.drafter import DraftLimits, Prompt
 from evspec_ros.speculative.sampling import Sampling
 from evspec_ros.speculative.shared_cache import Block
@@ -73,13 +74,19 @@ class Text:
             self.drafter.start(self.prompt, self._features(output), self.tokens[-1], settings.capacity)
 
     def draft(self) -> Draft:
-        """What the drafter proposes, but never more than can still be emitted with the bonus token."""
+        """What the drafter proposes, but never more than can still be emitted with the bonus token; on a GPU
+        it lies there.
+        """
         settings, limits = self._settings, self._settings.limits
         depth = min(limits.n_max, settings.max_new_tokens - len(self.tokens) - 1)
         if depth <= 0 or limits.tree_size <= 0:
             return NO_DRAFT
         limits = replace(limits, n_max=depth, end_tokens=settings.end_tokens)
-        return self.drafter.propose(limits, settings.sampling, self._generator)
+        tree = self.drafter.propose(limits, settings.sampling, self._generator)
+        device = self.prompt.embeddings.device
+        if isinstance(tree, DeviceTree) or len(tree) == 0 or not has_streams(device):
+            return tree
+        return DeviceTree.of(tree, device)
 
     def block(self, tree: Draft) -> Block:
         """What the target reads of it: the last token and the tree behind that."""
@@ -101,7 +108,8 @@ class Text:
     def accept(self, verdict: Verdict, output: TargetPass) -> None:
         """Tell the drafter the block's tokens, and the target's own features at the rows before them."""
         count = self._last_emitted
-        self.drafter.accept(self.tokens[-count:], _at_rows(self._features(output), verdict.rows[:count]))
+        drafter = self.drafter.untimed if self.complete else self.drafter
+        drafter.accept(self.tokens[-count:], _at_rows(self._features(output), verdict.rows[:count]))
 
     def count_pass(self, verifying: Span, decoding: Span) -> None:
         """Note when the last pass ran, and all since the first token."""

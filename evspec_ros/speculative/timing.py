@@ -118,9 +118,10 @@ class TimedDrafter:
         """See Drafter."""
         self._draft(lambda: self._drafter.accept(tokens, features))
 
-    def finish(self, tokens: Sequence[int]) -> None:
-        """See Drafter; the text is complete by then."""
-        self._drafter.finish(tokens)
+    @property
+    def untimed(self) -> Drafter:
+        """For what is no part of its text's time: the text is complete."""
+        return self._drafter
 
     def _draft(self, step: Callable[[], Result]) -> Result:
         result, span = self._clock.timed(step)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +190,67 @@ def test_a_run_goes_on_where_it_was_killed(
     evaluated(scene, scene, "--out", begun)
     assert len(described) == len(kept) - 4
     assert len(summary_of(begun)["recordings"]) == 1
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from evspec_ros.evaluation.replay import run, store
+from evspec_ros.evaluation.replay.plan import ReplayPlan
+from evspec_ros.evaluation.replay.store import RunFolder
+
+class Describer:
+    def forget_stream(self): pass
+
+plan, paths = ReplayPlan("", "", ""), [Path(path) for path in sys.argv[2:]]
+ReplayPlan.load = lambda self: Describer()
+run.described_rows = lambda describer, plan, identity, window, *rest: [
+    {"stamp_ns": window.stamp_ns, "question": "What?", "text": "a ball " * 20}
+]
+whole, written = store._append, 0
+
+def append(path, line):
+    global written
+    written += 1
+    if written == lines and half:
+        row = json.dumps(line).encode()
+        with path.open("ab") as file:
+            file.write(row[: len(row) // 2])
+    else:
+        whole(path, line)
+    if written == lines:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store._append = append
+for lines, half in ((3, True), (2, False), (1, True), (4, True), (3, False)):
+    if (child := os.fork()) == 0:
+        run.evaluate_recordings(paths, plan, RunFolder(Path(sys.argv[1]), plan.as_dict()))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, (lines, half)
+store._append = whole
+run.evaluate_recordings(paths, plan, RunFolder(Path(sys.argv[1]), plan.as_dict()))
+"""  # kills itself behind, or in the middle of, so many lines
+
+
+def test_whenever_it_is_killed_nothing_is_missing_and_nothing_comes_twice(tmp_path: Path) -> None:
+    """Killed five times, between two lines and in the middle of one, of a window and of a recording that is
+    done, a run ends as one that nobody killed.
+    """
+    paths = [write(tmp_path / name) for name in ("first", "second")]
+    with BagWriter(paths[1].with_name("third")) as bag:  # another content, so another recording
+        for step in range(20):
+            bag.write_frame(Frame(START_NS + step * 10 * MS, np.full((8, 8, 3), step, np.uint8)))
+    paths[1] = paths[1].with_name("third")
+    script = [sys.executable, "-c", KILLED, str(tmp_path / "run"), *map(str, paths)]
+    root = str(Path(__file__).parents[2])
+    subprocess.run(script, env={**os.environ, "PYTHONPATH": root}, check=True)
+    folder = RunFolder.opened(tmp_path / "run")
+    expected = [window.stamp_ns for path in paths for window in replayed(open_recording(path), PLAN)]
+    assert [row["stamp_ns"] for row in folder.all_rows()] == expected
+    assert [one.windows for one in folder.finished().values()] == [7, len(expected) - 7]
+    for file in (*(tmp_path / "run" / "windows").iterdir(), tmp_path / "run" / "recordings.jsonl"):
+        whole = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        assert len(whole) == len(set(whole))
 
 
 def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from pathlib import Path
 
@@ -51,6 +53,37 @@ def test_markdown_has_a_row_for_each_recording(run: Path) -> None:
     rows = [line for line in lines if line.startswith("| ")]
     assert [len(row.split("|")) for row in rows] == [len(rows[0].split("|"))] * 5
     assert [line for line in lines if "holds no images" in line]
+
+
+DAVIS = ("cuke-emlb/demo-01.aedat4", "event-vision-library/sample.aedat4")  # size of both: 346 x 260
+
+
+def test_reports_of_real_recordings_show_them_and_say_that_nobody_taught_them(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """Every recording that has frames: these and the events are shown, and the page, the table of it and
+    summary.json say that the tiny checkpoints know nothing of such scenes.
+    """
+    known = sorted(str(path.relative_to(shared_data)) for path in shared_data.rglob("*.aedat4"))
+    assert known == sorted(DAVIS)
+    run = tmp_path / "run"
+    paths = [str(shared_data / name) for name in DAVIS]
+    assert cli.main(["eval", *paths, "--drafter", "none", "--max-new-tokens", "8", "--out", str(run)]) == 0
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert [one["windows"] > 2 for one in summary["recordings"]] == [True, True]
+    html = (run / "report.html").read_text(encoding="utf-8")
+    for told in (html, (run / "report.md").read_text(encoding="utf-8"), *summary["notes"]):
+        assert "trained on simulated scenes of coloured shapes alone" in told
+    sections = html.split("<section")[1:]
+    assert [section.count('class="window"') > 2 for section in sections] == [True, True]
+    for section in sections:
+        photos = re.findall(r'<img src="data:image/\w+;base64,([^"]+)" alt="the newest RGB frame">', section)
+        assert len(photos) == section.count('class="window"')
+        for photo in photos:
+            image = cv2.imdecode(np.frombuffer(base64.b64decode(photo), np.uint8), cv2.IMREAD_COLOR)
+            assert image.std() > 10
+            assert image.shape[1] / image.shape[0] == pytest.approx(346 / 260, rel=0.02)
+        assert section.count('alt="event image 5"') >= len(photos) - 1  # the first may end before any event
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt install chromium), which is not installed")

@@ -120,6 +120,29 @@ def test_keys_are_read_in_as_many_parts_as_a_gpu_has_places_for(
     assert attention._parts(q[:1], k) == 1
 
 
+def test_the_kernel_for_gpus_takes_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its schema and shapes, which torch knows without a GPU; what it pads is cut off, and a part of the
+    mask begins where it may.
+    """
+    asked: list[Tensor] = []
+    real = torch.ops.aten._scaled_dot_product_efficient_attention
+
+    def kernel(*given: Tensor, **settings: object) -> tuple[Tensor, ...]:
+        asked.append(given[3])
+        mixed, sums, *others = real(*given, **settings)
+        assert sums.shape == (4, 2, 32)
+        return mixed, sums, *others
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", kernel)
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda _: True))
+    given = _inputs(5, 640, 4, 2, torch.float16, 0, "meta")
+    with using(Kernels(None, split=False)):
+        assert attend_in_parts(*given, 2, SCALE, 4).shape == (1, 5, 4, SIZE)
+    (mask,) = asked
+    assert mask.shape == (4, 2, 10, 160)
+    assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_parts_give_what_the_whole_gives_on_a_gpu(dtype: torch.dtype) -> None:

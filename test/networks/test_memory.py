@@ -134,7 +134,8 @@ def test_the_published_caches_have_their_rows() -> None:
     sizes = published()
     assert sizes.rows == 2304
     assert sizes.event_rows == 768  # 64 + 5 + 577 + 120
-    assert sizes.head_rows == 582 + 2120 + 120
+    assert sizes.head_rows(CPU) == 582 + 2120 + 120
+    assert sizes.head_rows(torch.device("cuda")) == 582 + 2120 + 120 + 780  # 39 + 38 + ... + 1
 
 
 def test_the_published_target_has_seven_billion_weights_and_2056_video_tokens() -> None:

@@ -7,10 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from emulated_capture import EmulatedPool
 from emulated_cuda import EmulatedCuda
 from random_networks import VOCABULARY, naive_text, random_drafter, random_prompts, random_target
 from speculative_fakes import random_tree
+from torch import nn
 
+from evspec_ros.engines.block import BlockEngine, GraphedBlock
+from evspec_ros.engines.draft_head import HeadEngine
+from evspec_ros.engines.drafter import DrafterEngines
+from evspec_ros.engines.rows import LevelHead, RowsNetwork
+from evspec_ros.engines.torch_engine import TorchEngine
+from evspec_ros.networks.block_head import BlockHead
+from evspec_ros.networks.draft_head import DraftHead
+from evspec_ros.networks.llama import LlamaDecoder
 from evspec_ros.speculative import (
     DRAFTERS,
     Block,
@@ -171,11 +181,48 @@ def test_a_drafter_drafts_unseen_what_the_host_grows(
         _same(tree.seen() if isinstance(tree, DeviceTree) else tree, expected)
 
 
+class _CapturedEngines(DrafterEngines):
+    """Heads as on a GPU: passes of a few numbers of rows, whose outputs the next ones overwrite."""
+
+    def __init__(self) -> None:
+        super().__init__("torch", "as on a GPU")
+        self.pool = EmulatedPool()
+
+    def head(self, head: DraftHead, target: LlamaDecoder, lm_head: nn.Module) -> HeadEngine:
+        """See DrafterEngines."""
+        return LevelHead(head, target, lm_head, TorchEngine)
+
+    def block(self, head: BlockHead, target: LlamaDecoder) -> BlockEngine:
+        """See DrafterEngines."""
+        return GraphedBlock(head, target, self.pool)
+
+
+@pytest.mark.parametrize("name", ["block", "eagle", "eagle2", "eagle3"])
+def test_captured_passes_draft_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded rows and outputs that are spoilt as soon as a draft is made change no node."""
+    random, target, prompt = np.random.default_rng(8), random_target(), random_prompts(2)[1]
+    every = [_limits(random, VOCABULARY) for _ in range(6)]
+    choices, engines = random.random(len(every)).tolist(), _CapturedEngines()
+    host = _turns(name, target, prompt, every, choices)
+    EmulatedCuda(monkeypatch)
+    monkeypatch.setattr(RowsNetwork, "_captures", True)
+    unseen = _turns(name, target, prompt, every, choices, engines)
+    for tree, expected in zip(unseen, host, strict=True):
+        assert isinstance(tree, DeviceTree)
+        assert isinstance(expected, DraftTree)
+        _same(tree.seen(), expected)
+
+
 def _turns(
-    name: str, target: DecoderTarget, prompt: Prompt, every: list[DraftLimits], choices: list[float]
+    name: str,
+    target: DecoderTarget,
+    prompt: Prompt,
+    every: list[DraftLimits],
+    choices: list[float],
+    engines: _CapturedEngines | None = None,
 ) -> list[Draft]:
     """What is proposed in turns of which each accepts the path to one of the nodes."""
-    drafter: Drafter = random_drafter(name, target)
+    drafter: Drafter = random_drafter(name, target, engines=engines)
     (first,) = target.prefill([prompt.embeddings], 64, drafter.layers)
     drafter.prepare(prompt)
     root = 3
@@ -183,6 +230,8 @@ def _turns(
     found: list[Draft] = []
     for limits, choice in zip(every, choices, strict=True):
         found.append(drafter.propose(limits, Sampling(), torch.Generator()))
+        if engines is not None:
+            engines.pool.spoil()
         tree = found[-1].seen() if isinstance(found[-1], DeviceTree) else found[-1]
         path = ((), *tree.paths())[int(choice * (len(tree) + 1))]
         chain = DraftTree.chain(path, [1.0] * len(path))

@@ -136,10 +136,8 @@ def _bars(shares: Sequence[float]) -> str:
 def _shown(folder: RunFolder, rows: Sequence[Row], wanted: Wanted) -> list[ShownWindow]:
     """Up to SHOWN windows, evenly spread, the last among them."""
     count = min(SHOWN, len(rows))
-    chosen = {
-        row["stamp_ns"] + 1000: row  # a live run tells microseconds
-        for row in (rows[index * len(rows) // count - 1] for index in range(1, count + 1))
-    }
+    shown = (rows[index * len(rows) // count - 1] for index in range(1, count + 1))
+    chosen = {row["stamp_ns"]: row for row in shown}
     if not chosen:
         return []
     recording = open_recording(Path(rows[0]["recording"]), wanted)

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,6 +34,7 @@ from evspec_ros.ros.trials.processes import Child, as_parameter_file, isolated_e
 SETTLE_S = 1.5  # without a result behind the last message: everything is described
 RENEWAL_TIMEOUT_S = 60.0  # for a node that finishes nothing any more and begins anew
 SLOWEST, FASTEST, NEAR = 0.1, 16.0, 0.1  # rates that are tried, and how narrowly the highest one is found
+TRIED_S = 20.0  # each of them at most
 
 # No window is stale: one that is late is described all the same, its age is what is measured. And no message
 # is lost, so that a window has the frames that it has offline.
@@ -51,11 +53,12 @@ def evaluate_live(
     *,
     rate: float = 1.0,
     search: bool = False,
-    report: Callable[[str, int], None] = lambda *_: None,
+    told: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Play each recording that the folder does not hold yet to one node, `rate` times as fast as it was
     recorded, and keep a line for each window that it described. search: look for the highest rate at which
-    under ACCEPTABLE_LOSS of the windows are missed. Raises RosError where a process fails.
+    under ACCEPTABLE_LOSS of the windows are missed. told: hears what is done. Raises RosError where a process
+    fails.
     """
     done = folder.finished()
     waiting = {one.key: one for one in map(RecordingId.of, paths) if one.key not in done}
@@ -71,10 +74,13 @@ def evaluate_live(
             playing: Playing | None = None
             try:
                 recording = open_recording(Path(identity.path), wanted)
-                expected = sum(1 for _ in replayed(recording, plan))
-                if expected:
-                    playing = stage.play(recording, wanted, rate, expected)
-                    highest = stage.highest_rate(recording, wanted, expected) if search else None
+                told(f"{recording.path.name}: its windows are cut ...")
+                ends_ns = [window.stamp_ns for window in replayed(recording, plan)]
+                if ends_ns:
+                    told(f"{recording.path.name}: played at {rate:g} times real speed ...")
+                    playing = stage.play(recording, wanted, rate, ends_ns)
+                    highest = stage.highest_rate(recording, wanted, ends_ns, told) if search else None
+                    told(f"{recording.path.name}: {len(playing.arrivals)} windows are described offline ...")
                     rows = live_rows(recording, identity, plan, describer, playing.arrivals)
                     figures = live_figures(playing, rows, identity, plan, highest)
                     windows = len(rows)
@@ -84,7 +90,6 @@ def evaluate_live(
             if recording is not None:
                 problem, remarks = judge(recording, windows, problem)
             folder.append(identity.key, rows)
-            report(identity.path, windows)
             folder.finish(
                 Finished(
                     **asdict(identity),
@@ -144,17 +149,22 @@ class _Stage:
         self._listener, self._node, self._folder = listener, node, folder
 
     def play(
-        self, recording: Recording, wanted: Wanted, rate: float, expected: int, *, in_step: bool = True
+        self, recording: Recording, wanted: Wanted, rate: float, ends_ns: Sequence[int], most_s: float = 0.0
     ) -> Playing:
-        """Play a recording once, to empty streams. in_step: as `Player`."""
+        """Play a recording to empty streams, once and in step; with most_s, no longer than so many seconds,
+        and not in step, which takes its time. ends_ns: of the windows that are expected.
+        """
         listener = self._listener
         listener.renew()
         arrived: list[int] = []
         cpu: list[float] = []
         idle = psutil.cpu_percent(interval=0.2)
         began_cpu_s, began_s = self._node.cpu_s(), time.monotonic()
-        arguments = [str(recording.path), "--once", "--rate", str(rate), *(["--in-step"] if in_step else [])]
-        arguments += ["--events", wanted.events, "--image", wanted.image]
+        until_ns = recording.start_ns + most_s * rate * 1e9
+        whole = not most_s or until_ns >= recording.stop_ns
+        arguments = [str(recording.path), "--rate", str(rate), "--events", wanted.events]
+        arguments += ["--image", wanted.image, *([] if most_s else ["--in-step"])]
+        arguments += ["--once"] if whole else ["--seconds", str(most_s)]
         with Child("player", "evspec_ros.ros.trials.player", arguments, self._folder) as player:
             last_s = time.monotonic()
             while not player.finished() or time.monotonic() - last_s < SETTLE_S:
@@ -170,7 +180,7 @@ class _Stage:
             schedule, played = (json.loads(line) for line in player.output.splitlines())
         return Playing(
             rate=rate,
-            expected=expected,
+            expected=len(ends_ns) if whole else bisect_right(ends_ns, until_ns),
             arrivals=_arrivals(listener.results, arrived, Playback(**schedule)),
             cpu=cpu,
             idle_cpu=idle,
@@ -180,21 +190,26 @@ class _Stage:
             late_ms=Played(**played).late_ms,
         )
 
-    def highest_rate(self, recording: Recording, wanted: Wanted, expected: int) -> Row:
-        """The highest rate with an acceptable loss at which the player sends in time, found by halving; every
-        rate that was tried, too.
+    def highest_rate(
+        self, recording: Recording, wanted: Wanted, ends_ns: Sequence[int], told: Callable[[str], None]
+    ) -> Row:
+        """The highest rate with an acceptable loss at which the player sends in time, found by halving, None
+        where there is none; every rate that was tried, too, each for TRIED_S at most.
         """
-        low, high = SLOWEST, FASTEST
+        low, high, rate = SLOWEST, FASTEST, 1.0
         tried: list[dict[str, float]] = []
-        rate = 1.0
+        highest: float | None = None
         while high / low > 1 + NEAR:
-            played = self.play(recording, wanted, rate, expected, in_step=False)
+            told(f"{recording.path.name}: tried at {rate:.2f} times real speed ...")
+            played = self.play(recording, wanted, rate, ends_ns, TRIED_S)
             missed, late_ms = round(100 * played.loss, 2), round(played.late_ms, 1)
             tried.append({"rate": round(rate, 3), "missed_percent": missed, "player_late_ms": late_ms})
-            held = played.loss < ACCEPTABLE_LOSS and late_ms <= LATE_MS
-            low, high = (rate, high) if held else (low, rate)
+            if played.loss < ACCEPTABLE_LOSS and late_ms <= LATE_MS:
+                low, highest = rate, round(rate, 3)
+            else:
+                high = rate
             rate = (low * high) ** 0.5
-        return {"rate": round(low, 3), "tried": tried}
+        return {"rate": highest, "tried": tried}
 
 
 def _arrivals(results: Sequence[Row], arrived: Sequence[int], schedule: Playback) -> list[Arrival]:

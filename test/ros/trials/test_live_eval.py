@@ -19,6 +19,7 @@ from evspec_ros.evaluation.replay.plan import ReplayPlan
 from evspec_ros.evaluation.replay.store import RecordingId, RunFolder
 from evspec_ros.evaluation.replay.sweep import replayed
 from evspec_ros.recordings import open_recording
+from evspec_ros.recordings.recording import Recording, Wanted
 from evspec_ros.simulation.recorded_scene import record_scene
 
 MS = 1_000_000
@@ -85,6 +86,33 @@ def test_the_benchmarks_keys_say_what_arrived() -> None:
     assert (basic["MIN_LATENCY"], basic["LAST_INPUT_LATENCY"]) == (20.0, 30.0)
     assert keys["ResourceMetrics.MEAN_OVERALL_CPU_UTILIZATION"] == 60.0
     assert keys["metadata"]["BenchmarkMetadata.INPUT_DATA_HASH"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("bound", "late_ms", "expected"), [(1.5, 0.0, 1.5), (0.3, 0.0, 0.3), (9.0, 500.0, None)]
+)
+def test_the_highest_rate_is_found_among_a_few(
+    bound: float, late_ms: float, expected: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a node that misses windows from some rate on: that rate, at most a tenth below it. A player that is
+    late reaches none.
+    """
+    live_eval = pytest.importorskip("evspec_ros.ros.trials.live_eval", reason="needs rclpy")
+
+    def play(_: object, recording: Recording, wanted: Wanted, rate: float, *rest: object) -> Playing:
+        arrivals = [Arrival(k, k, k, {}) for k in range(20 if rate <= bound else 10)]
+        return Playing(rate, 20, arrivals, [], 0.0, 0.0, 0.0, 1.0, late_ms)
+
+    monkeypatch.setattr(live_eval._Stage, "play", play)
+    record_scene(tmp_path / "scene", seed=2, seconds=0.1)
+    stage, told = live_eval._Stage(None, None, tmp_path), []
+    recording = open_recording(tmp_path / "scene")
+    found = stage.highest_rate(recording, Wanted(), list(range(20)), told.append)
+    assert len(told) == len(found["tried"]) <= 9
+    if expected is None:
+        assert found["rate"] is None
+    else:
+        assert expected / 1.1 <= found["rate"] <= expected
 
 
 def test_a_node_that_is_never_late_describes_what_is_expected(tmp_path: Path) -> None:
