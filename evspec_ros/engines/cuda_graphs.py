@@ -68,6 +68,8 @@ class StaticRows:
 class StaticCache(KVCache):
     """A cache's memory, written at rows that a tensor on the device names; its first `keys` rows are read."""
 
+    divisible = True  # as `static_pass` makes the mask
+
     def __init__(self, cache: KVCache, rows: Tensor, keys: int) -> None:
         self._kv, self._scales = cache.memory
         self._rows, self._keys = rows, keys

@@ -97,7 +97,7 @@ class PassBench:
         mask[:, -rows:].masked_fill_(torch.ones_like(mask[:, -rows:]).triu(1) > 0, hidden_score(mask.dtype))
         groups, scale = sizes.num_heads // sizes.num_kv_heads, sizes.head_dim**-0.5
         k, v = self._cache.k, self._cache.v
-        return self._each_us(lambda layer: attend(q, k[layer], v[layer], mask, groups, scale))
+        return self._each_us(lambda layer: attend(q, k[layer], v[layer], mask, groups, scale, divisible=True))
 
     def _called(self, name: str, rows: int) -> float:
         sizes, places = self._sizes, torch.arange(rows, device=self._weight.device)

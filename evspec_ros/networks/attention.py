@@ -45,12 +45,20 @@ def hidden_score(dtype: torch.dtype) -> float:
     return max(torch.finfo(dtype).min, -1e30)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: int, scale: float) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    groups: int,
+    scale: float,
+    *,
+    divisible: bool = False,
+) -> Tensor:
     """q [B, H, T, d] over k and v [B, K, S, d], mask [T, S] added to the scores, None: causal; groups: G
-    -> [B, T, H, d].
+    -> [B, T, H, d]. divisible: the mask is of `hidden_score` alone, so that keys may be read in parts.
     """
-    parts = 1 if mask is None else _parts(q, k)
-    if mask is not None and parts > 1:
+    if divisible and mask is not None and (parts := _parts(q, k)) > 1:
         return attend_in_parts(q, k, v, mask, groups, scale, parts)
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)

@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evspec_ros.cancellation import check
@@ -197,14 +196,11 @@ class BlockHead(nn.Module):
 
     def project(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Context rows [S, W, d], before their norm, at positions int64 [W] -> every layer's keys and values
-        [L, S, H, W, h], all of them by one product.
+        [L, S, H, W, h].
         """
         attentions = [cast("DecoderLayer", layer).self_attn for layer in self.layers]
-        weights = [
-            *(attention.k_proj.weight for attention in attentions),
-            *(attention.v_proj.weight for attention in attentions),
-        ]
-        heads = F.linear(self.context_norm(rows), torch.cat(weights))
+        projections = [one.k_proj for one in attentions] + [one.v_proj for one in attentions]
+        heads = joint(self.context_norm(rows), projections)
         split = torch.unflatten(
             heads, -1, (2, len(attentions), -1, self.config.head_dim)
         )  # [S, W, 2, L, H, h]

@@ -77,11 +77,19 @@ class Fused(Generic[_Given, _Output]):
         self.plain = plain
         self._counts = counts
         self._compiled: dict[str, Callable[..., _Output]] = {}
+        self._failed = False
 
     def __call__(self, *args: _Given.args, **kwargs: _Given.kwargs) -> _Output:
         """What it gives."""
         compiler = compiler_for(cast("Tensor", args[0]))
-        return self.plain(*args, **kwargs) if compiler is None else self.compiled(compiler)(*args, **kwargs)
+        if compiler is None or self._failed:
+            return self.plain(*args, **kwargs)
+        try:
+            return self.compiled(compiler)(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001  # before anything is computed
+            self._failed = True
+            _tell(error)
+            return self.plain(*args, **kwargs)
 
     def compiled(self, compiler: str) -> Callable[_Given, _Output]:
         """By one of torch.compile's backends: once for one row and once for any other number of rows."""
@@ -166,7 +174,11 @@ def _compiles(device: torch.device) -> bool:
     try:
         _twice.compiled(INDUCTOR)(torch.ones(1, device=device))
     except Exception as error:  # noqa: BLE001  # of Triton, of a C compiler that is missing, of an old driver
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("No kernels are compiled, plain torch runs instead: %s", reason)
+        _tell(error)
         return False
     return True
+
+
+def _tell(error: Exception) -> None:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    logger.warning("No kernel is compiled, plain torch runs instead: %s", reason)

@@ -119,6 +119,8 @@ class KVCache:
     are verified as plain decoding would decide (where a value does not lie on the edge between two steps).
     """
 
+    divisible = False  # whether its keys may be read in parts, see `attention.attend`
+
     def __init__(
         self,
         config: LlamaConfig,
@@ -290,7 +292,8 @@ class Attention(nn.Module):
         else:
             q, k, v = cache.turn(index, heads, sizes, cos, sin)  # [B, H, T, d], [B, K, S, d]
         groups = self.num_heads // self.num_kv_heads
-        mixed = attend(q, k, v, mask, groups, self.head_dim**-0.5)  # [B, T, H, d]
+        divisible = cache is not None and cache.divisible
+        mixed = attend(q, k, v, mask, groups, self.head_dim**-0.5, divisible=divisible)  # [B, T, H, d]
         out: Tensor = self.o_proj(mixed.reshape(batch, rows, -1))
         return out
 

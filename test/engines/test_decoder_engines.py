@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 from evspec_ros.engines import cuda_graphs
 from evspec_ros.engines.cuda_graphs import GraphedDecoder, key_bucket
 from evspec_ros.engines.decoder import DecoderEngine, DecoderPass, Rows, TorchDecoder
+from evspec_ros.engines.networks import decoder_rows
 from evspec_ros.engines.onnx_decoder import OnnxDecoder
 from evspec_ros.engines.selection import choose_engine
 from evspec_ros.errors import EngineError, GenerationError
@@ -500,6 +501,19 @@ def test_passes_of_one_shape_compute_a_row_alone_as_in_a_draft(
 def test_exact_half_changes_nothing_in_float32() -> None:
     """There texts are exact anyway."""
     assert not choose_engine(*_networks(), exact_half=True).engine.same_rows
+
+
+def test_a_network_whose_mask_is_infinite_reads_its_keys_whole() -> None:
+    """Also where their number could be split: the rows see nothing of the first half."""
+    network = decoder_rows(*_long_networks())
+    held, rows = 251, 5
+    inputs = {name: torch.randn(1, 2, held, 16) for name in network.inputs}
+    mask = torch.zeros(rows, held + rows)
+    mask[:, :128] = -torch.inf
+    inputs |= {"embeddings": torch.randn(1, rows, 64), "positions": torch.arange(rows), "mask": mask}
+    expected = network.run(inputs)["logits"]
+    with using(Kernels(None, split=True)):
+        assert torch.equal(network.run(inputs)["logits"], expected)
 
 
 @pytest.mark.gpu

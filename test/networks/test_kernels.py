@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from evspec_ros.engines.capture import graph_pool
 from evspec_ros.networks import attention, kernels
-from evspec_ros.networks.kernels import INDUCTOR, Fused, Kernels, add_norm, gated, rotate_into, using
+from evspec_ros.networks.kernels import INDUCTOR, Fused, Kernels, add_norm, fused, gated, rotate_into, using
 from evspec_ros.networks.llama import KVCache, LlamaDecoder, Rotary
 
 ROWS = (1, 8, 24, 64)
@@ -152,9 +152,25 @@ def test_a_compiler_that_fails_is_told_once_and_left_alone(
     with caplog.at_level(logging.WARNING):
         assert [kernels.compiler_for(torch.ones(1)) for _ in range(2)] == [None, None]
     assert [record.message for record in caplog.records] == [
-        "No kernels are compiled, plain torch runs instead: Failed to find C compiler."
+        "No kernel is compiled, plain torch runs instead: Failed to find C compiler. Set CC."
     ]
     kernels._compiles.cache_clear()
+
+
+def test_a_function_that_cannot_be_compiled_is_computed_plainly(caplog: pytest.LogCaptureFixture) -> None:
+    """It alone, from then on, and one line says so."""
+    tried: list[object] = []
+
+    def backend(graph: object, _: object) -> Any:
+        tried.append(graph)
+        raise RuntimeError("No kernel for this.")
+
+    doubled = fused({})(lambda x: x + x)
+    with caplog.at_level(logging.WARNING, kernels.__name__), using(Kernels(backend, split=False)):
+        for _ in range(2):
+            assert torch.equal(doubled(torch.ones(3)), torch.full((3,), 2.0))
+    assert len(tried) == len(caplog.records) == 1
+    assert "No kernel for this." in caplog.text
 
 
 def test_who_trains_computes_plainly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def _failing_layer(target: DecoderTarget, layer: int) -> Callable[[], None]:
     def raising(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    hook = target.decoder.layers[layer].register_forward_pre_hook(raising)
+    hook = target.decoder.layers[layer].mlp.register_forward_pre_hook(raising)
     return hook.remove
 
 
@@ -78,7 +78,7 @@ def test_a_text_after_one_that_failed_anywhere_is_what_it_is_alone(layer: int, f
             if passes == failing_pass:
                 raise MemoryError
 
-        hook = target.decoder.layers[layer].register_forward_pre_hook(counted)
+        hook = target.decoder.layers[layer].mlp.register_forward_pre_hook(counted)
         with pytest.raises(MemoryError):
             _write(target, prompts[:count])
         hook.remove()
