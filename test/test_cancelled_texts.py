@@ -93,6 +93,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[SceneDescriber, SceneDescriber
     made = [load_describer(TARGET, EVENT_MODEL, HEAD, overlap=overlap, **_engines(backend)) for _ in range(2)]
     for describer in made:
         describer.warm_up()
+        describer._pace.costs = None  # measured ones differ, and with them how often is looked
     return made[0], made[1]
 
 
@@ -105,7 +106,7 @@ def test_a_text_that_is_ended_at_any_look_changes_none_that_follow(
     disturbed, left_alone = pair
     monkeypatch.setattr(Cancellation, "nested", classmethod(lambda _: Part(cancellation._CURRENT.get())))
     expected = {number: _describe(left_alone, number) for number in range(2)}
-    for number, share in enumerate((0.0, 0.2, 0.4, 0.6, 0.9), start=2):
+    for number, share in enumerate((0.0, 0.2, 0.4, 0.7), start=2):
         counting = CountDown(10**9)
         for describer in pair:
             describer.forget_stream()
