@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from evspec_ros.errors import EvspecError, RosError
 from evspec_ros.ros import shared_memory
-from evspec_ros.ros.memory import use_one_arena
+from evspec_ros.ros.memory import use_one_heap
 from evspec_ros.ros.requirements import require_ros
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Spin the node until SIGINT or SIGTERM; 1 and one sentence on stderr if it cannot start."""
     for number in SIGNALS:  # while modules are imported there is nothing to clean up
         signal.signal(number, lambda *_: os._exit(0))
-    use_one_arena()
+    use_one_heap()
     sys.setswitchinterval(SWITCH_S)
     try:
         require_ros()

@@ -7,17 +7,21 @@ import gc
 import sys
 
 COLLECTION_PERIOD_S = 10.0
-_M_ARENA_MAX = -8  # malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_LARGE = 256 * 1024  # bytes; images, features and messages of events are larger
 
 
-def use_one_arena() -> None:
-    """Have all threads share malloc's heap, before there is a second one; elsewhere than on glibc, nothing.
+def use_one_heap() -> None:
+    """Have all threads share malloc's heap, before there is a second one, and keep what is large out of it;
+    elsewhere than on glibc, nothing.
 
     glibc gives threads heaps of their own, in each of which the free pages between what is held come into use
-    one after the other: megabytes that look like a leak for an hour.
+    one after the other: megabytes that look like a leak for an hour. What is large and short-lived leaves
+    such pages behind, too, once glibc has seen it come and go; it is mapped by itself, and unmapped.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def settle() -> None:

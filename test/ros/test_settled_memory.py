@@ -15,9 +15,9 @@ from evspec_ros.ros import memory
 
 HEAPS = """
 import ctypes, sys, threading
-from evspec_ros.ros.memory import use_one_arena
+from evspec_ros.ros.memory import use_one_heap
 if sys.argv[1] == "one":
-    use_one_arena()
+    use_one_heap()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]
@@ -93,3 +93,33 @@ def test_all_threads_share_one_heap() -> None:
     ]
     counts = [each.count("<heap nr=") for each in heaps]
     assert counts[0] == 1 < counts[1]
+
+
+MAPPED = """
+import ctypes, sys
+from evspec_ros.ros.memory import use_one_heap
+if sys.argv[1] == "one":
+    use_one_heap()
+class Information(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+        "keepcost")]
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.mallinfo2.restype = Information
+image = ctypes.c_size_t(4_000_000)
+libc.free(libc.malloc(image))
+before = libc.mallinfo2().hblks
+libc.malloc(image)
+print(libc.mallinfo2().hblks - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_what_is_large_stays_out_of_the_heap() -> None:
+    """A second image is mapped by itself, as the first one was; glibc would take it into its heap."""
+    mapped = [
+        subprocess.run([sys.executable, "-c", MAPPED, how], check=True, capture_output=True, text=True).stdout
+        for how in ("one", "many")
+    ]
+    assert [int(each) for each in mapped] == [1, 0]
