@@ -6,8 +6,7 @@ costs of their own: of a layer (its operators, and what surrounds them), a byte 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +25,7 @@ from evspec_ros.networks.memory import Checkpoints
 from evspec_ros.networks.video_llava import VideoLlava, VideoLlavaConfig
 from evspec_ros.sizes import FRAMES
 from evspec_ros.speculative.block import BlockDrafter
-from evspec_ros.speculative.costs import measure_passes, measure_prefill
+from evspec_ros.speculative.costs import least_ms, measure_passes, measure_prefill
 from evspec_ros.speculative.drafter import DraftLimits, NoDrafter, Prompt
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.generate import generate
@@ -121,7 +120,7 @@ def frames_seconds(model: VideoLlava, frames: int) -> float:
     """From so many frames' pixels to their embeddings, the fastest of some times."""
     size = model.config.vision.image_size
     pixels = torch.zeros(frames, 3, size, size)
-    return _fastest(lambda: model.encode_frames(pixels))
+    return least_ms(lambda: model.encode_frames(pixels), _LOOKS) / 1e3
 
 
 def this_machine(threads: int | None = None) -> Roof:
@@ -213,13 +212,3 @@ def _fit(rows: np.ndarray[Any, np.dtype[np.float64]], seconds: np.ndarray[Any, n
 
 def _bytes(module: nn.Module) -> int:
     return sum(one.nbytes for one in module.parameters())
-
-
-def _fastest(run: Callable[[], object]) -> float:
-    run()
-    taken = []
-    for _ in range(_LOOKS):
-        began = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - began)
-    return min(taken)

@@ -20,12 +20,12 @@ from evspec_ros.networks.devices import fetched, uploaded
 from evspec_ros.networks.draft_head import ReducedHead
 from evspec_ros.networks.llama import KVCache
 from evspec_ros.sizes import cache_rows
-from evspec_ros.speculative.device_growth import grown_chain, grown_paths
+from evspec_ros.speculative.device_growth import drawn_chain, grown_paths
 from evspec_ros.speculative.device_tree import DeviceTree, Draft
 from evspec_ros.speculative.drafter import DraftLimits, Prompt, joined
 from evspec_ros.speculative.event_side import EventSide
 from evspec_ros.speculative.growth import grow_paths
-from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, chances_of, draw, drawn
+from evspec_ros.speculative.sampling import Sampling, chances_of, draw, drawn
 from evspec_ros.speculative.target import DecoderTarget
 from evspec_ros.speculative.tree import NO_DRAFT, DraftTree
 
@@ -142,14 +142,7 @@ class BlockDrafter:
         spread = self._spread(output, sampling)[:count]
         chances = torch.rand(count, generator=generator, dtype=torch.float64)
         tokens = drawn(spread, uploaded(chances, spread.device))
-        return grown_chain(
-            tokens.clamp(min=0),
-            spread.gather(1, tokens.clamp(min=0)[:, None])[:, 0],
-            limits,
-            confidences=output.probabilities[:count, 0],
-            impossible=tokens == NO_TOKEN,
-            distributions=spread,
-        )
+        return drawn_chain(tokens, spread, output.probabilities[:count, 0], limits)
 
     def _spread(self, output: BlockOutput, sampling: Sampling) -> Tensor:
         """The distributions [B, V] to draw from."""

@@ -151,7 +151,7 @@ def measure_passes(target: Target, prompt: Prompt) -> tuple[float, ...]:
 
         return run
 
-    timed = [_least_ms(verification(count)) for count in TIMED_ROWS]
+    timed = [least_ms(verification(count)) for count in TIMED_ROWS]
     return tuple(convex_minorant(TIMED_ROWS, timed))
 
 
@@ -186,10 +186,11 @@ def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
     return (right[1] - left[1]) / (right[0] - left[0])
 
 
-def _least_ms(run: Callable[[], None]) -> float:
+def least_ms(run: Callable[[], object], times: int = TIMINGS) -> float:
+    """Milliseconds of the fastest of so many calls, behind one that does not count."""
     run()
     taken = []
-    for _ in range(TIMINGS):
+    for _ in range(times):
         started = time.perf_counter()
         run()
         taken.append((time.perf_counter() - started) * 1e3)

@@ -21,6 +21,7 @@ from evspec_ros.networks.devices import uploaded
 from evspec_ros.sizes import LARGEST_TREE
 from evspec_ros.speculative.device_tree import DeviceTree, lineage
 from evspec_ros.speculative.drafter import DraftLimits
+from evspec_ros.speculative.sampling import NO_TOKEN
 from evspec_ros.speculative.text_drafter import AcceptanceRate
 from evspec_ros.speculative.tree import ROOT
 
@@ -218,6 +219,24 @@ def grown_chain(
         torch.ones(count + 1, count + 1, dtype=torch.bool, device=tokens.device).tril(),
         is_chain=True,
         distributions=distributions,
+        passes=passes,
+    )
+
+
+def drawn_chain(
+    tokens: Tensor, spread: Tensor, confidences: Tensor, limits: DraftLimits, passes: int = 1
+) -> DeviceTree:
+    """A `grown_chain` of N tokens that were `drawn` of the distributions spread [N, V]; it ends before the
+    first one that could not be.
+    """
+    legal = tokens.clamp(min=0)
+    return grown_chain(
+        legal,
+        spread.gather(1, legal[:, None])[:, 0],
+        limits,
+        confidences=confidences,
+        impossible=tokens == NO_TOKEN,
+        distributions=spread,
         passes=passes,
     )
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from evspec_ros.engines.draft_head import LevelEngine, UnseenPass
 from evspec_ros.networks.devices import uploaded
 from evspec_ros.networks.llama import KVCache
-from evspec_ros.speculative.device_growth import LevelGrowth, grown_chain
+from evspec_ros.speculative.device_growth import LevelGrowth, drawn_chain
 from evspec_ros.speculative.device_tree import DeviceTree
 from evspec_ros.speculative.drafter import DraftLimits
-from evspec_ros.speculative.sampling import NO_TOKEN, Sampling, drawn
+from evspec_ros.speculative.sampling import Sampling, drawn
 
 
 def grown_levels(
@@ -58,14 +58,5 @@ def drawn_levels(
         confidences.append(step.probabilities[:, 0].clone())
         distributions.append(sampling.probabilities(step.logits))
         tokens.append(drawn(distributions[-1], chances[place : place + 1]))
-    said, spread = torch.cat(tokens), torch.cat(distributions)
-    legal = said.clamp(min=0)
-    return grown_chain(
-        legal,
-        spread.gather(1, legal[:, None])[:, 0],
-        limits,
-        confidences=torch.cat(confidences),
-        impossible=said == NO_TOKEN,
-        distributions=spread,
-        passes=count,
-    )
+    said, spread, sure = (torch.cat(each) for each in (tokens, distributions, confidences))
+    return drawn_chain(said, spread, sure, limits, count)
